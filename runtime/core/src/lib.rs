@@ -1,0 +1,2 @@
+//! x
+pub fn v() -> String { format!("{:?}", libseccomp::ScmpVersion::current()) }
