@@ -1,2 +1,22 @@
-//! x
-pub fn v() -> String { format!("{:?}", libseccomp::ScmpVersion::current()) }
+//! Containers in process: OCI bundles, namespaces, mounts, cgroups, and the processes in them.
+//!
+//! The entry is [`container::Runtime`]. The command and the shim are thin fronts of it; neither runs a
+//! program to get a container. ARCHITECTURE.md tells how the parts fit together.
+
+#![cfg(target_os = "linux")]
+
+pub mod bundle;
+mod capability;
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod init;
+pub mod mount_options;
+pub mod plan;
+pub mod seccomp;
+pub mod spawn;
+pub mod sys;
+pub mod workload;
+
+pub use error::{Error, Result};
+pub use oci_spec::runtime as spec;

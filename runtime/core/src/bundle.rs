@@ -1,0 +1,353 @@
+//! An OCI bundle: a directory with a config.json and, usually, a root filesystem.
+//!
+//! What config.json asks for takes effect or is refused here, before anything is made.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+
+use crate::error::{Context, Error, Result};
+use crate::mount_options;
+
+/// No honest config.json comes near this size in bytes; a hostile one shall not fill the memory.
+const SIZE_LIMIT: u64 = 64 << 20;
+
+/// A bundle whose config.json has been read and checked.
+#[derive(Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    spec: Spec,
+}
+
+impl Bundle {
+    /// Reads `config.json` below `path` and checks it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] and [`Error::Unsupported`] name the field; system errors the file.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = fs::canonicalize(path.as_ref()).on("find bundle", path.as_ref())?;
+        let config = path.join("config.json");
+        let spec: Spec = parse_file(&config)?;
+        let bundle = Self { path, spec };
+        bundle.check()?;
+        Ok(bundle)
+    }
+
+    /// The bundle's absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The configuration.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The container's first process.
+    ///
+    /// # Errors
+    /// When config.json has none.
+    pub fn process(&self) -> Result<&Process> {
+        self.spec.process().as_ref().ok_or_else(|| Error::spec("process is missing"))
+    }
+
+    /// The Linux part.
+    ///
+    /// # Errors
+    /// When config.json has none.
+    pub fn linux(&self) -> Result<&Linux> {
+        self.spec.linux().as_ref().ok_or_else(|| Error::spec("linux is missing"))
+    }
+
+    /// The absolute path of the root filesystem.
+    ///
+    /// # Errors
+    /// When config.json has none.
+    pub fn rootfs(&self) -> Result<PathBuf> {
+        let root = self.spec.root().as_ref().ok_or_else(|| Error::spec("root is missing"))?;
+        if root.path().as_os_str().is_empty() {
+            return Err(Error::spec("root.path is empty"));
+        }
+        Ok(self.path.join(root.path()))
+    }
+
+    /// Whether a namespace of this kind is in the configuration.
+    pub fn has_namespace(&self, kind: LinuxNamespaceType) -> bool {
+        self.spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref())
+            .is_some_and(|list| list.iter().any(|namespace| namespace.typ() == kind))
+    }
+
+    /// Whether the container gets a new namespace of this kind.
+    pub fn has_new_namespace(&self, kind: LinuxNamespaceType) -> bool {
+        self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).is_some_and(|list| {
+            list.iter().any(|namespace| namespace.typ() == kind && empty_path(namespace.path().as_deref()))
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        check_version(self.spec.version())?;
+        let process = self.process()?;
+        check_process(process)?;
+        let rootfs = self.rootfs()?;
+        if !fs::metadata(&rootfs).on("find root.path", &rootfs)?.is_dir() {
+            return Err(Error::spec(format!("root.path {} is not a directory", rootfs.display())));
+        }
+        self.check_namespaces()?;
+        self.check_mounts()?;
+        self.check_sysctl()?;
+        self.check_refused()
+    }
+
+    fn check_namespaces(&self) -> Result<()> {
+        let mut seen = Vec::new();
+        for namespace in self.linux()?.namespaces().iter().flatten() {
+            let kind = namespace.typ();
+            if seen.contains(&kind) {
+                return Err(Error::spec(format!("linux.namespaces names {kind} twice")));
+            }
+            seen.push(kind);
+            if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
+                return Err(Error::unsupported(format!("linux.namespaces type {kind}"), "it is not implemented"));
+            }
+        }
+        if !self.has_namespace(LinuxNamespaceType::Mount) {
+            return Err(Error::unsupported(
+                "a container without a mount namespace",
+                "its mounts would appear on the host: add {\"type\": \"mount\"} to linux.namespaces",
+            ));
+        }
+        let private_uts = self.has_namespace(LinuxNamespaceType::Uts);
+        for (field, value) in [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())] {
+            if value.as_deref().is_some_and(|name| !name.is_empty()) && !private_uts {
+                return Err(Error::spec(format!("{field} is set without a private UTS namespace")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_mounts(&self) -> Result<()> {
+        for mount in self.spec.mounts().iter().flatten() {
+            let destination = mount.destination();
+            if destination.as_os_str().is_empty() {
+                return Err(Error::spec("a mount has no destination"));
+            }
+            if destination.components().any(|part| part == Component::ParentDir) {
+                return Err(Error::spec(format!("mount destination {} contains \"..\"", destination.display())));
+            }
+            if mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+                || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+            {
+                return Err(Error::unsupported(
+                    format!("mount {} with uidMappings or gidMappings", destination.display()),
+                    "id-mapped mounts are not implemented",
+                ));
+            }
+            check_mount_in_proc(destination, mount.typ().as_deref())?;
+        }
+        if let Some(word) = self.linux()?.rootfs_propagation().as_deref()
+            && !word.is_empty()
+            && mount_options::propagation(word).is_none()
+        {
+            return Err(Error::spec(format!("linux.rootfsPropagation {word:?} is not a propagation")));
+        }
+        Ok(())
+    }
+
+    /// A parameter that belongs to no namespace of the container would change the host.
+    fn check_sysctl(&self) -> Result<()> {
+        const IPC: &[&str] = &[
+            "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+            "kernel.shmmni", "kernel.shm_rmid_forced",
+        ];
+        for key in self.linux()?.sysctl().iter().flatten().map(|(key, _)| key.replace('/', ".")) {
+            let needed = if IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue.") {
+                LinuxNamespaceType::Ipc
+            } else if key.starts_with("net.") {
+                LinuxNamespaceType::Network
+            } else if key == "kernel.domainname" || key == "kernel.hostname" {
+                LinuxNamespaceType::Uts
+            } else {
+                return Err(Error::spec(format!("sysctl {key:?} is not in a separate kernel namespace")));
+            };
+            if !self.has_namespace(needed) {
+                return Err(Error::spec(format!("sysctl {key:?} is not allowed without a private {needed} namespace")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Valid fields that have no effect yet are refused, not ignored.
+    fn check_refused(&self) -> Result<()> {
+        let linux = self.linux()?;
+        let process = self.process()?;
+        let hooks = self.spec.hooks().as_ref().is_some_and(|hooks| {
+            [
+                hooks.create_runtime(),
+                hooks.create_container(),
+                hooks.start_container(),
+                hooks.poststart(),
+                hooks.poststop(),
+            ]
+            .into_iter()
+            .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+                || has_prestart(hooks)
+        });
+        let not_empty = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+        let refused = [
+            ("hooks", hooks),
+            ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
+            ("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
+            ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty())),
+            ("linux.intelRdt", linux.intel_rdt().is_some()),
+            ("linux.memoryPolicy", linux.memory_policy().is_some()),
+            ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
+            ("linux.personality", linux.personality().is_some()),
+            ("linux.mountLabel", not_empty(linux.mount_label())),
+            ("process.selinuxLabel", not_empty(process.selinux_label())),
+            ("process.ioPriority", process.io_priority().is_some()),
+            ("process.scheduler", process.scheduler().is_some()),
+            ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ];
+        match refused.into_iter().find(|(_, set)| *set) {
+            Some((field, _)) => Err(Error::unsupported(field, "it is not implemented")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[allow(deprecated, reason = "prestart hooks are deprecated and still in use")]
+fn has_prestart(hooks: &oci_spec::runtime::Hooks) -> bool {
+    hooks.prestart().as_ref().is_some_and(|list| !list.is_empty())
+}
+
+/// Whether a namespace's path says "a new one".
+pub(crate) fn empty_path(path: Option<&Path>) -> bool {
+    path.is_none_or(|path| path.as_os_str().is_empty())
+}
+
+/// Reads a JSON document of the runtime-spec. Properties that nobody knows are ignored, as the
+/// specification asks, with a word in the log.
+pub fn parse_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let file = fs::File::open(path).on("open", path)?;
+    let mut text = Vec::new();
+    file.take(SIZE_LIMIT + 1).read_to_end(&mut text).on("read", path)?;
+    if text.len() as u64 > SIZE_LIMIT {
+        return Err(Error::InvalidSpec {
+            document: path.display().to_string(),
+            reason: format!("it is larger than {} MiB", SIZE_LIMIT >> 20),
+        });
+    }
+    parse(&text, &path.display().to_string())
+}
+
+/// As [`parse_file`], for a document that is at hand; `name` appears in errors.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8], name: &str) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let invalid = |e: serde_json::Error| Error::InvalidSpec { document: name.to_owned(), reason: e.to_string() };
+    let value = serde_ignored::deserialize(&mut reader, |property| {
+        log::debug!("{name}: unknown property {property} is ignored");
+    })
+    .map_err(invalid)?;
+    reader.end().map_err(invalid)?;
+    Ok(value)
+}
+
+fn check_version(version: &str) -> Result<()> {
+    let mut numbers = version.split(['.', '-', '+']);
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<u32>().ok());
+    match (number(numbers.next()), number(numbers.next()), number(numbers.next())) {
+        (Some(1), Some(_), Some(_)) => Ok(()),
+        (Some(_), Some(_), Some(_)) => {
+            Err(Error::unsupported(format!("ociVersion {version:?}"), "only version 1 of the runtime-spec is known"))
+        }
+        _ => Err(Error::spec(format!("ociVersion {version:?} is not a version"))),
+    }
+}
+
+/// Checks a process description, of config.json or of an exec.
+pub fn check_process(process: &Process) -> Result<()> {
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(Error::spec("process.args is empty"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::spec(format!("process.cwd {:?} is not an absolute path", process.cwd())));
+    }
+    let label = process.apparmor_profile().as_deref().unwrap_or_default();
+    if !label.is_empty() && label != "unconfined" {
+        return Err(Error::unsupported(format!("process.apparmorProfile {label:?}"), "it is not implemented"));
+    }
+    if let Some(adjustment) = process.oom_score_adj()
+        && !(-1000..=1000).contains(&adjustment)
+    {
+        return Err(Error::spec(format!("process.oomScoreAdj {adjustment} is not between -1000 and 1000")));
+    }
+    let mut limits = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        if limits.contains(&limit.typ()) {
+            return Err(Error::spec(format!("process.rlimits names {} twice", limit.typ())));
+        }
+        limits.push(limit.typ());
+    }
+    Ok(())
+}
+
+/// Mounts inside /proc could fake what runtimes and programs read there (CVE-2019-16884); those that
+/// tools such as lxcfs need are let through.
+fn check_mount_in_proc(destination: &Path, kind: Option<&str>) -> Result<()> {
+    const ALLOWED: &[&str] = &[
+        "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+        "/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid",
+        "/proc/sys/crypto/fips_enabled",
+    ];
+    // Destinations may be written without the leading slash.
+    let clean: PathBuf = Path::new("/").join(destination).components().collect();
+    if !clean.starts_with("/proc") || ALLOWED.iter().any(|path| clean == Path::new(path)) {
+        return Ok(());
+    }
+    if clean == Path::new("/proc") && matches!(kind, Some("proc" | "bind")) {
+        return Ok(());
+    }
+    if clean == Path::new("/proc") && kind.is_none_or(str::is_empty) {
+        return Ok(());
+    }
+    Err(Error::spec(format!("{} cannot be mounted because it is inside /proc", clean.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_the_first_major_are_accepted() {
+        for good in ["1.0.0", "1.0.2-dev", "1.2.1", "1.3.0+dev"] {
+            assert!(check_version(good).is_ok(), "{good}");
+        }
+        for bad in ["", "1", "2.0.0", "x.y.z"] {
+            assert!(check_version(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mounts_over_parts_of_proc_are_refused() {
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("proc")).is_ok());
+        assert!(check_mount_in_proc(Path::new("/proc/meminfo"), Some("bind")).is_ok());
+        assert!(check_mount_in_proc(Path::new("/process"), Some("bind")).is_ok());
+        for bad in ["/proc/self/attr", "/proc/sys", "proc/1", "/proc//sys"] {
+            assert!(check_mount_in_proc(Path::new(bad), Some("tmpfs")).is_err(), "{bad}");
+        }
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("tmpfs")).is_err());
+    }
+
+    #[test]
+    fn a_malformed_document_is_named_with_the_place_of_the_mistake() {
+        let error = parse::<Spec>(b"{\"ociVersion\": \"1.0.0\",", "config.json").unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains("line 1"), "{error}");
+        assert!(parse::<Spec>("[".repeat(100_000).as_bytes(), "config.json").is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! How this machine's cgroups are mounted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+use crate::sys;
+
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// Version 1 or 2, with the place of this process in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One directory with a hierarchy for each controller, perhaps with an unused version 2 tree beside
+    /// them.
+    V1 {
+        /// The hierarchies.
+        hierarchies: Vec<Hierarchy>,
+    },
+    /// One tree for all controllers.
+    V2 {
+        /// Where it is mounted.
+        root: PathBuf,
+        /// The cgroup of this process, from that root.
+        own: PathBuf,
+    },
+}
+
+/// One hierarchy of version 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Its controllers, or `name=…`.
+    pub controllers: Vec<String>,
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// The cgroup of this process, from that root.
+    pub own: PathBuf,
+}
+
+impl Hierarchy {
+    /// The name of its directory.
+    pub fn name(&self) -> String {
+        self.mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+impl Layout {
+    /// Looks at `/sys/fs/cgroup` and `/proc/self/cgroup`; the table of mounts, which is long on a busy
+    /// node, is not read.
+    ///
+    /// # Errors
+    /// When no cgroup filesystem is mounted there.
+    pub fn detect() -> Result<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+        if sys::filesystem_magic(MOUNT).on("look at", MOUNT)? == CGROUP2_SUPER_MAGIC {
+            let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+            return Ok(Self::V2 { root: MOUNT.into(), own: own.into() });
+        }
+        let hierarchies: Vec<Hierarchy> = own.lines().filter_map(parse_line).filter_map(locate).collect();
+        if hierarchies.is_empty() {
+            return Err(Error::unsupported("this machine", format!("no cgroup filesystem is mounted at {MOUNT}")));
+        }
+        Ok(Self::V1 { hierarchies })
+    }
+}
+
+/// `4:cpu,cpuacct:/user.slice` as controllers and path; `None` for version 2's line.
+fn parse_line(line: &str) -> Option<(Vec<String>, PathBuf)> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let controllers = fields.next().filter(|list| !list.is_empty())?;
+    let own = fields.next()?;
+    Some((controllers.split(',').map(str::to_owned).collect(), own.into()))
+}
+
+fn locate((controllers, own): (Vec<String>, PathBuf)) -> Option<Hierarchy> {
+    let joined = controllers.join(",");
+    let names = std::iter::once(joined.as_str()).chain(controllers.iter().map(String::as_str));
+    let mount = names
+        .map(|name| Path::new(MOUNT).join(name.strip_prefix("name=").unwrap_or(name)))
+        .find(|path| sys::filesystem_magic(path).is_ok_and(|magic| magic == CGROUP_SUPER_MAGIC))?;
+    Some(Hierarchy { controllers, mount, own })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc_self_cgroup_are_read() {
+        let (controllers, own) = parse_line("4:cpu,cpuacct:/user.slice/a:b").unwrap();
+        assert_eq!(controllers, ["cpu", "cpuacct"]);
+        assert_eq!(own, Path::new("/user.slice/a:b"));
+        assert_eq!(parse_line("1:name=systemd:/").unwrap().0, ["name=systemd"]);
+        assert_eq!(parse_line("0::/init.scope"), None);
+    }
+}

@@ -1,0 +1,250 @@
+//! Making a container, up to the point where its program could start.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::prepare::{self, Table, Wishes};
+use super::state::{self, State};
+use super::{Container, Process, Runtime, remove_directory};
+use crate::bundle::Bundle;
+use crate::cgroup::{self, Cgroup, Layout};
+use crate::error::{Context, Error, Result};
+use crate::plan::{Gate, Plan};
+use crate::spawn::handshake::{FromChild, ToChild};
+use crate::spawn::{Request, Spawned};
+use crate::sys::process;
+
+/// How a container is to be made, beyond its config.json.
+#[derive(Debug, Default)]
+pub struct CreateOptions {
+    /// Standard input, output and error; `None` keeps the caller's. Not used with a terminal.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Anybody with access to the state may start it, after this process is gone. Otherwise it is
+    /// started by [`Process::start`], and ends with this process.
+    pub detached_start: bool,
+    /// How many descriptors after the first three it inherits.
+    pub preserve_fds: u32,
+    /// Enter the root without pivot_root.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+impl Runtime {
+    /// Makes the container `id` from `bundle`. Its program has not started when this returns.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with a bundle, and the kernel's refusals; nothing is left behind.
+    pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
+        let directory = self.directory(id)?;
+        let layout = self.layout()?;
+        let cgroup = cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
+        state::make_directory(&self.root, &directory, id)?;
+        let made = state::lock(&directory)
+            .and_then(|lock| self.create_locked(id, bundle, options, layout, cgroup, &directory).map(|made| (made, lock)));
+        match made {
+            Ok((made, _lock)) => Ok(made),
+            Err(e) => {
+                if let Err(left) = remove_directory(&directory) {
+                    log::warn!("after a failed create of {id}: {left}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn create_locked(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        options: CreateOptions,
+        layout: &Layout,
+        cgroup: Cgroup,
+        directory: &Path,
+    ) -> Result<(Container, Process)> {
+        let spec = bundle.spec();
+        let linux = bundle.linux()?;
+        let mut table = Table::default();
+        let namespaces = prepare::namespaces(bundle, &mut table)?;
+        // Joined or made, an exec enters them all.
+        let all = namespaces.join.iter().fold(namespaces.new as i32, |flags, (_, flag)| flags | flag);
+        let all = all | if namespaces.new_cgroup { libc::CLONE_NEWCGROUP } else { 0 };
+        let filter = prepare::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
+        let state = State {
+            oci_version: spec.version().clone(),
+            id: id.to_owned(),
+            pid: 0,
+            start_time: 0,
+            bundle: bundle.path().to_owned(),
+            rootfs: bundle.rootfs()?,
+            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            owner: nix::unistd::geteuid().as_raw(),
+            cgroup,
+            own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
+            namespaces: all & !libc::CLONE_NEWPID,
+            seccomp_flags: filter.as_ref().map(|filter| filter.flags),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+        };
+        // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
+        state.write(directory)?;
+        let cleanup = Cleanup { cgroup: &state.cgroup };
+        // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
+        // before the plan; otherwise it is made while the child already works.
+        let early = matches!(layout, Layout::V2 { .. }) || !namespaces.new_cgroup;
+        if early {
+            self.make_cgroup(&state.cgroup, bundle)?;
+        }
+        let wishes = Wishes { id, no_pivot: options.no_pivot, new_keyring: !options.no_new_keyring };
+        let container = prepare::container(bundle, &wishes, &namespaces, layout, &state.cgroup, &mut table)?;
+        let mut process = prepare::process(bundle.process()?)?;
+        process.preserve_fds = options.preserve_fds;
+        process.make_cwd = true;
+        process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
+        if let Some(filter) = &filter {
+            process.seccomp = Some(prepare::add_filter(&filter.instructions, filter.flags, &mut table)?);
+            state::write_seccomp(directory, &filter.instructions)?;
+        }
+        let oom_score_adj = process.oom_score_adj;
+        let gate = if options.detached_start {
+            Gate::Listener(table.add(state::listen_gate(directory)?))
+        } else {
+            state::close_gate(directory)?;
+            Gate::Parent
+        };
+        let plan = Plan { join: namespaces.join, container: Some(container), process, gate };
+        let request = Request {
+            plan,
+            fds: table.into_fds(),
+            namespaces: namespaces.new,
+            cgroup: state.cgroup.birthplace().or_else(|e| if early { Err(e) } else { Ok(None) })?,
+            pid_namespace: namespaces.pid,
+        };
+        let spawned = self.spawner.spawn(request)?;
+        let mut process = Process::of(spawned);
+        let set_up = || -> Result<()> {
+            if !early {
+                self.make_cgroup(&state.cgroup, bundle)?;
+            }
+            state.cgroup.join(process.pid)?;
+            set_oom_score(process.pid, oom_score_adj)?;
+            Ok(())
+        };
+        let made = set_up().and_then(|()| self.converse(&mut process)).and_then(|()| {
+            let start_time = process::start_time(process.pid)
+                .ok_or_else(|| Error::Died("it ended while it was being set up".into()))?;
+            let state = State { pid: process.pid, start_time, ..state.clone() };
+            state.write(directory)?;
+            if options.detached_start {
+                process.release()?;
+            }
+            Ok(state)
+        });
+        match made {
+            Ok(state) => {
+                cleanup.disarm();
+                Ok((Container { directory: directory.to_owned(), state }, process))
+            }
+            Err(e) => {
+                process.discard();
+                Err(e)
+            }
+        }
+    }
+
+    fn make_cgroup(&self, cgroup: &Cgroup, bundle: &Bundle) -> Result<()> {
+        cgroup.create()?;
+        let resources = bundle.linux()?.resources().as_ref();
+        cgroup.apply_devices(resources)?;
+        match resources {
+            Some(resources) => cgroup.apply(resources),
+            None => Ok(()),
+        }
+    }
+
+    /// Accompanies a process through its setup until it is ready.
+    pub(super) fn converse(&self, process: &mut Process) -> Result<()> {
+        let Some(handshake) = &process.handshake else {
+            return Err(Error::Died("there is no handshake".into()));
+        };
+        tell(handshake, &ToChild::InCgroup, &[])?;
+        loop {
+            let heard = handshake.receive::<FromChild>().context("hear from the container's process")?;
+            let Some((message, fds)) = heard else {
+                let end = process.wait().map(|exit| format!("exit code {}", exit.code));
+                return Err(Error::Died(end.unwrap_or_else(|e| e.to_string())));
+            };
+            match message {
+                FromChild::Ready => return Ok(()),
+                FromChild::Failed(failure) => return Err(failure.into()),
+                FromChild::Terminal => process.terminal = fds.into_iter().next(),
+                FromChild::Module { name } => {
+                    let module = fds.into_iter().next().map(fs::File::from);
+                    let module = module.ok_or_else(|| Error::Died("the module's descriptor is missing".into()))?;
+                    match self.wasm.prepare(&name, module) {
+                        Ok((runner, artifact)) => {
+                            tell(handshake, &ToChild::Runner, &[runner.as_fd(), artifact.as_fd()])?;
+                        }
+                        Err(e) => {
+                            let _ = handshake.send(&ToChild::NoRunner, &[]);
+                            return Err(e);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn tell(
+    handshake: &crate::spawn::handshake::Handshake,
+    message: &ToChild,
+    fds: &[std::os::fd::BorrowedFd<'_>],
+) -> Result<()> {
+    match handshake.send(message, fds) {
+        // Why it went away is in what it said before.
+        Err(e) if e.raw_os_error() == Some(libc::EPIPE) => Ok(()),
+        other => other.context("tell the container's process"),
+    }
+}
+
+/// Adjusts a process that is still in our hands, from outside: what /proc shows inside is not trusted.
+pub(super) fn set_oom_score(pid: i32, adjustment: Option<i32>) -> Result<()> {
+    let Some(adjustment) = adjustment else { return Ok(()) };
+    fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string())
+        .with_context(|| format!("set process.oomScoreAdj to {adjustment}"))
+}
+
+impl Process {
+    pub(super) fn of(spawned: Spawned) -> Self {
+        Self { pid: spawned.pid, pidfd: spawned.pidfd, handshake: Some(spawned.handshake), terminal: None }
+    }
+
+    /// Lets the process wait for its start without us.
+    fn release(&mut self) -> Result<()> {
+        match self.handshake.take() {
+            Some(handshake) => tell(&handshake, &ToChild::Start, &[]),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Removes the cgroups of a container that could not be made.
+struct Cleanup<'a> {
+    cgroup: &'a Cgroup,
+}
+
+impl Cleanup<'_> {
+    fn disarm(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.cgroup.remove() {
+            log::warn!("after a failed create: {e}");
+        }
+    }
+}

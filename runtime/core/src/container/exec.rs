@@ -1,0 +1,93 @@
+//! A further process in a running container.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use oci_spec::runtime::Process as ProcessSpec;
+
+use super::create::set_oom_score;
+use super::prepare::{self, Table};
+use super::{Container, Process, Runtime, Status};
+use crate::bundle;
+use crate::cgroup::Cgroup;
+use crate::error::{Context, Result};
+use crate::plan::{Gate, Plan};
+use crate::spawn::Request;
+use crate::sys;
+
+/// How a process is to be made, beyond its description.
+#[derive(Debug, Default)]
+pub struct ExecOptions {
+    /// Standard input, output and error; `None` keeps the caller's. Not used with a terminal.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// How many descriptors after the first three it inherits.
+    pub preserve_fds: u32,
+}
+
+impl Runtime {
+    /// Makes a process in the container's namespaces and cgroups. Its program has not started when this
+    /// returns; [`Process::start`] does that.
+    ///
+    /// # Errors
+    /// [`crate::Error::WrongState`] unless the container is created or running.
+    pub fn exec(&self, container: &Container, spec: &ProcessSpec, options: ExecOptions) -> Result<Process> {
+        bundle::check_process(spec)?;
+        match container.status() {
+            Status::Running | Status::Created => {}
+            status => return Err(container.wrong_state("exec in", status)),
+        }
+        let init = container.init()?;
+        let state = &container.state;
+        let mut table = Table::default();
+        let mut process = prepare::process(spec)?;
+        process.preserve_fds = options.preserve_fds;
+        process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
+        if let Some((program, flags)) = state.seccomp(&container.directory)? {
+            process.seccomp = Some(prepare::add_filter(&program, flags, &mut table)?);
+        }
+        let oom_score_adj = process.oom_score_adj;
+        let pid_namespace = init.try_clone().context("duplicate a pidfd")?;
+        let join = vec![(table.add(init), state.namespaces)];
+        let plan = Plan { join, container: None, process, gate: Gate::Parent };
+        let mut request = Request {
+            plan,
+            fds: table.into_fds(),
+            namespaces: 0,
+            cgroup: state.cgroup.birthplace()?,
+            pid_namespace: Some(pid_namespace),
+        };
+        if let Cgroup::V2 { path } = &state.cgroup
+            && delegated(path)
+        {
+            // Processes cannot be born in a group that has given its controllers away.
+            request.cgroup = own_group_of(state.pid)?;
+        }
+        let mut process = Process::of(self.spawner.spawn(request)?);
+        let made = state
+            .cgroup
+            .join(process.pid)
+            .and_then(|()| set_oom_score(process.pid, oom_score_adj))
+            .and_then(|()| self.converse(&mut process));
+        match made {
+            Ok(()) => Ok(process),
+            Err(e) => {
+                process.discard();
+                Err(e)
+            }
+        }
+    }
+}
+
+fn delegated(path: &Path) -> bool {
+    fs::read_to_string(path.join("cgroup.subtree_control")).is_ok_and(|controllers| !controllers.trim().is_empty())
+}
+
+/// The version 2 cgroup that a process is in.
+fn own_group_of(pid: i32) -> Result<Option<OwnedFd>> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&path).on("read", &path)?;
+    let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
+    let directory = Path::new("/sys/fs/cgroup").join(own);
+    sys::open(&directory, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", &directory).map(Some)
+}

@@ -1,0 +1,411 @@
+//! The lifecycle of containers: create, start, exec, kill, pause, resume, update, delete.
+
+mod create;
+mod exec;
+mod prepare;
+mod state;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::cgroup::{Layout, Stats};
+use crate::error::{Context, Error, Result};
+use crate::spawn::Spawner;
+use crate::spawn::handshake::{FromChild, Handshake, ToChild};
+use crate::sys::pidfd::{self, Exit};
+use crate::sys::process;
+use crate::workload::WasmConfig;
+
+pub use create::CreateOptions;
+pub use exec::ExecOptions;
+pub(crate) use prepare::rlimit_name;
+pub use state::{State, Status};
+
+/// Containers below one root directory.
+#[derive(Debug)]
+pub struct Runtime {
+    root: PathBuf,
+    spawner: Spawner,
+    wasm: WasmConfig,
+    layout: OnceLock<Layout>,
+}
+
+/// Checks a container id: letters, digits and `_+-.`, 1 to 1024 of them, neither `.` nor `..`. It
+/// becomes the name of directories.
+///
+/// # Errors
+/// [`Error::InvalidId`] with the rule that is broken.
+pub fn validate_id(id: &str) -> Result<()> {
+    let reason = if id.is_empty() {
+        "it is empty"
+    } else if id.len() > 1024 {
+        "it is longer than 1024 bytes"
+    } else if id == "." || id == ".." {
+        "it names a directory"
+    } else if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte)) {
+        "only letters, digits and _+-. are allowed"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidId { id: id.to_owned(), reason })
+}
+
+impl Runtime {
+    /// Containers whose state is below `root`. Nothing is read or made yet.
+    pub fn new(root: impl Into<PathBuf>, spawner: Spawner, wasm: WasmConfig) -> Self {
+        Self { root: root.into(), spawner, wasm, layout: OnceLock::new() }
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Replaces a spawner that has died.
+    pub fn set_spawner(&mut self, spawner: Spawner) {
+        self.spawner = spawner;
+    }
+
+    fn layout(&self) -> Result<&Layout> {
+        if let Some(layout) = self.layout.get() {
+            return Ok(layout);
+        }
+        let layout = Layout::detect()?;
+        Ok(self.layout.get_or_init(|| layout))
+    }
+
+    fn directory(&self, id: &str) -> Result<PathBuf> {
+        validate_id(id)?;
+        Ok(self.root.join(id))
+    }
+
+    /// Finds a container.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none with this id.
+    pub fn load(&self, id: &str) -> Result<Container> {
+        let directory = self.directory(id)?;
+        let state = State::read(&directory, id)?;
+        Ok(Container { directory, state })
+    }
+
+    /// All containers, by id. What cannot be read is left out with a word in the log.
+    pub fn list(&self) -> Result<Vec<Container>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.on("list", &self.root)?,
+        };
+        let mut containers = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str().filter(|id| !id.starts_with('.')) else { continue };
+            match self.load(id) {
+                Ok(container) => containers.push(container),
+                Err(e) => log::debug!("list {id}: {e}"),
+            }
+        }
+        containers.sort_by(|a, b| a.state.id.cmp(&b.state.id));
+        Ok(containers)
+    }
+
+    /// Removes everything that a killed `create` may have left of `id`, whether or not there is a
+    /// state to read. What is not there is fine.
+    pub fn delete_force(&self, id: &str) -> Result<()> {
+        match self.load(id) {
+            Ok(container) => container.delete(true),
+            Err(Error::NotFound(_)) => Ok(()),
+            Err(e) => {
+                // A state that cannot be read names no process and no cgroup: it was never written
+                // whole, so neither was made.
+                log::warn!("container {id}: {e}; removing its directory");
+                remove_directory(&self.directory(id)?)
+            }
+        }
+    }
+}
+
+/// A process in a container that has not been waited for.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    handshake: Option<Handshake>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Process {
+    /// Its pid in this PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A descriptor of it; readable once it has ended.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// The master side of its terminal, the first time.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Lets it take its last step, the exec of its program.
+    ///
+    /// # Errors
+    /// [`Error::Program`] if the exec failed, [`Error::Finished`] if it has ended before.
+    pub fn start(&mut self) -> Result<()> {
+        let Some(handshake) = self.handshake.take() else {
+            return Err(Error::Init { message: "the process was started before".into(), errno: 0 });
+        };
+        start_over(&handshake)
+    }
+
+    /// Waits for the end, and reaps it.
+    pub fn wait(&self) -> Result<Exit> {
+        pidfd::wait(self.pidfd.as_fd()).with_context(|| format!("wait for process {}", self.pid))
+    }
+
+    /// Ends and reaps a process that could not be set up.
+    fn discard(&self) {
+        let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        // Another waiter in this process may have been faster.
+        let _ = pidfd::wait(self.pidfd.as_fd());
+    }
+}
+
+/// Says "start" and hears whether the exec worked: then the other end just closes.
+fn start_over(handshake: &Handshake) -> Result<()> {
+    match handshake.send(&ToChild::Start, &[]) {
+        Err(e) if e.raw_os_error() == Some(libc::EPIPE) => return Err(Error::Finished),
+        other => other.context("tell the process to start")?,
+    }
+    match handshake.receive().context("hear whether the process started")? {
+        None => Ok(()),
+        Some((FromChild::Failed(failure), _)) => Err(failure.into()),
+        Some((other, _)) => Err(Error::Died(format!("the process said {other:?} instead of starting"))),
+    }
+}
+
+/// A container, as its state on disk says.
+#[derive(Debug)]
+pub struct Container {
+    directory: PathBuf,
+    state: State,
+}
+
+impl Container {
+    /// Its state when it was read.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Its status now.
+    pub fn status(&self) -> Status {
+        self.state.status(&self.directory)
+    }
+
+    /// Its first process's pid, if that is alive.
+    pub fn pid(&self) -> Option<i32> {
+        self.state.alive().then_some(self.state.pid)
+    }
+
+    fn wrong_state(&self, operation: &'static str, status: Status) -> Error {
+        Error::WrongState { operation, id: self.state.id.clone(), status: status.to_string() }
+    }
+
+    /// A descriptor of the first process.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] if it has ended, even if its pid is another's by now.
+    fn init(&self) -> Result<OwnedFd> {
+        let pidfd = match pidfd::open(self.state.pid) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => return Err(Error::Finished),
+            other => other.with_context(|| format!("open process {}", self.state.pid))?,
+        };
+        // Asked after the descriptor is there: now it can only be the one or the other.
+        if self.state.alive() { Ok(pidfd) } else { Err(Error::Finished) }
+    }
+
+    /// Starts the program of a created container.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] unless it is created; [`Error::Program`] if the exec failed.
+    pub fn start(&self) -> Result<()> {
+        let _lock = state::lock(&self.directory)?;
+        let status = self.status();
+        if status != Status::Created {
+            return Err(self.wrong_state("start", status));
+        }
+        let handshake = state::connect_gate(&self.directory, &self.state.id)?;
+        start_over(&handshake)?;
+        state::open_gate(&self.directory)
+    }
+
+    /// Notes that the program was started through [`Process::start`].
+    pub fn set_started(&self) -> Result<()> {
+        state::open_gate(&self.directory)
+    }
+
+    /// Sends a signal to the first process, or to all of the container.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] if the first process has ended (and `all` is not asked for).
+    pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
+        if all {
+            return self.kill_all(signal);
+        }
+        let init = self.init()?;
+        let sent = match pidfd::send_signal(init.as_fd(), signal) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(Error::Finished),
+            other => other.with_context(|| format!("send signal {signal} to container {:?}", self.state.id)),
+        };
+        sent?;
+        if signal == libc::SIGKILL {
+            // Frozen processes die only when they are thawed.
+            if self.state.cgroup.is_frozen() {
+                self.state.cgroup.thaw()?;
+            }
+            if !self.state.own_pid_namespace {
+                // Nobody else would end what it leaves behind.
+                self.state.cgroup.kill_all()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn kill_all(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL {
+            return self.state.cgroup.kill_all();
+        }
+        for pid in self.state.cgroup.pids()? {
+            // SAFETY: the pid was read from the container's own cgroup just now.
+            unsafe { libc::kill(pid, signal) };
+        }
+        Ok(())
+    }
+
+    /// Stops all processes where they are.
+    pub fn pause(&self) -> Result<()> {
+        match self.status() {
+            Status::Running | Status::Created => self.state.cgroup.freeze(),
+            status => Err(self.wrong_state("pause", status)),
+        }
+    }
+
+    /// Lets stopped processes go on.
+    pub fn resume(&self) -> Result<()> {
+        match self.status() {
+            Status::Paused => self.state.cgroup.thaw(),
+            status => Err(self.wrong_state("resume", status)),
+        }
+    }
+
+    /// Changes limits while it runs.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        match self.status() {
+            Status::Stopped => Err(self.wrong_state("update", Status::Stopped)),
+            _ => self.state.cgroup.apply(resources),
+        }
+    }
+
+    /// All its processes.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        self.state.cgroup.pids()
+    }
+
+    /// What the kernel counts for it.
+    pub fn stats(&self) -> Result<Stats> {
+        self.state.cgroup.stats()
+    }
+
+    /// Removes the container: its cgroups and its state.
+    ///
+    /// A created container is ended first, and with `force` a running one too.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if it runs and `force` is not given.
+    pub fn delete(&self, force: bool) -> Result<()> {
+        let _lock = state::lock(&self.directory)?;
+        let status = self.status();
+        match status {
+            Status::Stopped => {}
+            Status::Created | Status::Creating => self.end()?,
+            _ if force => self.end()?,
+            _ => return Err(self.wrong_state("delete", status)),
+        }
+        // Processes that outlived the first one, in a PID namespace shared with others.
+        self.state.cgroup.kill_all()?;
+        self.state.cgroup.remove()?;
+        remove_directory(&self.directory)
+    }
+
+    fn end(&self) -> Result<()> {
+        let init = match self.init() {
+            Ok(init) => init,
+            Err(Error::Finished) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let _ = pidfd::send_signal(init.as_fd(), libc::SIGKILL);
+        if self.state.cgroup.is_frozen() {
+            self.state.cgroup.thaw()?;
+        }
+        if !pidfd::wait_ended(init.as_fd(), 10_000).context("wait for the container's end")? {
+            return Err(Error::system(
+                format!("end container {:?}: process {} does not die", self.state.id, self.state.pid),
+                io::Error::from_raw_os_error(libc::ETIMEDOUT),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn remove_directory(directory: &Path) -> Result<()> {
+    // The state goes last: until then the rest can be found and removed again.
+    let state = directory.join(state::STATE_FILE);
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.path() != state {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    for path in [&state] {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", path),
+            _ => {}
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).on("remove", directory),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for a process that may not be our child: polls until its pid and start time are gone.
+pub fn wait_gone(pid: i32, start_time: u64, timeout: Duration) -> bool {
+    let Ok(pidfd) = pidfd::open(pid) else { return true };
+    if process::start_time(pid) != Some(start_time) {
+        return true;
+    }
+    pidfd::wait_ended(pidfd.as_fd(), timeout.as_millis().min(i32::MAX as u128) as i32).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_are_no_plain_names_are_refused() {
+        for good in ["a", "web-1", "A_b+c.d", "..."] {
+            assert!(validate_id(good).is_ok(), "{good}");
+        }
+        let long = "x".repeat(1025);
+        for bad in ["", ".", "..", "a/b", "../x", "a b", "ü", "a\0b", &long] {
+            assert!(matches!(validate_id(bad), Err(Error::InvalidId { .. })), "{bad}");
+        }
+    }
+}

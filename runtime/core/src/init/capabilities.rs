@@ -1,0 +1,119 @@
+//! Capability sets of the process, capabilities(7).
+//!
+//! Loading a seccomp filter without no_new_privs needs `CAP_SYS_ADMIN`, and after it only what the
+//! filter allows can be called. So everything but the last `capset` happens before the filter.
+
+use std::io;
+
+use crate::capability::SYS_ADMIN;
+use crate::error::{Context, Result};
+use crate::plan::{CapabilitySets, ProcessPlan};
+use crate::sys::{self, process::prctl};
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const VERSION_3: u32 = 0x2008_0522;
+
+fn get() -> io::Result<(u64, u64, u64)> {
+    let header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: version 3 reads and writes two data structures.
+    sys::check(unsafe { libc::syscall(libc::SYS_capget, &header as *const Header, data.as_mut_ptr()) })?;
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    Ok((
+        join(data[0].effective, data[1].effective),
+        join(data[0].permitted, data[1].permitted),
+        join(data[0].inheritable, data[1].inheritable),
+    ))
+}
+
+fn set(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    let header = Header { version: VERSION_3, pid: 0 };
+    let half = |shift: u32| Data {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 reads two data structures.
+    sys::check(unsafe { libc::syscall(libc::SYS_capset, &header as *const Header, data.as_ptr()) }).map(drop)
+}
+
+fn wanted(process: &ProcessPlan) -> CapabilitySets {
+    process.capabilities.unwrap_or_default()
+}
+
+/// Drops from the bounding set what is not in the plan's. Needs `CAP_SETPCAP`, so it comes before the
+/// change of user.
+pub(super) fn drop_bounding(process: &ProcessPlan) -> Result<()> {
+    let keep = wanted(process).bounding;
+    for number in 0..64 {
+        // The kernel answers EINVAL above the last capability that it knows.
+        match prctl(libc::PR_CAPBSET_READ, number, 0, 0) {
+            Ok(1) if keep & (1 << number) == 0 => {
+                prctl(libc::PR_CAPBSET_DROP, number, 0, 0)
+                    .with_context(|| format!("drop capability {number} from the bounding set"))?;
+            }
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+/// After the change of user, with everything still permitted: looks at files with the program's own
+/// effective set, so that a lookup fails where the program's own would.
+pub(super) fn look_as_program(process: &ProcessPlan) -> Result<()> {
+    let sets = wanted(process);
+    let (_, permitted, _) = get().context("read capabilities")?;
+    set(sets.effective & permitted, permitted, sets.inheritable & permitted).context("set capabilities")
+}
+
+/// Makes everything that is permitted effective again.
+pub(super) fn raise_all() {
+    if let Ok((_, permitted, inheritable)) = get() {
+        // Where this fails, the step that needed it fails next, with its own name.
+        let _ = set(permitted, permitted, inheritable);
+    }
+}
+
+/// Ambient capabilities, and what the seccomp filter needs.
+pub(super) fn before_filter(process: &ProcessPlan) -> Result<()> {
+    let sets = wanted(process);
+    let (_, permitted, inheritable) = get().context("read capabilities")?;
+    for number in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
+        let bit = 1u64 << number;
+        if bit & inheritable & permitted & sets.permitted == 0 {
+            // As runc: it cannot be ambient without being inheritable and permitted.
+            log::warn!("capability {number} cannot be ambient: it is not both permitted and inheritable");
+            continue;
+        }
+        prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, number, 0)
+            .with_context(|| format!("make capability {number} ambient"))?;
+    }
+    if process.seccomp.is_some() && !process.no_new_privileges {
+        set((sets.effective & permitted) | (SYS_ADMIN & permitted), permitted, inheritable)
+            .context("keep CAP_SYS_ADMIN for the seccomp filter")?;
+    }
+    Ok(())
+}
+
+/// The sets of the plan; what this process never had is left out.
+pub(super) fn set_final(process: &ProcessPlan) -> Result<()> {
+    let sets = wanted(process);
+    let (_, permitted, _) = get().context("read capabilities")?;
+    set(sets.effective & permitted, sets.permitted & permitted, sets.inheritable & permitted)
+        .context("set capabilities")
+}

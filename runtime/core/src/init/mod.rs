@@ -1,0 +1,270 @@
+//! What the new process does between its clone and its last step, in order.
+//!
+//! Each file is one concern. All paths are looked up below the container's root by descriptor, and all
+//! of /proc is a private mount that nothing can be laid over.
+
+mod capabilities;
+mod console;
+mod devices;
+mod identity;
+mod mounts;
+mod network;
+mod paths;
+mod program;
+mod rootfs;
+mod sysctl;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::error::{Context, Error, Result};
+use crate::plan::{ContainerPlan, Fd, Gate, Plan, ProcessPlan};
+use crate::spawn::handshake::{FromChild, Handshake, ToChild};
+use crate::sys::{self, mount, process};
+use program::Program;
+
+pub(crate) use mounts::filesystem as make_filesystem;
+pub(crate) use rootfs::open_null;
+
+/// The descriptors of a plan.
+pub(crate) struct Fds(Vec<Option<OwnedFd>>);
+
+impl Fds {
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
+    fn get(&self, fd: Fd) -> Result<BorrowedFd<'_>> {
+        self.0
+            .get(fd.0 as usize)
+            .and_then(|fd| fd.as_ref())
+            .map(AsFd::as_fd)
+            .ok_or_else(|| Error::Died(format!("descriptor {} of the plan is missing", fd.0)))
+    }
+}
+
+/// The parent's end of the conversation, and whether it has said that we are in our cgroups.
+struct Parent {
+    handshake: Handshake,
+    in_cgroup: bool,
+    in_cgroup_namespace: bool,
+}
+
+impl Parent {
+    fn tell(&self, message: &FromChild, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        self.handshake.send(message, fds).context("report to the parent")
+    }
+
+    fn hear(&self) -> Result<(ToChild, Vec<OwnedFd>)> {
+        match self.handshake.receive().context("hear from the parent")? {
+            Some(message) => Ok(message),
+            // Whoever wanted this process is gone, so nobody will ever start, stop or delete it.
+            None => exit(1),
+        }
+    }
+
+    fn wait_for_cgroup(&mut self) -> Result<()> {
+        while !self.in_cgroup {
+            match self.hear()?.0 {
+                ToChild::InCgroup => self.in_cgroup = true,
+                other => return Err(Error::Died(format!("expected InCgroup, heard {other:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters the new cgroup namespace, whose root is the cgroup that the process is in by then.
+    fn enter_cgroup_namespace(&mut self, plan: &ContainerPlan) -> Result<()> {
+        if !self.in_cgroup_namespace {
+            self.wait_for_cgroup()?;
+            if plan.new_cgroup_namespace {
+                process::unshare(libc::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
+            }
+            self.in_cgroup_namespace = true;
+        }
+        Ok(())
+    }
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: ends this process without running destructors that belong to the parent's copy.
+    unsafe { libc::_exit(code) }
+}
+
+/// Runs a plan that came in a file, in the process made for it.
+pub(crate) fn run_encoded(plan: &OwnedFd, fds: Vec<OwnedFd>, handshake: Handshake) -> ! {
+    let decoded = sys::read_all(plan.as_fd())
+        .context("read the plan")
+        .and_then(|data| postcard::from_bytes(&data).map_err(|e| Error::Died(format!("the plan is malformed: {e}"))));
+    match decoded {
+        Ok(plan) => run(plan, fds, handshake),
+        Err(e) => fail(&handshake, e),
+    }
+}
+
+/// Runs a plan in the process made for it. Never returns: the process becomes the container's program
+/// or reports why not.
+pub(crate) fn run(plan: Plan, fds: Vec<OwnedFd>, handshake: Handshake) -> ! {
+    let mut parent = Parent { handshake, in_cgroup: false, in_cgroup_namespace: false };
+    match steps(plan, fds, &mut parent) {
+        Ok((gate, error)) => fail(gate.as_ref().unwrap_or(&parent.handshake), error),
+        Err(error) => fail(&parent.handshake, error),
+    }
+}
+
+fn fail(handshake: &Handshake, error: Error) -> ! {
+    // If the parent is gone there is nobody to tell.
+    let _ = handshake.send(&FromChild::Failed(error.into()), &[]);
+    exit(1)
+}
+
+/// All steps. Returns only if the program could not be executed, with whom to tell if it is not the
+/// parent.
+fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<Handshake>, Error)> {
+    let mut fds = Fds::new(fds);
+    let Plan { join, container, mut process, gate } = plan;
+    // SAFETY: setsid has no arguments; it fails only for a group's leader, which a fresh clone is not.
+    unsafe { libc::setsid() };
+    for (fd, kind) in &join {
+        process::setns(fds.get(*fd)?, *kind).with_context(|| format!("join the {} namespace", namespace_name(*kind)))?;
+    }
+    let listener = match gate {
+        Gate::Parent => None,
+        Gate::Listener(fd) => Some(fds.get(fd)?.try_clone_to_owned().context("keep the start socket")?),
+    };
+    match &container {
+        Some(container) => set_up_container(container, &process, &fds, parent)?,
+        None => {
+            if process.terminal.is_some() {
+                console::open(None, &process, parent)?;
+            }
+        }
+    }
+    parent.wait_for_cgroup()?;
+    if let (None, Some(stdio)) = (process.terminal, process.stdio) {
+        console::use_stdio(&fds, stdio)?;
+    }
+    console::own_stdio(process.uid);
+    let seccomp = match process.seccomp {
+        Some((fd, flags)) => Some((sys::read_all(fds.get(fd)?).context("read the seccomp program")?, flags)),
+        None => None,
+    };
+    // What is not needed any more is closed now, so that a low limit on open files is not hit.
+    fds.0.clear();
+    identity::set_limits(&process.rlimits)?;
+    let early_cwd = identity::enter_directory(&process.cwd);
+    identity::become_user(&process)?;
+    if early_cwd.is_err() {
+        // Root may be refused where the user is not, as on a network filesystem.
+        identity::enter_directory(&process.cwd)?;
+    }
+    identity::check_directory(&process.cwd)?;
+    identity::add_home(&mut process)?;
+    let program = program::find(&process, parent)?;
+    if matches!(program, Program::Runner { .. }) {
+        // A module that could open /proc/self/mem would be native code.
+        mounts::detach_kernel_filesystems()?;
+    }
+    let handshake = wait_for_start(parent, listener)?;
+    let error = last_step(&process, program, seccomp).err();
+    let error = error.unwrap_or_else(|| Error::Died("exec returned".into()));
+    Ok((handshake, error))
+}
+
+/// Reports that all is ready and waits for the word to go on. Returns the connection over which it
+/// came if that is not the parent's.
+fn wait_for_start(parent: &Parent, listener: Option<OwnedFd>) -> Result<Option<Handshake>> {
+    parent.tell(&FromChild::Ready, &[])?;
+    // The parent keeps our state, or is gone and so are we.
+    let (word, _) = parent.hear()?;
+    if !matches!(word, ToChild::Start) {
+        return Err(Error::Died(format!("expected Start, heard {word:?}")));
+    }
+    let Some(listener) = listener else { return Ok(None) };
+    loop {
+        // SAFETY: no address is asked for.
+        let accepted = unsafe {
+            libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        match sys::owned(accepted.into()) {
+            Ok(connection) => {
+                let connection = Handshake::from_fd(connection);
+                if let Ok(Some((ToChild::Start, _))) = connection.receive() {
+                    return Ok(Some(connection));
+                }
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+            Err(e) => return Err(Error::system("accept a connection on the start socket", e)),
+        }
+    }
+}
+
+fn last_step(process: &ProcessPlan, program: Program, seccomp: Option<(Vec<u8>, u64)>) -> Result<()> {
+    process::reset_signals().context("reset signals")?;
+    let preserved = 3 + process.preserve_fds as i32;
+    sys::cloexec_from(preserved).context("close descriptors")?;
+    let exec = program.prepare(process)?;
+    identity::set_final_file_limit(&process.rlimits)?;
+    capabilities::before_filter(process)?;
+    if let Some((instructions, flags)) = seccomp {
+        crate::seccomp::load(&instructions, flags)?;
+    }
+    capabilities::set_final(process)?;
+    exec.execute()
+}
+
+fn set_up_container(
+    plan: &ContainerPlan,
+    process: &ProcessPlan,
+    fds: &Fds,
+    parent: &mut Parent,
+) -> Result<()> {
+    if let Some(name) = &plan.keyring {
+        identity::join_session_keyring(name)?;
+    }
+    // Made before the old root goes: in a user namespace the kernel allows a new procfs only to one who
+    // can still see another.
+    let proc = mount::private_proc().context("mount a private procfs")?;
+    let filesystems = mounts::make(&plan.mounts)?;
+    let root = rootfs::enter(plan, fds)?;
+    mounts::attach_all(plan, filesystems, fds, &root, parent)?;
+    if let Some(list) = &plan.devices {
+        devices::make(&root, list)?;
+    }
+    if process.terminal.is_some() {
+        console::open(Some(&root), process, parent)?;
+    }
+    if process.make_cwd {
+        paths::make_directory(root.as_fd(), &process.cwd)
+            .with_context(|| format!("mkdir process.cwd {:?}", process.cwd))?;
+    }
+    if plan.loopback {
+        network::bring_loopback_up()?;
+    }
+    sysctl::set_names(plan)?;
+    sysctl::set_all(&proc, &plan.sysctl)?;
+    rootfs::hide(plan, fds, &root)?;
+    parent.enter_cgroup_namespace(plan)?;
+    rootfs::finish(plan, &root)
+}
+
+fn namespace_name(kind: i32) -> &'static str {
+    match kind {
+        libc::CLONE_NEWNS => "mount",
+        libc::CLONE_NEWUTS => "UTS",
+        libc::CLONE_NEWIPC => "IPC",
+        libc::CLONE_NEWUSER => "user",
+        libc::CLONE_NEWPID => "PID",
+        libc::CLONE_NEWNET => "network",
+        libc::CLONE_NEWCGROUP => "cgroup",
+        _ => "container's",
+    }
+}
+
+/// Duplicates a descriptor onto a number, without close-on-exec.
+fn place(fd: BorrowedFd<'_>, number: i32) -> std::io::Result<()> {
+    if fd.as_raw_fd() == number {
+        return sys::set_cloexec(fd, false);
+    }
+    // SAFETY: both are plain descriptor numbers; the target is one of the standard three.
+    sys::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
+}

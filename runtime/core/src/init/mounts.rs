@@ -1,0 +1,193 @@
+//! The mounts of config.json: made as detached trees first, then attached in order.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::{Fds, Parent, paths};
+use crate::error::{Context, Error, Result};
+use crate::plan::{CgroupView, ContainerPlan, MountPlan, MountSource};
+use crate::sys::mount::{self, NewFilesystem, attr};
+use crate::sys::{self, resolve};
+
+/// Whether a filesystem shows the cgroups of whoever mounts it, so that it must wait for the move.
+fn is_cgroup(kind: &str) -> bool {
+    matches!(kind, "cgroup" | "cgroup2")
+}
+
+/// Makes the filesystems that belong to the new namespaces, detached, in the order of the plan. `None`
+/// stands for what is not made here or not yet.
+pub(super) fn make(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>> {
+    plans
+        .iter()
+        .map(|plan| match &plan.source {
+            MountSource::New { kind, attributes, data } if !is_cgroup(kind) => {
+                make_one(plan, kind, *attributes, data).map(Some)
+            }
+            _ => Ok(None),
+        })
+        .collect()
+}
+
+fn make_one(plan: &MountPlan, kind: &str, attributes: u64, data: &[(String, Option<String>)]) -> Result<OwnedFd> {
+    filesystem(kind, attributes, data).with_context(|| format!("mount {kind} for {}", plan.destination))
+}
+
+/// Makes one filesystem.
+pub(crate) fn filesystem(kind: &str, attributes: u64, data: &[(String, Option<String>)]) -> io::Result<OwnedFd> {
+    let filesystem = NewFilesystem::open(kind)?;
+    for (key, value) in data {
+        let set = match value {
+            Some(value) => filesystem.string(key, value),
+            None => filesystem.flag(key),
+        };
+        set.map_err(|e| io::Error::new(e.kind(), format!("option {key:?}: {e}")))?;
+    }
+    filesystem.mount(attributes)
+}
+
+/// Attaches everything below the root, in the order of the plan.
+pub(super) fn attach_all(
+    plan: &ContainerPlan,
+    filesystems: Vec<Option<OwnedFd>>,
+    fds: &Fds,
+    root: &OwnedFd,
+    parent: &mut Parent,
+) -> Result<()> {
+    for (mount, made) in plan.mounts.iter().zip(filesystems) {
+        let what = || format!("mount {}", mount.destination);
+        match (&mount.source, made) {
+            (MountSource::Tree { tree, directory }, _) => {
+                let target = paths::make_target(root.as_fd(), Path::new(&mount.destination), *directory)
+                    .with_context(|| format!("find or make the mount point {}", mount.destination))?;
+                attach(fds.get(*tree)?, target.as_fd(), mount).with_context(what)?;
+            }
+            (MountSource::New { kind, data, .. }, Some(made)) => attach_new(mount, kind, data, made, root)?,
+            (MountSource::New { kind, attributes, data }, None) => {
+                parent.enter_cgroup_namespace(plan)?;
+                let made = make_one(mount, kind, *attributes, data)?;
+                attach_new(mount, kind, data, made, root)?;
+            }
+            (MountSource::CgroupV1 { attributes, hierarchies, links }, _) => {
+                parent.enter_cgroup_namespace(plan)?;
+                attach_cgroup_v1(mount, *attributes, hierarchies, links, fds, root)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, plan: &MountPlan) -> io::Result<()> {
+    mount::attach(tree, target)?;
+    for flags in &plan.propagation {
+        mount::set_attributes(tree, 0, 0, flags & !libc::MS_REC, flags & libc::MS_REC != 0)?;
+    }
+    Ok(())
+}
+
+fn attach_new(
+    plan: &MountPlan,
+    kind: &str,
+    data: &[(String, Option<String>)],
+    made: OwnedFd,
+    root: &OwnedFd,
+) -> Result<()> {
+    let target = if matches!(kind, "proc" | "sysfs") {
+        ordinary_directory(root.as_fd(), &plan.destination, kind)?
+    } else {
+        paths::make_directory(root.as_fd(), &plan.destination)
+            .with_context(|| format!("find or make the mount point {}", plan.destination))?
+    };
+    if kind == "tmpfs" && !data.iter().any(|(key, _)| key == "mode") {
+        // As runc does it, a tmpfs without a mode of its own has that of the directory below.
+        let mode = sys::fstat(target.as_fd()).on("look at", &plan.destination)?.st_mode & 0o7777;
+        set_mode(made.as_fd(), mode).on("set the mode of", &plan.destination)?;
+    }
+    attach(made.as_fd(), target.as_fd(), plan).with_context(|| format!("mount {kind} on {}", plan.destination))
+}
+
+/// `fchmod` for the root of a detached mount, whose descriptor is `O_PATH`.
+fn set_mode(mount: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    let directory = sys::openat2(mount, ".", libc::O_RDONLY | libc::O_DIRECTORY, 0, resolve::BENEATH)?;
+    // SAFETY: only a borrowed descriptor and a mode are passed.
+    sys::check(unsafe { libc::fchmod(std::os::fd::AsRawFd::as_raw_fd(&directory), mode) }.into()).map(drop)
+}
+
+/// The place for procfs or sysfs: if an image could redirect it by a link, label and sysctl writes
+/// would land elsewhere (CVE-2019-19921, CVE-2025-54867).
+fn ordinary_directory(root: BorrowedFd<'_>, destination: &str, kind: &str) -> Result<OwnedFd> {
+    let path = Path::new(destination);
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let open = || {
+        let rules = resolve::BENEATH | resolve::NO_SYMLINKS;
+        sys::openat2(root, relative, libc::O_PATH | libc::O_DIRECTORY, 0, rules)
+    };
+    match open() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+            paths::make_directory(root, path).on("make the mount point", path)?;
+            open().on("find the mount point", path)
+        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => Err(Error::Init {
+            message: format!("mount {kind}: {destination} must be mounted on ordinary directory"),
+            errno: libc::ENOTDIR,
+        }),
+        other => other.on("find the mount point", path),
+    }
+}
+
+fn attach_cgroup_v1(
+    plan: &MountPlan,
+    attributes: u64,
+    hierarchies: &[(String, CgroupView)],
+    links: &[(String, String)],
+    fds: &Fds,
+    root: &OwnedFd,
+) -> Result<()> {
+    let destination = PathBuf::from(&plan.destination);
+    let mode = [("mode".to_owned(), Some("755".to_owned()))];
+    let tmpfs = make_one(plan, "tmpfs", attributes & !attr::RDONLY, &mode)?;
+    let target = paths::make_directory(root.as_fd(), &destination).on("find or make the mount point", &destination)?;
+    attach(tmpfs.as_fd(), target.as_fd(), plan).on("mount tmpfs on", &destination)?;
+    for (name, view) in hierarchies {
+        let what = || format!("mount cgroup hierarchy {name} below {}", plan.destination);
+        sys::mkdirat(tmpfs.as_fd(), name, 0o755).with_context(what)?;
+        let target =
+            sys::openat2(tmpfs.as_fd(), name, libc::O_PATH | libc::O_DIRECTORY, 0, resolve::BENEATH).with_context(what)?;
+        match view {
+            CgroupView::Mounted(data) => {
+                let made = filesystem("cgroup", attributes, data).with_context(what)?;
+                mount::attach(made.as_fd(), target.as_fd()).with_context(what)?;
+            }
+            CgroupView::Bound(tree) => {
+                mount::attach(fds.get(*tree)?, target.as_fd()).with_context(what)?;
+            }
+        }
+    }
+    for (name, target) in links {
+        nix::unistd::symlinkat(target.as_str(), tmpfs.as_fd(), name.as_str())
+            .with_context(|| format!("link {name} below {}", plan.destination))?;
+    }
+    if attributes & attr::RDONLY != 0 {
+        mount::set_attributes(tmpfs.as_fd(), attr::RDONLY, 0, 0, false).on("make read-only", &destination)?;
+    }
+    Ok(())
+}
+
+/// Takes /proc, /sys and /dev away from this process and what comes of it, in a mount namespace of its
+/// own.
+pub(super) fn detach_kernel_filesystems() -> Result<()> {
+    crate::init::capabilities::raise_all();
+    sys::process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace for a module")?;
+    mount::set_propagation_of_all(libc::MS_SLAVE).context("keep a module's mounts apart")?;
+    for path in ["/proc", "/sys", "/dev"] {
+        loop {
+            match mount::detach(path) {
+                Ok(()) => {}
+                // Not a mount point, or not there at all.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => break,
+                Err(e) => return Err(e).on("take away from the module:", path),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Entering the root filesystem, hiding parts of it, and its final state.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use super::{Fds, paths};
+use crate::error::{Context, Error, Result};
+use crate::plan::ContainerPlan;
+use crate::sys::mount::{self, NewFilesystem, attr};
+use crate::sys::{self};
+
+/// Makes the root filesystem this process's root, and the host's mounts disappear.
+pub(super) fn enter(plan: &ContainerPlan, fds: &Fds) -> Result<OwnedFd> {
+    // Before anything is detached: what is shared would be detached on the node too.
+    mount::set_propagation_of_all(libc::MS_PRIVATE).context("make all mounts private")?;
+    let rootfs = fds.get(plan.rootfs)?;
+    let at = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open /")?;
+    mount::attach(rootfs, at.as_fd()).context("attach the root filesystem")?;
+    if plan.no_pivot {
+        mount::move_into(&rootfs).context("move the root filesystem over /")?;
+    } else {
+        mount::pivot_into(&rootfs).context("pivot into the root filesystem")?;
+    }
+    sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open the new /")
+}
+
+/// Masks paths and makes paths read-only.
+pub(super) fn hide(plan: &ContainerPlan, fds: &Fds, root: &OwnedFd) -> Result<()> {
+    for path in &plan.readonly_paths {
+        let Some(target) = find_if_there(root, path).on("look up read-only path", path)? else { continue };
+        let tree = mount::clone_tree(target.as_fd(), "", true).on("clone read-only path", path)?;
+        mount::set_attributes(tree.as_fd(), attr::RDONLY, 0, 0, true).on("make read-only", path)?;
+        mount::attach(tree.as_fd(), target.as_fd()).on("attach read-only path", path)?;
+    }
+    // A detached tree of another mount namespace can be attached here and not cloned. So the first mask
+    // of each kind is the tree itself, and the others are clones of the then attached one.
+    let null = fds.get(plan.null)?;
+    let mut null_used = false;
+    let mut empty: Option<OwnedFd> = None;
+    for path in &plan.masked_paths {
+        let Some(target) = find_if_there(root, path).on("look up masked path", path)? else { continue };
+        let stat = sys::fstat(target.as_fd()).on("look at masked path", path)?;
+        if !sys::is_dir(&stat) {
+            // The host's own /dev/null, whatever the image or a volume shows under that name
+            // (CVE-2025-31133).
+            if null_used {
+                let mask = mount::clone_tree(null, "", false).on("make a mask for", path)?;
+                mount::attach(mask.as_fd(), target.as_fd()).on("mask", path)?;
+            } else {
+                mount::attach(null, target.as_fd()).on("mask", path)?;
+                null_used = true;
+            }
+            continue;
+        }
+        let mask = match &empty {
+            Some(empty) => mount::clone_tree(empty.as_fd(), "", false),
+            None => empty_directory(),
+        }
+        .on("make a mask for", path)?;
+        mount::attach(mask.as_fd(), target.as_fd()).on("mask", path)?;
+        empty.get_or_insert(mask);
+    }
+    Ok(())
+}
+
+fn find_if_there(root: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
+    match paths::find(root.as_fd(), path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn empty_directory() -> io::Result<OwnedFd> {
+    let tmpfs = NewFilesystem::open("tmpfs")?;
+    tmpfs.string("size", "0")?;
+    tmpfs.string("nr_inodes", "1")?;
+    tmpfs.string("mode", "755")?;
+    tmpfs.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
+}
+
+/// The root's last attributes, when nothing has to be made in it any more.
+pub(super) fn finish(plan: &ContainerPlan, root: &OwnedFd) -> Result<()> {
+    if plan.rootfs_readonly {
+        mount::set_attributes(root.as_fd(), attr::RDONLY, 0, 0, false).context("make / read-only")?;
+    }
+    if plan.rootfs_propagation != 0 {
+        mount::set_propagation(c"/", plan.rootfs_propagation as libc::c_ulong).context("set the propagation of /")?;
+    }
+    Ok(())
+}
+
+/// Whether a descriptor is the null device, by type and number.
+pub(crate) fn is_null(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = sys::fstat(fd)?;
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3))
+}
+
+/// A detached mount of the host's /dev/null alone, for masking.
+///
+/// # Errors
+/// When it is something else.
+pub(crate) fn open_null() -> Result<OwnedFd> {
+    let path = Path::new("/dev/null");
+    let null = sys::open(path, libc::O_PATH | libc::O_NOFOLLOW).on("open", path)?;
+    if !is_null(null.as_fd()).on("look at", path)? {
+        return Err(Error::unsupported("this machine's /dev/null", "it is not the null device"));
+    }
+    let tree = mount::clone_tree(null.as_fd(), "", false).on("clone the mount of", path)?;
+    // The node's /dev may be shared with all the world; a mask is nobody's peer.
+    mount::set_attributes(tree.as_fd(), 0, 0, libc::MS_PRIVATE, false).on("make private", path)?;
+    Ok(tree)
+}

@@ -1,0 +1,188 @@
+//! What a new process does between its clone and its last step, decided before the clone.
+//!
+//! A plan names descriptors by their place in a table that travels beside it, so the same plan works for
+//! a child of this process and for one of the spawner. It holds no decision that could still fail for a
+//! reason known in the parent.
+
+use serde::{Deserialize, Serialize};
+
+/// A place in the descriptor table that goes with a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fd(pub u32);
+
+/// Everything a new process has to do.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Namespaces to enter, in this order: a descriptor and its `CLONE_NEW*` flags.
+    pub join: Vec<(Fd, i32)>,
+    /// Set for the first process of a container, absent for one that enters a running container.
+    pub container: Option<ContainerPlan>,
+    /// The process itself.
+    pub process: ProcessPlan,
+    /// When the program is executed.
+    pub gate: Gate,
+}
+
+/// When the last step is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Gate {
+    /// When the one who spawned the process says so, over the socket it was spawned with.
+    #[default]
+    Parent,
+    /// When somebody connects to this listening socket and says so; the spawner may be long gone.
+    Listener(Fd),
+}
+
+/// The first process of a container also makes what is around it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ContainerPlan {
+    /// Names the session keyring; `None` keeps the caller's.
+    pub keyring: Option<String>,
+    /// A new cgroup namespace, entered once the process is in its cgroups.
+    pub new_cgroup_namespace: bool,
+    /// The root filesystem, detached and private.
+    pub rootfs: Fd,
+    /// Whether the root directory's mount ends up read-only.
+    pub rootfs_readonly: bool,
+    /// `MS_*` propagation of the root directory, set last; 0 leaves it private.
+    pub rootfs_propagation: u64,
+    /// Move the root over `/` instead of pivoting, where `/` is an initramfs.
+    pub no_pivot: bool,
+    /// In the order of config.json.
+    pub mounts: Vec<MountPlan>,
+    /// Device nodes and the usual links; `None` when /dev is the host's.
+    pub devices: Option<Vec<Device>>,
+    /// A detached mount of the host's /dev/null, for masking files.
+    pub null: Fd,
+    /// Paths hidden behind something empty.
+    pub masked_paths: Vec<String>,
+    /// Paths made read-only with everything below them.
+    pub readonly_paths: Vec<String>,
+    /// For the new UTS namespace.
+    pub hostname: Option<String>,
+    /// For the new UTS namespace.
+    pub domainname: Option<String>,
+    /// Keys with dots, as sysctl(8) writes them.
+    pub sysctl: Vec<(String, String)>,
+    /// Bring the loopback interface of the new network namespace up.
+    pub loopback: bool,
+}
+
+/// One entry of config.json's `mounts`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MountPlan {
+    /// The absolute path in the container.
+    pub destination: String,
+    /// What is mounted there.
+    pub source: MountSource,
+    /// `MS_*` propagation flags, applied one after the other once it is attached.
+    pub propagation: Vec<u64>,
+}
+
+/// What a mount shows.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A tree that is ready but for attaching it.
+    Tree {
+        /// The detached tree.
+        tree: Fd,
+        /// Whether its root is a directory.
+        directory: bool,
+    },
+    /// A filesystem that must be made inside the new namespaces.
+    New {
+        /// The type, as in /proc/filesystems.
+        kind: String,
+        /// `MOUNT_ATTR_*`.
+        attributes: u64,
+        /// Options for the filesystem itself.
+        data: Vec<(String, Option<String>)>,
+    },
+    /// The hierarchies of cgroup v1 below a tmpfs.
+    CgroupV1 {
+        /// `MOUNT_ATTR_*` of each hierarchy; the tmpfs gets its read-only one last.
+        attributes: u64,
+        /// Directory name below the mount, and what is there.
+        hierarchies: Vec<(String, CgroupView)>,
+        /// Link name and target, for controllers that share a hierarchy.
+        links: Vec<(String, String)>,
+    },
+}
+
+/// What a container sees of one cgroup v1 hierarchy.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum CgroupView {
+    /// The hierarchy mounted in the container's own cgroup namespace, with these options.
+    Mounted(Vec<(String, Option<String>)>),
+    /// The container's directory, bound.
+    Bound(Fd),
+}
+
+/// A device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// The absolute path in the container.
+    pub path: String,
+    /// Type (`S_IFCHR`, `S_IFBLK`, `S_IFIFO`) and permission bits.
+    pub mode: u32,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// The process: config.json's `process`, resolved.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessPlan {
+    /// The command line, at least one word.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// Capability sets; `None` leaves what the kernel gives the user.
+    pub capabilities: Option<CapabilitySets>,
+    /// Resource, soft, hard.
+    pub rlimits: Vec<(u32, u64, u64)>,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+    /// -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// The filter program and the flags for `seccomp(2)`.
+    pub seccomp: Option<(Fd, u64)>,
+    /// A terminal of this many rows and columns (0: the kernel's default).
+    pub terminal: Option<(u16, u16)>,
+    /// Standard input, output and error; `None` keeps the caller's.
+    pub stdio: Option<[Fd; 3]>,
+    /// How many descriptors after the first three the program inherits.
+    pub preserve_fds: u32,
+    /// Working directories that are missing are made, for the first process of a container.
+    pub make_cwd: bool,
+}
+
+/// Capability sets as bit masks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilitySets {
+    /// What the process and its descendants can ever have.
+    pub bounding: u64,
+    /// In force.
+    pub effective: u64,
+    /// Kept over exec together with file capabilities.
+    pub inheritable: u64,
+    /// What may be put in force.
+    pub permitted: u64,
+    /// Kept over exec for ordinary users.
+    pub ambient: u64,
+}

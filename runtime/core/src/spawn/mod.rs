@@ -1,0 +1,101 @@
+//! Making a process for a container.
+//!
+//! Only a single-threaded process may fork. The command is one and clones by itself ([`Spawner::Direct`]).
+//! The shim is not; it asks a [`server`], a small single-threaded process that it started before it
+//! had threads, which clones with `CLONE_PARENT`, so that the new process is the shim's own child.
+
+pub mod handshake;
+pub mod server;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::error::{Context, Error, Result};
+use crate::init;
+use crate::plan::Plan;
+use crate::sys::process::{self, Cloned};
+use handshake::Handshake;
+
+/// A process to be made.
+#[derive(Debug)]
+pub struct Request {
+    /// What it does.
+    pub plan: Plan,
+    /// The descriptors that the plan speaks of.
+    pub fds: Vec<OwnedFd>,
+    /// `CLONE_NEW*` flags.
+    pub namespaces: u64,
+    /// A cgroup v2 directory to be born in.
+    pub cgroup: Option<OwnedFd>,
+    /// A PID namespace to be born in: a namespace file, or a pidfd of a process in it.
+    pub pid_namespace: Option<OwnedFd>,
+}
+
+/// A process that is being set up.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its pid in this PID namespace.
+    pub pid: i32,
+    /// A descriptor of it.
+    pub pidfd: OwnedFd,
+    /// To talk with it.
+    pub handshake: Handshake,
+}
+
+/// Who clones.
+#[derive(Debug)]
+pub enum Spawner {
+    /// This process, which must have one thread only.
+    Direct,
+    /// The spawner behind this connection.
+    Server(server::Client),
+}
+
+impl Spawner {
+    /// Makes the process.
+    ///
+    /// # Errors
+    /// The kernel's, naming the call; for a server also its death.
+    pub fn spawn(&self, request: Request) -> Result<Spawned> {
+        match self {
+            Self::Direct => spawn_here(request),
+            Self::Server(client) => client.spawn(request),
+        }
+    }
+}
+
+fn spawn_here(request: Request) -> Result<Spawned> {
+    refuse_threads()?;
+    let (ours, theirs) = Handshake::pair()?;
+    // SAFETY: refuse_threads made sure that there is no other thread.
+    let cloned = unsafe { clone_for(&request, 0) }?;
+    match cloned {
+        Cloned::Child => {
+            drop(ours);
+            init::run(request.plan, request.fds, theirs)
+        }
+        Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, handshake: ours }),
+    }
+}
+
+/// A second thread here would be a mistake of ours that shows as a rare hang; better an error always.
+fn refuse_threads() -> Result<()> {
+    let links = std::fs::symlink_metadata("/proc/self/task").context("count the threads of this process")?;
+    if std::os::unix::fs::MetadataExt::nlink(&links) > 3 {
+        return Err(Error::unsupported("cloning from this process", "it has more than one thread: use a spawner"));
+    }
+    Ok(())
+}
+
+/// Clones into the request's namespaces and cgroup.
+///
+/// # Safety
+/// As for [`process::clone`].
+unsafe fn clone_for(request: &Request, extra: u64) -> Result<Cloned> {
+    if let Some(namespace) = &request.pid_namespace {
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join the PID namespace")?;
+    }
+    let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
+    // SAFETY: the caller vouches for there being one thread.
+    unsafe { process::clone(request.namespaces | extra, cgroup) }
+        .context("clone a process into its namespaces")
+}

@@ -1,0 +1,166 @@
+//! The spawner: a process with one thread that clones on request.
+//!
+//! It lives in a mount namespace of its own with an almost empty table, because cloning a mount
+//! namespace costs a millisecond for each thousand mounts in it and a busy node has thousands. One
+//! untouched procfs and sysfs stay there: without them the kernel refuses to mount either in a user
+//! namespace.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use super::handshake::Handshake;
+use super::{Request, Spawned, clone_for};
+use crate::error::{Context, Error, Result};
+use crate::init;
+use crate::sys::mount::{self, NewFilesystem, attr};
+use crate::sys::process::{self, Cloned};
+use crate::sys::{self, socket};
+
+/// Longest message of this protocol; plans and descriptors travel beside it.
+const LIMIT: usize = 4096;
+
+/// The first message of a request. With it go the plan as a sealed file, the child's end of the
+/// handshake, and the two descriptors below if they are there; then messages with the plan's own.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    namespaces: u64,
+    cgroup: bool,
+    pid_namespace: bool,
+    descriptors: u32,
+}
+
+/// The answer; a pidfd goes with `Ok`.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Ok { pid: i32 },
+    Failed { message: String, errno: i32 },
+}
+
+/// The shim's end.
+#[derive(Debug)]
+pub struct Client {
+    socket: Mutex<OwnedFd>,
+}
+
+impl Client {
+    /// Talks to the spawner behind `socket`.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket: Mutex::new(socket) }
+    }
+
+    /// See [`super::Spawner::spawn`].
+    pub(super) fn spawn(&self, request: Request) -> Result<Spawned> {
+        let (ours, theirs) = Handshake::pair()?;
+        let plan = postcard::to_stdvec(&request.plan).map_err(|e| Error::system("write the plan", io::Error::other(e)))?;
+        let plan = sys::sealed_memfd(c"runx-plan", &plan).context("write the plan")?;
+        let header = Header {
+            namespaces: request.namespaces,
+            cgroup: request.cgroup.is_some(),
+            pid_namespace: request.pid_namespace.is_some(),
+            descriptors: request.fds.len() as u32,
+        };
+        let header = postcard::to_stdvec(&header).map_err(|e| Error::system("write the request", io::Error::other(e)))?;
+        let mut first = vec![plan.as_fd(), theirs.as_fd()];
+        first.extend(request.cgroup.as_ref().map(AsFd::as_fd));
+        first.extend(request.pid_namespace.as_ref().map(AsFd::as_fd));
+        // A poisoned lock only says that another request panicked; the protocol's state is the socket's.
+        let socket = self.socket.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        socket::send(socket.as_fd(), &header, &first).context("ask the spawner for a process")?;
+        socket::send_fds(socket.as_fd(), b"f", &request.fds).context("hand descriptors to the spawner")?;
+        let answer = socket::receive(socket.as_fd(), LIMIT).context("hear from the spawner")?;
+        let Some((data, mut fds)) = answer else {
+            return Err(Error::Died("the spawner has gone".into()));
+        };
+        match postcard::from_bytes(&data) {
+            Ok(Answer::Ok { pid }) if fds.len() == 1 => Ok(Spawned { pid, pidfd: fds.remove(0), handshake: ours }),
+            Ok(Answer::Failed { message, errno }) => Err(Error::Init { message, errno }),
+            _ => Err(Error::Died("the spawner answered something else".into())),
+        }
+    }
+}
+
+/// Makes this process a spawner and serves `control` until the other end closes it.
+///
+/// # Errors
+/// When the mount namespace cannot be made; requests that fail are answered, not returned.
+pub fn serve(control: OwnedFd) -> Result<()> {
+    process::set_undumpable().context("hide the spawner's memory")?;
+    // SAFETY: the name is NUL-terminated and fits the kernel's 16 bytes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"runx-spawner".as_ptr()) };
+    trim_mount_namespace()?;
+    let own_pids = sys::open("/proc/self/ns/pid", libc::O_RDONLY).context("open /proc/self/ns/pid")?;
+    while let Some((data, fds)) = socket::receive(control.as_fd(), LIMIT).context("hear a request")? {
+        let (request, plan, theirs) = receive_request(&control, &data, fds)?;
+        // SAFETY: the spawner never starts a thread.
+        let cloned = unsafe { clone_for(&request, libc::CLONE_PARENT as u64) };
+        let (answer, pidfd) = match cloned {
+            Ok(Cloned::Child) => {
+                drop((control, own_pids));
+                init::run_encoded(&plan, request.fds, theirs)
+            }
+            Ok(Cloned::Parent { pid, pidfd }) => (Answer::Ok { pid }, Some(pidfd)),
+            Err(e) => (Answer::Failed { message: e.to_string(), errno: e.errno().unwrap_or(0) }, None),
+        };
+        if request.pid_namespace.is_some() {
+            process::setns(own_pids.as_fd(), libc::CLONE_NEWPID).context("return to the spawner's PID namespace")?;
+        }
+        let answer = postcard::to_stdvec(&answer).map_err(|e| Error::system("write an answer", io::Error::other(e)))?;
+        let pidfd: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
+        socket::send(control.as_fd(), &answer, &pidfd).context("answer a request")?;
+    }
+    Ok(())
+}
+
+fn receive_request(control: &OwnedFd, data: &[u8], fds: Vec<OwnedFd>) -> Result<(Request, OwnedFd, Handshake)> {
+    let broken = || Error::Died("the request to the spawner is malformed".into());
+    let header: Header = postcard::from_bytes(data).map_err(|_| broken())?;
+    let mut fds = fds.into_iter();
+    let plan = fds.next().ok_or_else(broken)?;
+    let theirs = Handshake::from_fd(fds.next().ok_or_else(broken)?);
+    let cgroup = if header.cgroup { Some(fds.next().ok_or_else(broken)?) } else { None };
+    let pid_namespace = if header.pid_namespace { Some(fds.next().ok_or_else(broken)?) } else { None };
+    let mut table = Vec::with_capacity(header.descriptors as usize);
+    while table.len() < header.descriptors as usize {
+        let (_, more) = socket::receive(control.as_fd(), LIMIT).context("hear a request")?.ok_or_else(broken)?;
+        table.extend(more);
+    }
+    let request = Request {
+        plan: crate::plan::Plan::default(),
+        fds: table,
+        namespaces: header.namespaces,
+        cgroup,
+        pid_namespace,
+    };
+    Ok((request, plan, theirs))
+}
+
+/// Leaves a mount namespace with a root of nothing but /proc and /sys.
+fn trim_mount_namespace() -> Result<()> {
+    process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace")?;
+    // Before anything is detached: what is shared would be detached on the node too.
+    mount::set_propagation_of_all(libc::MS_PRIVATE).context("make all mounts private")?;
+    let tmpfs = NewFilesystem::open("tmpfs").context("open a tmpfs")?;
+    tmpfs.string("size", "64k").context("limit the spawner's root")?;
+    tmpfs.string("mode", "755").context("set the mode of the spawner's root")?;
+    let root = tmpfs.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC).context("mount a tmpfs")?;
+    for name in ["proc", "sys"] {
+        sys::mkdirat(root.as_fd(), name, 0o555).with_context(|| format!("mkdir {name} in the spawner's root"))?;
+    }
+    let at = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open /")?;
+    mount::attach(root.as_fd(), at.as_fd()).context("attach the spawner's root")?;
+    for (kind, name) in [("proc", "proc"), ("sysfs", "sys")] {
+        let target = sys::openat2(root.as_fd(), name, libc::O_PATH, 0, sys::resolve::BENEATH).on("open", name)?;
+        let filesystem = NewFilesystem::open(kind)
+            .and_then(|fs| fs.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC))
+            .with_context(|| format!("mount {kind} for the spawner"))?;
+        mount::attach(filesystem.as_fd(), target.as_fd()).with_context(|| format!("attach {kind} for the spawner"))?;
+    }
+    match mount::pivot_into(&root) {
+        // An initramfs cannot be pivoted away from.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mount::move_into(&root).context("enter the spawner's root"),
+        other => other.context("pivot into the spawner's root"),
+    }
+}

@@ -1,0 +1,121 @@
+//! Making processes: `clone3(2)`, `setns(2)`, and the attributes a process passes on.
+
+use super::{check, owned};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// What `clone3` returned.
+#[derive(Debug)]
+pub enum Cloned {
+    /// In the new process.
+    Child,
+    /// In the caller.
+    Parent {
+        /// The new process, as the caller's PID namespace sees it.
+        pid: i32,
+        /// A descriptor of it.
+        pidfd: OwnedFd,
+    },
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// `clone3(2)` without shared memory: like fork, with new namespaces by `flags`, a pidfd, and the child
+/// born in the cgroup v2 directory `cgroup` if one is given.
+///
+/// # Safety
+/// The calling process must have one thread only: another thread's locks, held at this moment, would
+/// stay locked for ever in the child.
+pub unsafe fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let mut arguments = CloneArgs {
+        flags: flags | libc::CLONE_PIDFD as u64,
+        pidfd: &mut pidfd as *mut RawFd as u64,
+        // With CLONE_PARENT the kernel wants 0 and takes over the caller's own signal.
+        exit_signal: if flags & libc::CLONE_PARENT as u64 != 0 { 0 } else { libc::SIGCHLD as u64 },
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: the arguments live over the call; without CLONE_VM the child runs on a copy of this
+    // stack, and the caller vouches for there being one thread.
+    let pid = check(unsafe {
+        libc::syscall(libc::SYS_clone3, &arguments as *const CloneArgs, size_of::<CloneArgs>())
+    })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    Ok(Cloned::Parent { pid: pid as i32, pidfd: owned(pidfd.into())? })
+}
+
+/// `setns(2)`; `fd` is a namespace file, or a pidfd with one or more `CLONE_NEW*` flags.
+pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: only a borrowed descriptor and flags are passed.
+    check(unsafe { libc::setns(fd.as_raw_fd(), kinds) }.into()).map(drop)
+}
+
+/// `unshare(2)`.
+pub fn unshare(kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: only flags are passed.
+    check(unsafe { libc::unshare(kinds) }.into()).map(drop)
+}
+
+/// `prctl(2)` with up to three integers.
+pub fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong, c: libc::c_ulong) -> io::Result<i32> {
+    // SAFETY: used only with options whose arguments are integers.
+    check(unsafe { libc::prctl(option, a, b, c, 0) }.into()).map(|value| value as i32)
+}
+
+/// Makes this process, and what it forks until an exec, unreadable for processes without
+/// `CAP_SYS_PTRACE` over it (CVE-2016-9962).
+pub fn set_undumpable() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0, 0, 0).map(drop)
+}
+
+/// Gives every signal its default action and unblocks all: what a program may expect at its start.
+pub fn reset_signals() -> io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no handler. The C library refuses the two signals it keeps for
+        // itself, which it has not touched either.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an empty set is made and installed; the old one is not asked for.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
+/// The time a process started, in clock ticks since boot: with its pid, its identity
+/// (proc_pid_stat(5), field 22). `None` when there is no such process, or only its zombie.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold spaces and parentheses; what follows the last one is regular.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
