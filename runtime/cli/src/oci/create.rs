@@ -45,6 +45,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
     match finish(&mut process) {
         Ok(()) => Ok((container, process)),
         Err(e) => {
+            process.discard();
             undo(&container);
             Err(e)
         }
@@ -73,7 +74,7 @@ pub(crate) fn run(context: &Context, run: Run) -> Result<u8, Failure> {
     let (container, mut process) = make(context, &run.create, false, run.detach)?;
     let started = process.start().and_then(|()| container.set_started());
     if let Err(e) = started {
-        let _ = process.wait();
+        process.discard();
         undo(&container);
         if let Some(path) = &run.create.pid_file {
             let _ = std::fs::remove_file(path);

@@ -1,8 +1,10 @@
 //! `exec`.
 
+use std::os::unix::net::UnixStream;
+
 use anyhow::{Context as _, Result, bail};
 use runx_core::bundle::{self, Bundle};
-use runx_core::container::{Container, ExecOptions};
+use runx_core::container::{Container, ExecOptions, Process};
 use runx_core::spec::{Capability, LinuxCapabilities, Process as ProcessSpec};
 
 use super::create::preserved;
@@ -22,19 +24,29 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
     let signals = if exec.detach { None } else { Some(Signals::hold()?) };
     let options = ExecOptions { stdio: None, preserve_fds: preserved(exec.preserve_fds) };
     let mut process = runtime.exec(&container, &description, options)?;
-    if let (Some(socket), Some(master)) = (&socket, process.take_terminal()) {
-        console::hand_over(socket, &master)?;
-    }
-    if let Some(path) = &exec.pid_file {
-        pid_file::write(path, process.pid())?;
-    }
-    if let Err(e) = process.start() {
-        let _ = process.wait();
+    let started = begin(&mut process, &exec, socket.as_ref());
+    if let Err(e) = started {
+        process.discard();
+        if let Some(path) = &exec.pid_file {
+            let _ = std::fs::remove_file(path);
+        }
         return Err(e.into());
     }
     let Some(signals) = signals else { return Ok(0) };
     let master = process.take_terminal();
     Ok(foreground::wait(&process, &signals, master)?.code as u8)
+}
+
+/// Hands out what the process has to give, and starts it.
+fn begin(process: &mut Process, exec: &Exec, socket: Option<&UnixStream>) -> Result<()> {
+    if let Some(socket) = socket {
+        let master = process.take_terminal().context("the process has no terminal to hand over")?;
+        console::hand_over(socket, &master)?;
+    }
+    if let Some(path) = &exec.pid_file {
+        pid_file::write(path, process.pid())?;
+    }
+    Ok(process.start()?)
 }
 
 /// The process: from a file, or the container's own with another command line and changes.

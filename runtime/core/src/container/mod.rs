@@ -171,8 +171,8 @@ impl Process {
         pidfd::wait(self.pidfd.as_fd()).with_context(|| format!("wait for process {}", self.pid))
     }
 
-    /// Ends and reaps a process that could not be set up.
-    fn discard(&self) {
+    /// Ends and reaps a process that will not be started.
+    pub fn discard(&self) {
         let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         // Another waiter in this process may have been faster.
         let _ = pidfd::wait(self.pidfd.as_fd());

@@ -7,11 +7,12 @@
 pub mod handshake;
 pub mod server;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::error::{Context, Error, Result};
 use crate::init;
 use crate::plan::Plan;
+use crate::sys;
 use crate::sys::process::{self, Cloned};
 use handshake::Handshake;
 
@@ -70,7 +71,11 @@ fn spawn_here(request: Request) -> Result<Spawned> {
     let cloned = unsafe { clone_for(&request, 0) }?;
     match cloned {
         Cloned::Child => {
-            drop(ours);
+            // The caller's other descriptors would be held for as long as the process waits for its
+            // start: the lock on its own state among them.
+            let keep = request.fds.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_fd().as_raw_fd()]);
+            sys::close_all_but(3 + request.plan.process.preserve_fds as i32, keep.collect());
+            std::mem::forget(ours);
             init::run(request.plan, request.fds, theirs)
         }
         Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, handshake: ours }),

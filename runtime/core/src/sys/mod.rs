@@ -137,6 +137,21 @@ pub fn cloexec_from(first: RawFd) -> io::Result<()> {
     .map(drop)
 }
 
+/// Closes every descriptor from `first` on that is not in `keep`. For a process that was just cloned and
+/// will never return to what else owned them.
+pub(crate) fn close_all_but(first: RawFd, mut keep: Vec<RawFd>) {
+    keep.sort_unstable();
+    let mut from = first;
+    for fd in keep.into_iter().map(Some).chain([None]) {
+        let last = fd.map_or(libc::c_uint::MAX, |fd| fd.saturating_sub(1) as libc::c_uint);
+        if fd.is_none_or(|fd| fd > from) {
+            // SAFETY: closes descriptors that nothing in this process will use again.
+            unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, last, 0) };
+        }
+        from = from.max(fd.map_or(from, |fd| fd.saturating_add(1)));
+    }
+}
+
 /// Sets or clears close-on-exec.
 pub fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let flag = if on { libc::FD_CLOEXEC } else { 0 };
