@@ -24,6 +24,11 @@ pub(crate) fn bit(name: &str) -> Option<u64> {
     NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
 }
 
+/// All names with their prefix.
+pub(crate) fn names() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 fn mask(set: Option<&Capabilities>) -> u64 {
     set.into_iter().flatten().filter_map(|capability| bit(&capability.to_string())).fold(0, |mask, bit| mask | bit)
 }

@@ -83,6 +83,9 @@ pub enum Error {
     /// The container's process ended before it was set up.
     #[error("container process ended during setup: {0}")]
     Died(String),
+    /// The spawner behind a connection has died; another one must be started.
+    #[error("the spawner has gone")]
+    SpawnerGone,
     /// The process that is to be acted on has ended.
     #[error("process already finished")]
     Finished,

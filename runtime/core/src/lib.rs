@@ -10,6 +10,7 @@ mod capability;
 pub mod cgroup;
 pub mod container;
 pub mod error;
+pub mod features;
 pub mod init;
 pub mod mount_options;
 pub mod plan;

@@ -73,6 +73,18 @@ pub fn propagation(word: &str) -> Option<u64> {
     PROPAGATION.iter().find(|(name, _)| *name == word).map(|(_, flags)| *flags)
 }
 
+/// Every option that is not left to the filesystem, sorted.
+pub fn known() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name).chain(ACCESS_TIMES.iter().map(|(name, _)| *name));
+    let mut all: Vec<String> = attributes
+        .flat_map(|name| [name.to_owned(), format!("r{name}")])
+        .chain(PROPAGATION.iter().map(|(name, _)| (*name).to_owned()))
+        .chain(["bind", "rbind", "defaults"].map(str::to_owned))
+        .collect();
+    all.sort_unstable();
+    all
+}
+
 impl MountOptions {
     /// Sorts the options of the mount at `destination`.
     ///

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Context, Error, Result};
 use crate::sys;
@@ -47,6 +48,19 @@ impl Hierarchy {
 }
 
 impl Layout {
+    /// The layout, looked at once in a process's life.
+    ///
+    /// # Errors
+    /// As for [`Self::detect`]; a failure is not remembered.
+    pub fn of_this_machine() -> Result<&'static Self> {
+        static KNOWN: OnceLock<Layout> = OnceLock::new();
+        if let Some(layout) = KNOWN.get() {
+            return Ok(layout);
+        }
+        let layout = Self::detect()?;
+        Ok(KNOWN.get_or_init(|| layout))
+    }
+
     /// Looks at `/sys/fs/cgroup` and `/proc/self/cgroup`; the table of mounts, which is long on a busy
     /// node, is not read.
     ///

@@ -39,7 +39,7 @@ impl Runtime {
     /// Everything that can be wrong with a bundle, and the kernel's refusals; nothing is left behind.
     pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
         let directory = self.directory(id)?;
-        let layout = self.layout()?;
+        let layout = Layout::of_this_machine()?;
         let cgroup = cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
         state::make_directory(&self.root, &directory, id)?;
         let made = state::lock(&directory)

@@ -9,12 +9,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::cgroup::{Layout, Stats};
+use crate::cgroup::Stats;
 use crate::error::{Context, Error, Result};
 use crate::spawn::Spawner;
 use crate::spawn::handshake::{FromChild, Handshake, ToChild};
@@ -33,7 +32,6 @@ pub struct Runtime {
     root: PathBuf,
     spawner: Spawner,
     wasm: WasmConfig,
-    layout: OnceLock<Layout>,
 }
 
 /// Checks a container id: letters, digits and `_+-.`, 1 to 1024 of them, neither `.` nor `..`. It
@@ -59,7 +57,7 @@ pub fn validate_id(id: &str) -> Result<()> {
 impl Runtime {
     /// Containers whose state is below `root`. Nothing is read or made yet.
     pub fn new(root: impl Into<PathBuf>, spawner: Spawner, wasm: WasmConfig) -> Self {
-        Self { root: root.into(), spawner, wasm, layout: OnceLock::new() }
+        Self { root: root.into(), spawner, wasm }
     }
 
     /// The root directory.
@@ -67,18 +65,6 @@ impl Runtime {
         &self.root
     }
 
-    /// Replaces a spawner that has died.
-    pub fn set_spawner(&mut self, spawner: Spawner) {
-        self.spawner = spawner;
-    }
-
-    fn layout(&self) -> Result<&Layout> {
-        if let Some(layout) = self.layout.get() {
-            return Ok(layout);
-        }
-        let layout = Layout::detect()?;
-        Ok(self.layout.get_or_init(|| layout))
-    }
 
     fn directory(&self, id: &str) -> Result<PathBuf> {
         validate_id(id)?;

@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod server;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::error::{Context, Error, Result};
 use crate::init;
@@ -43,12 +44,12 @@ pub struct Spawned {
 }
 
 /// Who clones.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Spawner {
     /// This process, which must have one thread only.
     Direct,
     /// The spawner behind this connection.
-    Server(server::Client),
+    Server(Arc<server::Client>),
 }
 
 impl Spawner {

@@ -68,12 +68,14 @@ impl Client {
         first.extend(request.pid_namespace.as_ref().map(AsFd::as_fd));
         // A poisoned lock only says that another request panicked; the protocol's state is the socket's.
         let socket = self.socket.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        socket::send(socket.as_fd(), &header, &first).context("ask the spawner for a process")?;
-        socket::send_fds(socket.as_fd(), b"f", &request.fds).context("hand descriptors to the spawner")?;
-        let answer = socket::receive(socket.as_fd(), LIMIT).context("hear from the spawner")?;
-        let Some((data, mut fds)) = answer else {
-            return Err(Error::Died("the spawner has gone".into()));
+        let gone = |e: io::Error| match e.raw_os_error() {
+            Some(libc::EPIPE | libc::ECONNRESET) => Error::SpawnerGone,
+            _ => Error::system("ask the spawner for a process", e),
         };
+        socket::send(socket.as_fd(), &header, &first).map_err(gone)?;
+        socket::send_fds(socket.as_fd(), b"f", &request.fds).map_err(gone)?;
+        let answer = socket::receive(socket.as_fd(), LIMIT).map_err(gone)?;
+        let Some((data, mut fds)) = answer else { return Err(Error::SpawnerGone) };
         match postcard::from_bytes(&data) {
             Ok(Answer::Ok { pid }) if fds.len() == 1 => Ok(Spawned { pid, pidfd: fds.remove(0), handshake: ours }),
             Ok(Answer::Failed { message, errno }) => Err(Error::Init { message, errno }),

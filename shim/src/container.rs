@@ -1,0 +1,193 @@
+//! A container of this shim, and the blocking half of its operations.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::ttrpc::{self, Code};
+use runx_core::Error;
+use runx_core::bundle::Bundle;
+use runx_core::container::{Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
+use runx_core::spec::Process as ProcessSpec;
+
+use crate::error::{runtime_failure, status, unknown};
+use crate::io::{Ends, Streams};
+use crate::options::Options;
+use crate::process::Process;
+use crate::rootfs;
+
+/// Holds the pid of the first process, for `delete`.
+pub(crate) const PID_FILE: &str = "init.pid";
+
+/// Holds the directory of the state where that is not the usual one, for `delete`.
+const ROOT_FILE: &str = "runx-root";
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) core: Core,
+    pub(crate) init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Set when the first process has ended: nothing new is started.
+    pub(crate) closing: AtomicBool,
+    /// Processes killed for lack of memory that have been told of.
+    oom_kills: AtomicU64,
+}
+
+/// What creating gives: a container whose first process is ready, and the parts to connect it with.
+pub(crate) struct Created {
+    pub(crate) core: Core,
+    pub(crate) handle: Handle,
+    pub(crate) ends: Ends,
+}
+
+/// The state directory that a create used, if it was not the usual one.
+pub(crate) fn recorded_root(bundle: &Path) -> Option<PathBuf> {
+    fs::read_to_string(bundle.join(ROOT_FILE)).ok().map(|text| PathBuf::from(text.trim_end()))
+}
+
+fn streams(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Streams {
+    Streams { terminal, stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
+}
+
+/// The streams that a create request names.
+pub(crate) fn create_streams(request: &CreateTaskRequest) -> Streams {
+    streams(request.terminal, &request.stdin, &request.stdout, &request.stderr)
+}
+
+/// Mounts the root filesystem and makes the container. Everything is taken back on failure.
+pub(crate) fn create(runtime: &Runtime, request: &CreateTaskRequest, options: &Options) -> ttrpc::Result<Created> {
+    let bundle = PathBuf::from(&request.bundle);
+    let root = bundle.join("rootfs");
+    if !request.rootfs.is_empty() {
+        match fs::DirBuilder::new().mode(0o711).create(&root) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(unknown(format!("create {}: {e}", root.display())));
+            }
+            _ => {}
+        }
+        rootfs::mount_all(&request.rootfs, &root).map_err(unknown)?;
+    }
+    let created = create_mounted(runtime, request, options, &bundle);
+    if created.is_err()
+        && !request.rootfs.is_empty()
+        && let Err(e) = rootfs::unmount(&root)
+    {
+        log::warn!("unmount {} after a failed create: {e}", root.display());
+    }
+    created
+}
+
+fn create_mounted(
+    runtime: &Runtime,
+    request: &CreateTaskRequest,
+    options: &Options,
+    path: &Path,
+) -> ttrpc::Result<Created> {
+    let what = "OCI runtime create failed";
+    if options.root.is_some() {
+        fs::write(path.join(ROOT_FILE), runtime.root().as_os_str().as_encoded_bytes())
+            .map_err(|e| unknown(format!("write {ROOT_FILE}: {e}")))?;
+    }
+    let bundle = Bundle::load(path).map_err(|e| runtime_failure(what, e))?;
+    let terminal = bundle.process().map_err(|e| runtime_failure(what, e))?.terminal().unwrap_or(false);
+    if terminal != request.terminal {
+        return Err(status(
+            Code::INVALID_ARGUMENT,
+            format!("{what}: process.terminal is {terminal} in config.json and {} in the request", request.terminal),
+        ));
+    }
+    let (stdio, ends) = create_streams(request)
+        .open((options.io_uid, options.io_gid))
+        .map_err(|e| stream_failure(what, &e))?;
+    let create = CreateOptions {
+        stdio,
+        no_pivot: options.no_pivot,
+        no_new_keyring: options.no_new_keyring,
+        ..CreateOptions::default()
+    };
+    let (core, handle) = runtime.create(&request.id, &bundle, create).map_err(|e| match e {
+        Error::SpawnerGone => spawner_gone(),
+        other => runtime_failure(what, other),
+    })?;
+    if let Err(e) = fs::write(path.join(PID_FILE), handle.pid().to_string()) {
+        handle.discard();
+        let _ = core.delete(true);
+        return Err(unknown(format!("write {PID_FILE}: {e}")));
+    }
+    Ok(Created { core, handle, ends })
+}
+
+fn stream_failure(what: &str, error: &io::Error) -> ttrpc::Error {
+    let code = if error.kind() == io::ErrorKind::Unsupported { Code::UNIMPLEMENTED } else { Code::UNKNOWN };
+    status(code, format!("{what}: {error}"))
+}
+
+/// The error after which another spawner is started and the call tried again.
+pub(crate) fn spawner_gone() -> ttrpc::Error {
+    status(Code::UNAVAILABLE, Error::SpawnerGone.to_string())
+}
+
+/// Whether an error is [`spawner_gone`]'s.
+pub(crate) fn is_spawner_gone(error: &ttrpc::Error) -> bool {
+    matches!(error, ttrpc::Error::RpcStatus(status) if status.code() == Code::UNAVAILABLE)
+}
+
+/// Makes a process in a container, ready to start.
+pub(crate) fn exec(
+    runtime: &Runtime,
+    container: &Container,
+    spec: &ProcessSpec,
+    streams: &Streams,
+) -> ttrpc::Result<(Handle, Ends)> {
+    let what = "OCI runtime exec failed";
+    let (stdio, ends) = streams.open((0, 0)).map_err(|e| stream_failure(what, &e))?;
+    let options = ExecOptions { stdio, ..ExecOptions::default() };
+    let handle = runtime.exec(&container.core, spec, options).map_err(|e| match e {
+        Error::SpawnerGone => spawner_gone(),
+        Error::WrongState { status, .. } => unknown(format!("cannot exec in a {status} state")),
+        other => runtime_failure(what, other),
+    })?;
+    Ok((handle, ends))
+}
+
+impl Container {
+    /// A container with its first process.
+    pub(crate) fn new(id: String, bundle: PathBuf, core: Core, init: Arc<Process>) -> Self {
+        Self {
+            id,
+            bundle,
+            core,
+            init,
+            execs: Mutex::new(HashMap::new()),
+            closing: AtomicBool::new(false),
+            oom_kills: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The first process, or one that was exec'd.
+    pub(crate) fn process(&self, exec_id: &str) -> Option<Arc<Process>> {
+        if exec_id.is_empty() { Some(self.init.clone()) } else { self.execs().get(exec_id).cloned() }
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.core.status() == Status::Paused
+    }
+
+    /// Whether a process was killed for lack of memory since this was last asked.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let kills = self.core.stats().ok().and_then(|stats| stats.memory).map_or(0, |memory| memory.oom_kills);
+        self.oom_kills.swap(kills, Ordering::Relaxed) < kills
+    }
+}

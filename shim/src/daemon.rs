@@ -1,0 +1,127 @@
+//! The daemon: serves the Task API for the containers of one pod until the last one is deleted.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
+use runx_core::sys::{self, process::prctl};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::events::Publisher;
+use crate::flags::Flags;
+use crate::logging;
+use crate::reaper::Reaper;
+use crate::service::Service;
+use crate::spawner;
+
+/// The descriptor that `start` puts the socket on.
+pub(crate) const LISTENER: i32 = 3;
+
+/// A daemon that nobody asked for a container by then was started for nothing.
+const NEVER_USED: Duration = Duration::from_secs(60);
+
+/// How long events may take to leave before the end.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+/// Threads for blocking work end this soon after it: an idle shim shall be small.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+/// Serves.
+pub(crate) fn run(flags: Flags) -> Result<()> {
+    let bundle = std::env::current_dir().context("find the bundle")?;
+    logging::begin(&bundle, &flags.id, flags.debug);
+    let served = serve(flags);
+    if let Err(e) = &served {
+        log::error!("{e:#}");
+    }
+    served
+}
+
+fn serve(flags: Flags) -> Result<()> {
+    let listener = listener()?;
+    let address = listener.local_addr().context("look at the socket")?;
+    let socket = address.as_pathname().map(PathBuf::from);
+    // The bundle goes before this daemon may.
+    std::env::set_current_dir("/").context("chdir to /")?;
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0).context("become a subreaper")?;
+    // Before there are threads, and from the one that lives to the end.
+    let spawner = spawner::launch()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
+        .build()
+        .context("start the runtime")?;
+    let served = runtime.block_on(async {
+        let events = Publisher::new(std::env::var("TTRPC_ADDRESS").ok(), flags.namespace.clone());
+        let reaper = Reaper::default();
+        let service = Arc::new(Service::new(&flags, spawner, events.clone(), reaper.clone()));
+        let mut server = serve_both_versions(listener, service.clone()).await?;
+        let mut children = signal(SignalKind::child()).context("watch for SIGCHLD")?;
+        let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+        reaper.reap();
+        let used = tokio::time::sleep(NEVER_USED);
+        tokio::pin!(used);
+        loop {
+            tokio::select! {
+                _ = children.recv() => reaper.reap(),
+                request = service.next_spawner_request() => service.answer_spawner_request(request),
+                () = service.shut_down() => break,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = &mut used => {
+                    if service.was_never_used() {
+                        log::warn!("no container came: the daemon ends");
+                        break;
+                    }
+                    used.as_mut().reset(tokio::time::Instant::now() + Duration::from_secs(86_400 * 365));
+                }
+            }
+        }
+        // First the socket, so that a new container does not find a daemon that goes.
+        if let Some(socket) = &socket {
+            let _ = std::fs::remove_file(socket);
+        }
+        let _ = tokio::time::timeout(LAST_EVENTS, events.flush()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), server.shutdown()).await;
+        Ok(())
+    });
+    runtime.shutdown_background();
+    served
+}
+
+fn listener() -> Result<UnixListener> {
+    // SAFETY: `start` put the socket there, and nobody else owns it.
+    let fd: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(LISTENER) };
+    let stat = sys::fstat(fd.as_fd());
+    if !stat.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK) {
+        // It is not ours to close.
+        std::mem::forget(fd);
+        anyhow::bail!("descriptor {LISTENER} is not a socket: the daemon is started by `start` only");
+    }
+    sys::set_cloexec(fd.as_fd(), true).context("keep the socket")?;
+    Ok(UnixListener::from(fd))
+}
+
+/// Which version containerd calls depends on how it understood the answer to `start`, so both are
+/// served; their messages are the same.
+async fn serve_both_versions(listener: UnixListener, service: Arc<Service>) -> Result<Server> {
+    let task: Arc<dyn Task + Send + Sync> = service;
+    let mut services: HashMap<String, Methods> = create_task(task.clone());
+    for (_, methods) in create_task(task) {
+        services.insert("containerd.task.v2.Task".to_owned(), methods);
+    }
+    listener.set_nonblocking(true).context("set the socket to non-blocking")?;
+    let listener = std::os::fd::IntoRawFd::into_raw_fd(listener);
+    // SAFETY: the descriptor is an open listener and its ownership goes to the server.
+    let server = unsafe { Server::new().add_unix_listener(listener) }.context("serve the socket")?;
+    let mut server = server.register_service(services);
+    server.start().await.context("serve the socket")?;
+    Ok(server)
+}

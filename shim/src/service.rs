@@ -1,0 +1,652 @@
+//! The Task API, with the answers and events of containerd-shim-runc-v2.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api as pb;
+use containerd_shim_protos::api::Empty;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::events::task as topics;
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
+use containerd_shim_protos::ttrpc::{self, Code, Result};
+use runx_core::Error;
+use runx_core::bundle;
+use runx_core::container::{Process as Handle, Runtime};
+use runx_core::spawn::Spawner;
+use runx_core::spec::{LinuxResources, Process as ProcessSpec};
+use runx_core::sys::pidfd;
+use runx_core::workload::WasmConfig;
+use tokio::io::Interest;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::container::{self, Container};
+use crate::error::{from_runtime, not_found, precondition, runtime_failure, status, unknown};
+use crate::events::{Publisher, any, timestamp};
+use crate::flags::Flags;
+use crate::io::Streams;
+use crate::process::{Ended, Phase, Process};
+use crate::reaper::Reaper;
+use crate::{metrics, options, rootfs, spawner};
+
+/// How long the first process's exit waits for those of the others.
+const OTHERS_EXIT: Duration = Duration::from_secs(10);
+
+type SpawnerRequest = oneshot::Sender<anyhow::Result<Spawner>>;
+
+/// The service behind the socket.
+#[derive(Clone)]
+pub(crate) struct Service(Arc<Shared>);
+
+struct Shared {
+    root: PathBuf,
+    wasm: WasmConfig,
+    spawner: Mutex<Spawner>,
+    spawner_requests: (mpsc::UnboundedSender<SpawnerRequest>, tokio::sync::Mutex<mpsc::UnboundedReceiver<SpawnerRequest>>),
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// Ids whose creation is under way.
+    creating: Mutex<HashSet<String>>,
+    used: AtomicBool,
+    shutdown: Notify,
+    events: Publisher,
+    reaper: Reaper,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Runs blocking work on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(unknown(format!("the shim's own work failed: {e}"))),
+    }
+}
+
+impl Service {
+    pub(crate) fn new(flags: &Flags, spawner: Spawner, events: Publisher, reaper: Reaper) -> Self {
+        let executable = std::env::current_exe().unwrap_or_default();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self(Arc::new(Shared {
+            root: flags.state_root(),
+            wasm: WasmConfig::beside(&executable),
+            spawner: Mutex::new(spawner),
+            spawner_requests: (sender, tokio::sync::Mutex::new(receiver)),
+            containers: Mutex::new(HashMap::new()),
+            creating: Mutex::new(HashSet::new()),
+            used: AtomicBool::new(false),
+            shutdown: Notify::new(),
+            events,
+            reaper,
+        }))
+    }
+
+    /// Waits until the last container is gone and containerd has said so.
+    pub(crate) async fn shut_down(&self) {
+        self.0.shutdown.notified().await;
+    }
+
+    pub(crate) fn was_never_used(&self) -> bool {
+        !self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// Somebody found the spawner dead. The main thread answers, as it must be the parent of the next.
+    pub(crate) async fn next_spawner_request(&self) -> Option<SpawnerRequest> {
+        self.0.spawner_requests.1.lock().await.recv().await
+    }
+
+    pub(crate) fn answer_spawner_request(&self, request: Option<SpawnerRequest>) {
+        if let Some(request) = request {
+            log::warn!("the spawner has gone: another one is started");
+            let _ = request.send(spawner::launch());
+        }
+    }
+
+    async fn replace_spawner(&self) -> Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.0.spawner_requests.0.send(sender);
+        match receiver.await {
+            Ok(Ok(spawner)) => {
+                *lock(&self.0.spawner) = spawner;
+                Ok(())
+            }
+            Ok(Err(e)) => Err(unknown(format!("start another spawner: {e:#}"))),
+            Err(_) => Err(unknown("start another spawner: the shim is shutting down")),
+        }
+    }
+
+    fn runtime(&self, root: Option<&PathBuf>) -> Runtime {
+        let root = root.unwrap_or(&self.0.root);
+        Runtime::new(root, lock(&self.0.spawner).clone(), self.0.wasm.clone())
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        lock(&self.0.containers).get(id).cloned().ok_or_else(|| not_found("container not created"))
+    }
+
+    fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>)> {
+        let container = self.container(id)?;
+        let process = container
+            .process(exec_id)
+            .ok_or_else(|| not_found(format!("process {exec_id} not found in container {id}")))?;
+        Ok((container, process))
+    }
+
+    /// Waits for a process's end in a task of its own, and tells of it.
+    fn watch(&self, container: Arc<Container>, process: Arc<Process>) {
+        self.0.reaper.add(process.pid() as i32);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let status = wait_for_exit(&process).await;
+            let at = SystemTime::now();
+            service.0.reaper.remove(process.pid() as i32);
+            if let Some(connections) = process.connections() {
+                connections.stop_input();
+            }
+            service.finish(&container, &process, Ended { status, at }).await;
+        });
+    }
+
+    async fn finish(&self, container: &Arc<Container>, process: &Arc<Process>, ended: Ended) {
+        let is_init = process.exec_id.is_empty();
+        // A start that is under way comes first.
+        let turn = process.turn.lock().await;
+        if is_init {
+            container.closing.store(true, Ordering::Relaxed);
+            if !container.core.state().own_pid_namespace {
+                let container = container.clone();
+                let killed = blocking(move || container.core.kill(libc::SIGKILL, true).map_err(from_runtime)).await;
+                if let Err(e) = killed {
+                    log::warn!("end what a container's first process left: {e}");
+                }
+            }
+            self.wait_for_others(container).await;
+        }
+        if ended.status == 128 + libc::SIGKILL as u32 && container.ran_out_of_memory() {
+            let event = topics::TaskOOM { container_id: container.id.clone(), ..topics::TaskOOM::default() };
+            self.0.events.publish("/tasks/oom", &event);
+        }
+        process.end(ended);
+        drop(turn);
+        let event = topics::TaskExit {
+            container_id: container.id.clone(),
+            id: if is_init { container.id.clone() } else { process.exec_id.clone() },
+            pid: process.pid(),
+            exit_status: ended.status,
+            exited_at: MessageField::some(timestamp(ended.at)),
+            ..topics::TaskExit::default()
+        };
+        self.0.events.publish("/tasks/exit", &event);
+    }
+
+    /// The first process's exit is the last that is told of.
+    async fn wait_for_others(&self, container: &Container) {
+        let running: Vec<_> =
+            container.execs().values().filter(|exec| exec.phase() == Phase::Running).cloned().collect();
+        let all = async {
+            for exec in running {
+                exec.wait().await;
+            }
+        };
+        if tokio::time::timeout(OTHERS_EXIT, all).await.is_err() {
+            log::warn!("container {}: processes outlive the first one", container.id);
+        }
+    }
+
+    async fn create_container(&self, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
+        if !request.checkpoint.is_empty() {
+            return Err(status(Code::UNIMPLEMENTED, "restore from a checkpoint is not supported"));
+        }
+        let options = Arc::new(options::parse(request.options.as_ref())?);
+        let request = Arc::new(request);
+        let mut tried = false;
+        let created = loop {
+            let runtime = self.runtime(options.root.as_ref());
+            let (request, options) = (request.clone(), options.clone());
+            let expectation = self.0.reaper.expect();
+            let created = blocking(move || container::create(&runtime, &request, &options)).await;
+            match created {
+                Err(e) if container::is_spawner_gone(&e) && !tried => {
+                    tried = true;
+                    self.replace_spawner().await?;
+                }
+                other => break other.map(|created| (created, expectation)),
+            }
+        };
+        let (created, expectation) = created?;
+        let container::Created { core, mut handle, ends } = created;
+        let pid = handle.pid() as u32;
+        let process = Arc::new(Process::new(String::new(), container::create_streams(&request), None));
+        let connected = ends.connect(handle.take_terminal()).and_then(|connections| process.born(handle, connections));
+        if let Err(e) = connected {
+            let _ = core.delete(true);
+            let _ = rootfs::unmount(&PathBuf::from(&request.bundle).join("rootfs"));
+            return Err(unknown(format!("connect the streams of the container: {e}")));
+        }
+        let bundle = PathBuf::from(&request.bundle);
+        let container = Arc::new(Container::new(request.id.clone(), bundle, core, process.clone()));
+        lock(&self.0.containers).insert(request.id.clone(), container.clone());
+        let event = topics::TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(topics::TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..topics::TaskIO::default()
+            }),
+            pid,
+            ..topics::TaskCreate::default()
+        };
+        self.0.events.publish("/tasks/create", &event);
+        self.watch(container, process);
+        drop(expectation);
+        Ok(pb::CreateTaskResponse { pid, ..pb::CreateTaskResponse::default() })
+    }
+
+    async fn start_init(&self, container: Arc<Container>) -> Result<u32> {
+        let process = container.init.clone();
+        let _turn = process.turn.lock().await;
+        let handle = match process.phase() {
+            Phase::Created => process.take_handle(),
+            Phase::Running => return Err(unknown("cannot start a running process")),
+            _ => return Err(unknown("cannot start a stopped process")),
+        };
+        let Some(mut handle) = handle else { return Err(unknown("cannot start a running process")) };
+        let started = {
+            let container = container.clone();
+            blocking(move || {
+                handle.start().map_err(|e| runtime_failure("OCI runtime start failed", e))?;
+                container.core.set_started().map_err(from_runtime)
+            })
+        };
+        started.await?;
+        process.set_phase(Phase::Running);
+        let pid = process.pid();
+        let event = topics::TaskStart { container_id: container.id.clone(), pid, ..topics::TaskStart::default() };
+        self.0.events.publish("/tasks/start", &event);
+        Ok(pid)
+    }
+
+    async fn start_exec(&self, container: Arc<Container>, process: Arc<Process>) -> Result<u32> {
+        let _turn = process.turn.lock().await;
+        match process.phase() {
+            Phase::Added => {}
+            Phase::Stopped => return Err(unknown("cannot start a stopped process")),
+            _ => return Err(unknown("cannot start a running process")),
+        }
+        if container.closing.load(Ordering::Relaxed) {
+            return Err(precondition(format!("container {} init process is not running", container.id)));
+        }
+        let expectation = self.0.reaper.expect();
+        let made = self.make_exec(&container, &process).await;
+        let (mut handle, ends) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                // Whoever waits for it learns that it will never run.
+                process.end(Ended { status: 255, at: SystemTime::now() });
+                return Err(e);
+            }
+        };
+        let terminal = handle.take_terminal();
+        let started = blocking(move || match handle.start() {
+            Ok(()) => Ok(handle),
+            Err(e) => {
+                handle.discard();
+                Err(runtime_failure("OCI runtime exec failed", e))
+            }
+        });
+        let born = match started.await {
+            Ok(handle) => ends
+                .connect(terminal)
+                .and_then(|connections| process.born(handle, connections))
+                .map_err(|e| unknown(format!("connect the streams of exec {}: {e}", process.exec_id))),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = born {
+            process.end(Ended { status: 255, at: SystemTime::now() });
+            return Err(e);
+        }
+        process.set_phase(Phase::Running);
+        let pid = process.pid();
+        let event = topics::TaskExecStarted {
+            container_id: container.id.clone(),
+            exec_id: process.exec_id.clone(),
+            pid,
+            ..topics::TaskExecStarted::default()
+        };
+        self.0.events.publish("/tasks/exec-started", &event);
+        self.watch(container.clone(), process.clone());
+        drop(expectation);
+        Ok(pid)
+    }
+
+    async fn make_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<(Handle, crate::io::Ends)> {
+        let mut tried = false;
+        loop {
+            let runtime = self.runtime(None);
+            let (container, process) = (container.clone(), process.clone());
+            let made = blocking(move || {
+                let spec = process.spec.as_ref().ok_or_else(|| unknown("the exec has no process"))?;
+                container::exec(&runtime, &container, spec, &process.streams)
+            });
+            match made.await {
+                Err(e) if container::is_spawner_gone(&e) && !tried => {
+                    tried = true;
+                    self.replace_spawner().await?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn delete_init(&self, container: Arc<Container>) -> Result<pb::DeleteResponse> {
+        let process = container.init.clone();
+        if process.phase() == Phase::Running {
+            return Err(unknown("cannot delete a running process"));
+        }
+        // Never started: it is ended, and its end told, before it goes.
+        if process.phase() == Phase::Created {
+            let _ = process.signal(libc::SIGKILL);
+            process.wait().await;
+        }
+        if let Some(connections) = process.connections() {
+            connections.drain().await;
+        }
+        {
+            let container = container.clone();
+            blocking(move || {
+                match container.core.delete(true) {
+                    Ok(()) | Err(Error::NotFound(_)) => {}
+                    Err(e) => return Err(runtime_failure("OCI runtime delete failed", e)),
+                }
+                let root = container.bundle.join("rootfs");
+                rootfs::unmount(&root).map_err(|e| unknown(format!("unmount {}: {e}", root.display())))
+            })
+            .await?;
+        }
+        lock(&self.0.containers).remove(&container.id);
+        let ended = process.ended();
+        let response = delete_response(&process, ended);
+        let event = topics::TaskDelete {
+            container_id: container.id.clone(),
+            pid: response.pid,
+            exit_status: response.exit_status,
+            exited_at: response.exited_at.clone(),
+            ..topics::TaskDelete::default()
+        };
+        self.0.events.publish("/tasks/delete", &event);
+        Ok(response)
+    }
+
+    async fn delete_exec(&self, container: &Container, process: Arc<Process>) -> Result<pb::DeleteResponse> {
+        if matches!(process.phase(), Phase::Running | Phase::Created) {
+            return Err(unknown("cannot delete a running process"));
+        }
+        if let Some(connections) = process.connections() {
+            connections.drain().await;
+        }
+        container.execs().remove(&process.exec_id);
+        Ok(delete_response(&process, process.ended()))
+    }
+}
+
+fn delete_response(process: &Process, ended: Option<Ended>) -> pb::DeleteResponse {
+    pb::DeleteResponse {
+        pid: process.pid(),
+        exit_status: ended.map_or(0, |ended| ended.status),
+        exited_at: ended.map_or_else(MessageField::none, |ended| MessageField::some(timestamp(ended.at))),
+        ..pb::DeleteResponse::default()
+    }
+}
+
+/// Reaps the process when its descriptor says that it has ended.
+async fn wait_for_exit(process: &Process) -> u32 {
+    const LOST: u32 = 255;
+    let Some(Ok(copy)) = process.pidfd().map(|fd| fd.try_clone()) else { return LOST };
+    let waiter = match crate::io::watched(copy, Interest::READABLE) {
+        Ok(waiter) => waiter,
+        Err(e) => {
+            log::error!("wait for process {}: {e}", process.pid());
+            return LOST;
+        }
+    };
+    loop {
+        match pidfd::try_wait(waiter.get_ref().as_fd()) {
+            Ok(Some(exit)) => return exit.code as u32,
+            Ok(None) => {}
+            Err(e) => {
+                log::error!("wait for process {}: {e}", process.pid());
+                return LOST;
+            }
+        }
+        match waiter.readable().await {
+            Ok(mut guard) => {
+                if let Ok(Some(exit)) = pidfd::try_wait(waiter.get_ref().as_fd()) {
+                    return exit.code as u32;
+                }
+                guard.clear_ready();
+            }
+            Err(_) => return LOST,
+        }
+    }
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn state(&self, _: &TtrpcContext, request: pb::StateRequest) -> Result<pb::StateResponse> {
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        let paused = process.phase() == Phase::Running && container.is_paused();
+        Ok(process.describe(&container.id, &container.bundle.to_string_lossy(), paused))
+    }
+
+    async fn create(&self, _: &TtrpcContext, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
+        let id = request.id.clone();
+        self.0.used.store(true, Ordering::Relaxed);
+        let known = lock(&self.0.containers).contains_key(&id);
+        if known || !lock(&self.0.creating).insert(id.clone()) {
+            return Err(status(Code::ALREADY_EXISTS, format!("container {id} already exists")));
+        }
+        let created = self.create_container(request).await;
+        lock(&self.0.creating).remove(&id);
+        created
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: pb::StartRequest) -> Result<pb::StartResponse> {
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        let pid = if request.exec_id.is_empty() {
+            self.start_init(container).await?
+        } else {
+            self.start_exec(container, process).await?
+        };
+        Ok(pb::StartResponse { pid, ..pb::StartResponse::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: pb::DeleteRequest) -> Result<pb::DeleteResponse> {
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        if request.exec_id.is_empty() {
+            self.delete_init(container).await
+        } else {
+            self.delete_exec(&container, process).await
+        }
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: pb::PidsRequest) -> Result<pb::PidsResponse> {
+        let container = self.container(&request.id)?;
+        let execs: HashMap<u32, String> =
+            container.execs().values().map(|exec| (exec.pid(), exec.exec_id.clone())).collect();
+        let pids = container.core.pids().map_err(from_runtime)?;
+        let processes = pids
+            .into_iter()
+            .map(|pid| {
+                let details = execs.get(&(pid as u32)).map(|exec_id| {
+                    any(&ProcessDetails { exec_id: exec_id.clone(), ..ProcessDetails::default() })
+                });
+                pb::ProcessInfo { pid: pid as u32, info: details.into(), ..pb::ProcessInfo::default() }
+            })
+            .collect();
+        Ok(pb::PidsResponse { processes, ..pb::PidsResponse::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: pb::PauseRequest) -> Result<Empty> {
+        let container = self.container(&request.id)?;
+        let id = container.id.clone();
+        blocking(move || container.core.pause().map_err(state_failure)).await?;
+        let event = topics::TaskPaused { container_id: id, ..topics::TaskPaused::default() };
+        self.0.events.publish("/tasks/paused", &event);
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: pb::ResumeRequest) -> Result<Empty> {
+        let container = self.container(&request.id)?;
+        let id = container.id.clone();
+        blocking(move || container.core.resume().map_err(state_failure)).await?;
+        let event = topics::TaskResumed { container_id: id, ..topics::TaskResumed::default() };
+        self.0.events.publish("/tasks/resumed", &event);
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, request: pb::CheckpointTaskRequest) -> Result<Empty> {
+        self.container(&request.id)?;
+        Err(status(Code::UNIMPLEMENTED, "checkpoint is not supported"))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> Result<Empty> {
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        match process.phase() {
+            Phase::Added => return Err(precondition("process not created")),
+            Phase::Stopped => return Err(not_found("process already finished")),
+            Phase::Created | Phase::Running => {}
+        }
+        let signal = request.signal as i32;
+        if request.exec_id.is_empty() {
+            blocking(move || container.core.kill(signal, request.all).map_err(from_runtime)).await?;
+        } else {
+            process.signal(signal).map_err(|e| match e.raw_os_error() {
+                Some(libc::ESRCH) => not_found("process already finished"),
+                _ => unknown(format!("send signal {signal} to exec {}: {e}", request.exec_id)),
+            })?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: pb::ExecProcessRequest) -> Result<Empty> {
+        let container = self.container(&request.id)?;
+        let mut spec: ProcessSpec =
+            bundle::parse(&request.spec.value, "process of the exec request").map_err(from_runtime)?;
+        spec.set_terminal(Some(request.terminal));
+        let streams = Streams {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        if container.init.phase() == Phase::Stopped {
+            return Err(unknown("cannot exec in a stopped state"));
+        }
+        if container.is_paused() {
+            return Err(unknown("cannot exec in a paused state"));
+        }
+        match container.execs().entry(request.exec_id.clone()) {
+            std::collections::hash_map::Entry::Occupied(_) => {
+                return Err(status(Code::ALREADY_EXISTS, format!("id {}", request.exec_id)));
+            }
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(Arc::new(Process::new(request.exec_id.clone(), streams, Some(spec))));
+            }
+        }
+        let event = topics::TaskExecAdded {
+            container_id: request.id,
+            exec_id: request.exec_id,
+            ..topics::TaskExecAdded::default()
+        };
+        self.0.events.publish("/tasks/exec-added", &event);
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: pb::ResizePtyRequest) -> Result<Empty> {
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
+        if process.phase() == Phase::Stopped {
+            return Err(unknown("cannot resize a stopped container"));
+        }
+        if let Some(connections) = process.connections() {
+            let size = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+            connections
+                .resize(size(request.width), size(request.height))
+                .map_err(|e| unknown(format!("resize the terminal: {e}")))?;
+        }
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: pb::CloseIORequest) -> Result<Empty> {
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
+        if request.stdin
+            && let Some(connections) = process.connections()
+        {
+            connections.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: pb::UpdateTaskRequest) -> Result<Empty> {
+        let container = self.container(&request.id)?;
+        let resources: LinuxResources =
+            bundle::parse(&request.resources.value, "resources of the update request").map_err(from_runtime)?;
+        blocking(move || container.core.update(&resources).map_err(state_failure)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: pb::WaitRequest) -> Result<pb::WaitResponse> {
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
+        let ended = process.wait().await;
+        Ok(pb::WaitResponse {
+            exit_status: ended.status,
+            exited_at: MessageField::some(timestamp(ended.at)),
+            ..pb::WaitResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: pb::StatsRequest) -> Result<pb::StatsResponse> {
+        let container = self.container(&request.id)?;
+        let stats = container.core.stats().map_err(|e| match e.errno() {
+            Some(libc::ENOENT) => not_found("cgroup does not exist"),
+            _ => from_runtime(e),
+        })?;
+        let message = metrics::message(&container.core.state().cgroup, &stats);
+        Ok(pb::StatsResponse { stats: MessageField::some(message), ..pb::StatsResponse::default() })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: pb::ConnectRequest) -> Result<pb::ConnectResponse> {
+        let task_pid = self.container(&request.id).map_or(0, |container| container.init.pid());
+        Ok(pb::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..pb::ConnectResponse::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: pb::ShutdownRequest) -> Result<Empty> {
+        if lock(&self.0.containers).is_empty() && lock(&self.0.creating).is_empty() {
+            self.0.shutdown.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}
+
+/// An operation that the state does not allow is a plain error.
+fn state_failure(error: Error) -> ttrpc::Error {
+    match error {
+        Error::WrongState { .. } => unknown(error.to_string()),
+        other => from_runtime(other),
+    }
+}
