@@ -1,6 +1,7 @@
 //! A process of a container as containerd sees it: the first one, or one that was exec'd.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::SystemTime;
 
@@ -46,6 +47,8 @@ pub(crate) struct Process {
     pid: OnceLock<(i32, OwnedFd)>,
     handle: Mutex<Option<Handle>>,
     connections: OnceLock<Connections>,
+    /// `CloseIO` may come before the streams are connected.
+    stdin_closed: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
     /// Held by whoever starts or deletes it: an exit is told after its start.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -66,6 +69,7 @@ impl Process {
             pid: OnceLock::new(),
             handle: Mutex::new(None),
             connections: OnceLock::new(),
+            stdin_closed: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             turn: tokio::sync::Mutex::new(()),
         }
@@ -75,6 +79,9 @@ impl Process {
     pub(crate) fn born(&self, handle: Handle, connections: Connections) -> std::io::Result<()> {
         let _ = self.pid.set((handle.pid(), handle.pidfd().try_clone()?));
         let _ = self.connections.set(connections);
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            self.close_stdin();
+        }
         *lock(&self.handle) = Some(handle);
         self.set_phase(Phase::Created);
         Ok(())
@@ -95,6 +102,14 @@ impl Process {
 
     pub(crate) fn connections(&self) -> Option<&Connections> {
         self.connections.get()
+    }
+
+    /// Lets standard input end once its clients have closed it, too.
+    pub(crate) fn close_stdin(&self) {
+        self.stdin_closed.store(true, Ordering::SeqCst);
+        if let Some(connections) = self.connections() {
+            connections.close_stdin();
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {

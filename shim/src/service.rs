@@ -589,10 +589,8 @@ impl Task for Service {
 
     async fn close_io(&self, _: &TtrpcContext, request: pb::CloseIORequest) -> Result<Empty> {
         let (_, process) = self.process(&request.id, &request.exec_id)?;
-        if request.stdin
-            && let Some(connections) = process.connections()
-        {
-            connections.close_stdin();
+        if request.stdin {
+            process.close_stdin();
         }
         Ok(Empty::new())
     }

@@ -235,6 +235,9 @@ pub(crate) struct Compile {
     /// The module's name in messages.
     #[arg(long, default_value = "module", value_name = "NAME")]
     pub(crate) name: String,
+    /// Compile for a process with a small limit on its address space.
+    #[arg(long)]
+    pub(crate) compact: bool,
     /// Give up all privileges first and limit memory and time: the module is somebody else's.
     #[arg(long)]
     pub(crate) confined: bool,

@@ -172,6 +172,14 @@ pub struct ProcessPlan {
     pub make_cwd: bool,
 }
 
+impl ProcessPlan {
+    /// The soft limit on its address space in bytes.
+    pub fn address_space(&self) -> Option<u64> {
+        let limit = self.rlimits.iter().find(|(resource, ..)| *resource == libc::RLIMIT_AS)?.1;
+        (limit != libc::RLIM_INFINITY).then_some(limit)
+    }
+}
+
 /// Capability sets as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapabilitySets {

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,6 +27,10 @@ pub const RUNNER: &str = "runx-wasm-runner";
 
 /// The largest module that is accepted, in bytes.
 const MODULE_LIMIT: u64 = 512 << 20;
+
+/// A process with less address space than this many bytes gets a module that was compiled to reserve
+/// little of it.
+pub const RESERVED_ADDRESS_SPACE: u64 = 16 << 30;
 
 /// The most of a compiler's complaint that is passed on, in bytes.
 const COMPLAINT_LIMIT: u64 = 4096;
@@ -59,7 +63,9 @@ impl WasmConfig {
     }
 
     /// The runner and the compiled artifact of `module`, which is compiled if the cache lacks it.
-    pub fn prepare(&self, name: &str, module: File) -> Result<(OwnedFd, OwnedFd)> {
+    /// `address_space` is the limit in bytes that the process will have.
+    pub fn prepare(&self, name: &str, module: File, address_space: Option<u64>) -> Result<(OwnedFd, OwnedFd)> {
+        let compact = address_space.is_some_and(|limit| limit < RESERVED_ADDRESS_SPACE);
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         let size = module.metadata().with_context(|| format!("look at module {name}"))?.len();
         if size == 0 {
@@ -72,20 +78,18 @@ impl WasmConfig {
         let engine = self.digest(&runner).on("read", &self.runner)?;
         let key = self.digest(&module).with_context(|| format!("read module {name}"))?;
         let directory = self.cache.join(&engine[..16]);
-        let entry = directory.join(format!("{key}.cwasm"));
+        let entry = directory.join(entry_name(&key, compact));
         let artifact = match open_trusted(&entry) {
             Some(artifact) => artifact,
-            None => self.compile(name, &module, &directory)?,
+            None => self.compile(name, &module, &directory, compact)?,
         };
-        // Executed from a read-only clone: what runs in a container shall not be writable through
-        // /proc/PID/exe.
-        let clone = mount::clone_tree(runner.as_fd(), "", false)
-            .and_then(|tree| {
-                mount::set_attributes(tree.as_fd(), mount::attr::RDONLY, 0, 0, false)?;
-                Ok(tree)
-            })
-            .on("clone the runner", &self.runner)?;
-        Ok((clone, artifact.into()))
+        // From read-only clones: what a container's process executes or maps shall not be writable for
+        // it through /proc/PID/exe or /proc/PID/fd.
+        let runner = read_only(&runner).on("clone the runner", &self.runner)?;
+        let artifact = read_only(&artifact)
+            .and_then(|tree| sys::open(format!("/proc/self/fd/{}", tree.as_raw_fd()), libc::O_RDONLY))
+            .on("clone the artifact", &entry)?;
+        Ok((runner, artifact))
     }
 
     /// The SHA-256 of a file, computed once for as long as its inode, size and times stay the same.
@@ -132,14 +136,14 @@ impl WasmConfig {
     }
 
     /// Compiles a module into the cache and opens the artifact.
-    fn compile(&self, name: &str, module: &File, directory: &Path) -> Result<File> {
+    fn compile(&self, name: &str, module: &File, directory: &Path, compact: bool) -> Result<File> {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         // A copy that cannot change: else a container could have one module hashed and another one
         // compiled, and so put code of its choice under the digest of somebody else's module.
         let copy = sys::read_all(module.as_fd())
             .and_then(|bytes| Ok((format!("{:x}", Sha256::digest(&bytes)), sys::sealed_memfd(c"runx-module", &bytes)?)));
         let (key, copy) = copy.with_context(|| format!("read module {name}"))?;
-        let entry = directory.join(format!("{key}.cwasm"));
+        let entry = directory.join(entry_name(&key, compact));
         log::info!("compiling module {name} to {}", entry.display());
         make_private(directory).on("create", directory)?;
         let temporary = temporary_name(&entry);
@@ -148,6 +152,7 @@ impl WasmConfig {
         io::Seek::rewind(&mut input).with_context(|| format!("read module {name}"))?;
         let compiled = Command::new(&self.compiler)
             .args(["wasm", "compile", "--confined", "--name", name])
+            .args(compact.then_some("--compact"))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(input))
@@ -178,6 +183,17 @@ impl WasmConfig {
         result?;
         open_trusted(&entry).ok_or_else(|| wasm(format!("the artifact {} has vanished", entry.display())))
     }
+}
+
+fn entry_name(key: &str, compact: bool) -> String {
+    format!("{key}{}.cwasm", if compact { "-compact" } else { "" })
+}
+
+/// A file alone on a read-only mount that is nowhere attached.
+fn read_only(file: &File) -> io::Result<OwnedFd> {
+    let tree = mount::clone_tree(file.as_fd(), "", false)?;
+    mount::set_attributes(tree.as_fd(), mount::attr::RDONLY, 0, libc::MS_PRIVATE, false)?;
+    Ok(tree)
 }
 
 /// Opens a file that only this user could have written.
@@ -263,7 +279,7 @@ mod tests {
         fs::create_dir_all(&config.cache).unwrap();
         let path = config.cache.join("m.wasm");
         fs::write(&path, MAGIC).unwrap();
-        let error = config.prepare("/m.wasm", File::open(&path).unwrap()).unwrap_err().to_string();
+        let error = config.prepare("/m.wasm", File::open(&path).unwrap(), None).unwrap_err().to_string();
         fs::remove_dir_all(config.cache.parent().unwrap()).unwrap();
         assert!(error.contains("/m.wasm") && error.contains(RUNNER), "{error}");
     }

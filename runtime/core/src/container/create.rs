@@ -107,6 +107,7 @@ impl Runtime {
             state::write_seccomp(directory, &filter.instructions)?;
         }
         let oom_score_adj = process.oom_score_adj;
+        let address_space = process.address_space();
         let gate = if options.detached_start {
             Gate::Listener(table.add(state::listen_gate(directory)?))
         } else {
@@ -122,7 +123,7 @@ impl Runtime {
             pid_namespace: namespaces.pid,
         };
         let spawned = self.spawner.spawn(request)?;
-        let mut process = Process::of(spawned);
+        let mut process = Process::of(spawned, address_space);
         let set_up = || -> Result<()> {
             if !early {
                 self.make_cgroup(&state.cgroup, bundle)?;
@@ -182,7 +183,7 @@ impl Runtime {
                 FromChild::Module { name } => {
                     let module = fds.into_iter().next().map(fs::File::from);
                     let module = module.ok_or_else(|| Error::Died("the module's descriptor is missing".into()))?;
-                    match self.wasm.prepare(&name, module) {
+                    match self.wasm.prepare(&name, module, process.address_space) {
                         Ok((runner, artifact)) => {
                             tell(handshake, &ToChild::Runner, &[runner.as_fd(), artifact.as_fd()])?;
                         }
@@ -217,8 +218,14 @@ pub(super) fn set_oom_score(pid: i32, adjustment: Option<i32>) -> Result<()> {
 }
 
 impl Process {
-    pub(super) fn of(spawned: Spawned) -> Self {
-        Self { pid: spawned.pid, pidfd: spawned.pidfd, handshake: Some(spawned.handshake), terminal: None }
+    pub(super) fn of(spawned: Spawned, address_space: Option<u64>) -> Self {
+        Self {
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            handshake: Some(spawned.handshake),
+            terminal: None,
+            address_space,
+        }
     }
 
     /// Lets the process wait for its start without us.

@@ -47,6 +47,7 @@ impl Runtime {
             process.seccomp = Some(prepare::add_filter(&program, flags, &mut table)?);
         }
         let oom_score_adj = process.oom_score_adj;
+        let address_space = process.address_space();
         let pid_namespace = init.try_clone().context("duplicate a pidfd")?;
         let join = vec![(table.add(init), state.namespaces)];
         let plan = Plan { join, container: None, process, gate: Gate::Parent };
@@ -63,7 +64,7 @@ impl Runtime {
             // Processes cannot be born in a group that has given its controllers away.
             request.cgroup = own_group_of(state.pid)?;
         }
-        let mut process = Process::of(self.spawner.spawn(request)?);
+        let mut process = Process::of(self.spawner.spawn(request)?, address_space);
         let made = state
             .cgroup
             .join(process.pid)

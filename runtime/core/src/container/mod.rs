@@ -123,6 +123,8 @@ pub struct Process {
     pidfd: OwnedFd,
     handshake: Option<Handshake>,
     terminal: Option<OwnedFd>,
+    /// The limit on its address space in bytes, which decides how a module is compiled for it.
+    address_space: Option<u64>,
 }
 
 impl Process {

@@ -1,0 +1,246 @@
+//! A containerd of the test's own.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::bundle::fill_rootfs;
+use crate::command::{Done, eventually, run, run_with};
+use crate::{dist, image, leftovers};
+
+/// The image with busybox.
+pub const BUSYBOX: &str = "runx.test/busybox:1";
+
+/// The runtime under test.
+pub const RUNTIME: &str = "io.containerd.runx.v1";
+
+/// A containerd with directories, sockets and a namespace of its own. It is stopped, and what its
+/// containers left is removed, when this goes.
+#[derive(Debug)]
+pub struct Containerd {
+    directory: TempDir,
+    daemon: Option<Child>,
+    namespace: String,
+}
+
+/// Why tests with containerd cannot run here, if they cannot.
+pub fn obstacle() -> Option<String> {
+    if let Some(why) = crate::obstacle() {
+        return Some(why);
+    }
+    match Command::new("containerd").arg("--version").output() {
+        Ok(_) => None,
+        Err(e) => Some(format!("it needs containerd: {e}")),
+    }
+}
+
+/// Returns from the test, aloud, if there is an obstacle.
+#[macro_export]
+macro_rules! needs_containerd {
+    () => {
+        if let Some(why) = $crate::containerd::obstacle() {
+            eprintln!("SKIPPED {}: {why}", module_path!());
+            return;
+        }
+    };
+}
+
+impl Containerd {
+    /// Starts it, with the busybox image.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start() -> Self {
+        let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
+        let namespace = directory.path().file_name().expect("it has a name").to_string_lossy().replace(['.', '-'], "");
+        let mut this = Self { directory, daemon: None, namespace };
+        let config = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{0}/c.sock\"\n",
+            this.path().display()
+        );
+        fs::write(this.path().join("config.toml"), config).expect("write the configuration");
+        this.launch();
+        let rootfs = this.path().join("rootfs");
+        fs::create_dir(&rootfs).expect("make the rootfs");
+        fill_rootfs(&rootfs);
+        this.import(BUSYBOX, &rootfs, &[]);
+        this
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The containerd namespace of its containers: unique, so that leftovers can be found by it.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The directory of a container's bundle.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.path().join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+    }
+
+    fn launch(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path().join("log")).expect("open the log");
+        let path = format!("{}:{}", dist().display(), std::env::var("PATH").unwrap_or_default());
+        let daemon = Command::new("containerd")
+            .arg("--config")
+            .arg(self.path().join("config.toml"))
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("start containerd");
+        self.daemon = Some(daemon);
+        eventually("containerd answers", || self.ctr(&["version"]).code == 0);
+    }
+
+    /// Stops the daemon and nothing else.
+    pub fn stop_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // SAFETY: the child has not been reaped, so the pid is its own.
+            unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Stops the daemon and starts it again.
+    pub fn restart_daemon(&mut self) {
+        self.stop_daemon();
+        self.launch();
+    }
+
+    fn client(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.path().join("c.sock")).args(["-n", &self.namespace]).args(args);
+        command
+    }
+
+    /// Runs `ctr`.
+    #[track_caller]
+    pub fn ctr(&self, args: &[&str]) -> Done {
+        run(&mut self.client(args))
+    }
+
+    /// Runs `ctr` with something on standard input.
+    #[track_caller]
+    pub fn ctr_with(&self, args: &[&str], input: &str) -> Done {
+        run_with(&mut self.client(args), input)
+    }
+
+    /// Runs `ctr` on a terminal of the given size, given by script(1).
+    #[track_caller]
+    pub fn ctr_on_terminal(&self, args: &[&str], rows: u16, columns: u16) -> Done {
+        let quoted: Vec<String> = args.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
+        let line = format!(
+            "stty rows {rows} cols {columns}; exec ctr -a '{}' -n '{}' {}",
+            self.path().join("c.sock").display(),
+            self.namespace,
+            quoted.join(" ")
+        );
+        run(Command::new("script").args(["-qec", &line, "/dev/null"]))
+    }
+
+    /// `ctr run --rm` of the busybox image with flags and a command.
+    #[track_caller]
+    pub fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Done {
+        self.ctr(&[&["run", "--rm", "--runtime", RUNTIME], flags, &[BUSYBOX, id], command].concat())
+    }
+
+    /// `ctr run -d` of the busybox image; a client that goes away leaves its FIFOs behind, so the output
+    /// goes nowhere.
+    #[track_caller]
+    pub fn run_detached(&self, id: &str, command: &[&str]) -> Done {
+        self.ctr(&[&["run", "-d", "--null-io", "--runtime", RUNTIME, BUSYBOX, id], command].concat())
+    }
+
+    /// Imports an image with the content of `rootfs`.
+    #[track_caller]
+    pub fn import(&self, name: &str, rootfs: &Path, entrypoint: &[&str]) {
+        let archive = self.path().join("image.tar");
+        image::write(&archive, name, rootfs, entrypoint);
+        self.ctr(&["image", "import", &archive.to_string_lossy()]).ok();
+        let _ = fs::remove_file(archive);
+    }
+
+    /// The status of a task as `ctr task ls` prints it.
+    #[track_caller]
+    pub fn status(&self, id: &str) -> Option<String> {
+        let list = self.ctr(&["task", "ls"]).ok().stdout;
+        list.lines().find_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            (fields.next() == Some(id)).then(|| fields.nth(1).unwrap_or_default().to_owned())
+        })
+    }
+
+    /// The pid of a task.
+    #[track_caller]
+    pub fn pid(&self, id: &str) -> Option<i32> {
+        let list = self.ctr(&["task", "ls"]).ok().stdout;
+        list.lines().find_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            (fields.next() == Some(id)).then(|| fields.next()?.parse().ok()).flatten()
+        })
+    }
+
+    /// The pid of the shim that a task's process is a child of.
+    pub fn shim(&self, id: &str) -> Option<i32> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid(id)?)).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+    }
+
+    /// Fails the test if containers have left anything.
+    ///
+    /// # Panics
+    /// With what is left.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let containers: Value = Value::from(self.ctr(&["container", "ls", "-q"]).ok().stdout);
+        assert_eq!(containers, Value::from(""), "containers are left");
+        self.remove_group();
+        leftovers::assert_none(&self.namespace, &[PathBuf::from("/run/containerd/runx").join(&self.namespace)]);
+        let task = self.path().join("state/io.containerd.runtime.v2.task");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let task = task.to_string_lossy();
+        assert!(!mounts.contains(&*task), "mounts are left: {mounts}");
+    }
+
+    /// The namespace's own cgroup, which is containerd's name for all its containers.
+    fn remove_group(&self) {
+        let root = Path::new("/sys/fs/cgroup");
+        let _ = fs::remove_dir(root.join(&self.namespace));
+        for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path().join(&self.namespace));
+        }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            let list = self.ctr(&["container", "ls", "-q"]).stdout;
+            for id in list.split_ascii_whitespace() {
+                let _ = self.ctr(&["task", "kill", "-s", "SIGKILL", id]);
+                let _ = self.ctr(&["task", "delete", "--force", id]);
+                let _ = self.ctr(&["container", "rm", id]);
+            }
+        }
+        self.stop_daemon();
+        self.remove_group();
+        let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runx").join(&self.namespace));
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.path().join("log")).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(15).collect();
+            eprintln!("containerd's last words, newest first:\n{}", last.join("\n"));
+        }
+    }
+}
