@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,16 +43,18 @@ struct Sink {
 /// The ends that stay here, before they are connected.
 #[derive(Debug, Default)]
 pub(crate) struct Ends {
-    stdin: Option<(OwnedFd, Input)>,
+    stdin: Option<(OwnedFd, PathBuf)>,
     outputs: Vec<(OwnedFd, Sink)>,
 }
 
 /// The client's side of standard input.
 #[derive(Debug)]
-struct Input {
-    reader: File,
-    /// Keeps the FIFO from ending when a client goes away, until `CloseIO`.
-    hold: Option<File>,
+enum Input {
+    /// Opened only when the process starts: a client may take a reader at the other end for its task's
+    /// being there, and would lose the end of its input if it were not.
+    Fifo(PathBuf),
+    /// An ordinary file, which needs nobody to copy it.
+    File(File),
 }
 
 /// The streams of a running process.
@@ -60,7 +62,10 @@ struct Input {
 pub(crate) struct Connections {
     outputs: Mutex<Vec<JoinHandle<()>>>,
     input: Mutex<Option<JoinHandle<()>>>,
+    /// Keeps the FIFO from ending when a client goes away, until `CloseIO`.
     hold: Mutex<Option<File>>,
+    /// What is connected when the process starts.
+    pending_input: Mutex<Option<(OwnedFd, PathBuf)>>,
     master: Option<Arc<OwnedFd>>,
 }
 
@@ -110,12 +115,9 @@ fn open_input(path: &str) -> io::Result<Option<Input>> {
     }
     let path = Path::new(path.strip_prefix("fifo://").unwrap_or(path));
     if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
-        let reader = open_fifo(path, OFlag::O_RDONLY)?;
-        let hold = open_fifo(path, OFlag::O_WRONLY)?;
-        return Ok(Some(Input { reader, hold: Some(hold) }));
+        return Ok(Some(Input::Fifo(path.to_owned())));
     }
-    let reader = File::open(path).map_err(with_path(path, "open"))?;
-    Ok(Some(Input { reader, hold: None }))
+    File::open(path).map(|file| Some(Input::File(file))).map_err(with_path(path, "open"))
 }
 
 fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
@@ -137,8 +139,8 @@ impl Streams {
         let output = open_sink(&self.stdout)?;
         if self.terminal {
             // The master takes the place of the pipes once it is there.
-            if let Some(input) = input.filter(|input| input.hold.is_some()) {
-                ends.stdin = Some((null(true)?, input));
+            if let Some(Input::Fifo(path)) = input {
+                ends.stdin = Some((null(true)?, path));
             }
             if let Some(sink) = output {
                 ends.outputs.push((null(false)?, sink));
@@ -161,12 +163,11 @@ impl Streams {
             Ok((reader, writer))
         };
         let stdin = match input {
-            // An ordinary file needs nobody to copy it.
-            Some(Input { reader, hold: None }) => reader.into(),
-            Some(input) => {
+            Some(Input::File(file)) => file.into(),
+            Some(Input::Fifo(path)) => {
                 let (reader, writer) = pipe()?;
                 set_nonblocking(&writer)?;
-                ends.stdin = Some((writer, input));
+                ends.stdin = Some((writer, path));
                 reader
             }
             None => null(false)?,
@@ -208,13 +209,12 @@ impl Ends {
             let task = copy_output(watched(from, Interest::READABLE)?, sink)?;
             lock(&connections.outputs).push(tokio::spawn(task));
         }
-        if let Some((writer, input)) = self.stdin {
+        if let Some((writer, path)) = self.stdin {
             let to = match &connections.master {
                 Some(master) => master.try_clone()?,
                 None => writer,
             };
-            *lock(&connections.hold) = input.hold;
-            *lock(&connections.input) = Some(tokio::spawn(copy_input(input.reader, to)));
+            *lock(&connections.pending_input) = Some((to, path));
         }
         Ok(connections)
     }
@@ -232,6 +232,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Connections {
+    /// Begins to copy standard input, which does not end before [`Self::close_stdin`].
+    pub(crate) fn open_stdin(&self) -> io::Result<()> {
+        let Some((to, path)) = lock(&self.pending_input).take() else { return Ok(()) };
+        let reader = open_fifo(&path, OFlag::O_RDONLY)?;
+        *lock(&self.hold) = Some(open_fifo(&path, OFlag::O_WRONLY)?);
+        *lock(&self.input) = Some(tokio::spawn(copy_input(reader, to)));
+        Ok(())
+    }
+
     /// Lets standard input end once its clients have closed it, too.
     pub(crate) fn close_stdin(&self) {
         lock(&self.hold).take();
@@ -250,6 +259,7 @@ impl Connections {
 
     /// Nothing is read for a process that has ended.
     pub(crate) fn stop_input(&self) {
+        lock(&self.pending_input).take();
         if let Some(task) = lock(&self.input).take() {
             task.abort();
         }

@@ -79,9 +79,6 @@ impl Process {
     pub(crate) fn born(&self, handle: Handle, connections: Connections) -> std::io::Result<()> {
         let _ = self.pid.set((handle.pid(), handle.pidfd().try_clone()?));
         let _ = self.connections.set(connections);
-        if self.stdin_closed.load(Ordering::SeqCst) {
-            self.close_stdin();
-        }
         *lock(&self.handle) = Some(handle);
         self.set_phase(Phase::Created);
         Ok(())
@@ -102,6 +99,17 @@ impl Process {
 
     pub(crate) fn connections(&self) -> Option<&Connections> {
         self.connections.get()
+    }
+
+    /// Connects standard input, as the process starts.
+    pub(crate) fn open_stdin(&self) -> std::io::Result<()> {
+        let Some(connections) = self.connections() else { return Ok(()) };
+        connections.open_stdin()?;
+        // What was said before there was anything to close holds now.
+        if self.stdin_closed.load(Ordering::SeqCst) {
+            connections.close_stdin();
+        }
+        Ok(())
     }
 
     /// Lets standard input end once its clients have closed it, too.

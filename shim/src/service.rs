@@ -270,6 +270,9 @@ impl Service {
             })
         };
         started.await?;
+        if let Err(e) = process.open_stdin() {
+            log::warn!("standard input of {}: {e}", container.id);
+        }
         process.set_phase(Phase::Running);
         let pid = process.pid();
         let event = topics::TaskStart { container_id: container.id.clone(), pid, ..topics::TaskStart::default() };
@@ -315,6 +318,9 @@ impl Service {
         if let Err(e) = born {
             process.end(Ended { status: 255, at: SystemTime::now() });
             return Err(e);
+        }
+        if let Err(e) = process.open_stdin() {
+            log::warn!("standard input of exec {}: {e}", process.exec_id);
         }
         process.set_phase(Phase::Running);
         let pid = process.pid();

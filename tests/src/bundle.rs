@@ -14,7 +14,7 @@ use crate::{dist, leftovers};
 const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "echo", "sleep", "ps", "mount", "id", "env", "hostname", "mkdir", "touch", "stat", "true",
     "false", "kill", "ip", "readlink", "head", "grep", "dd", "tty", "stty", "wc", "test", "mknod", "ulimit", "rm",
-    "sort", "nc", "seq", "yes", "chmod", "umask", "printf", "tr", "od",
+    "sort", "pwd", "nc", "seq", "yes", "chmod", "umask", "printf", "tr", "od",
 ];
 
 /// Fills `rootfs` with busybox.
@@ -183,5 +183,10 @@ impl Drop for Bundle {
             .arg(self.state_root())
             .args(["delete", "--force", &self.id])
             .output();
+        // The group above those of tests that name one; it goes with the last of them.
+        let _ = fs::remove_dir("/sys/fs/cgroup/runx-tests");
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(hierarchy.path().join("runx-tests"));
+        }
     }
 }

@@ -37,8 +37,10 @@ impl Done {
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        // The text log quotes messages.
+        let text = self.stderr.replace("\\\"", "\"");
         for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in: {}", self.stderr);
+            assert!(text.contains(word), "{word:?} is not in: {}", self.stderr);
         }
         self
     }

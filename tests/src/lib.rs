@@ -9,6 +9,7 @@ pub mod command;
 pub mod containerd;
 pub mod image;
 pub mod leftovers;
+pub mod wasm;
 
 use std::path::PathBuf;
 

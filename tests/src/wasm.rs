@@ -1,0 +1,81 @@
+//! A module in the text format, and its place in the cache.
+
+use std::fs;
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+/// A command that prints its arguments, its environment and the file `etc/marker`, each followed by a
+/// newline, copies standard input, and exits with the number of its arguments. `nonce` makes it unlike
+/// any other module, so that no cache knows it.
+pub fn show_everything(nonce: &str) -> String {
+    format!(
+        r#"(module
+  (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_get" (func $args_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_sizes_get" (func $environ_sizes_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_get" (func $environ_get (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 4)
+  (data (i32.const 64) "etc/marker")
+  (data (i32.const 80) "\n")
+  (data (i32.const 90000) "{nonce}")
+  (func $write (param $at i32) (param $length i32)
+    (i32.store (i32.const 16) (local.get $at))
+    (i32.store (i32.const 20) (local.get $length))
+    (drop (call $fd_write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24))))
+  (func $copy (param $fd i32)
+    (loop $more
+      (i32.store (i32.const 16) (i32.const 40000))
+      (i32.store (i32.const 20) (i32.const 4096))
+      (if (i32.eqz (call $fd_read (local.get $fd) (i32.const 16) (i32.const 1) (i32.const 24)))
+        (then (if (i32.load (i32.const 24))
+          (then (call $write (i32.const 40000) (i32.load (i32.const 24))) (br $more)))))))
+  (func (export "_start") (local $count i32)
+    (drop (call $args_sizes_get (i32.const 0) (i32.const 4)))
+    (drop (call $args_get (i32.const 1024) (i32.const 4096)))
+    (local.set $count (i32.load (i32.const 0)))
+    (call $write (i32.const 4096) (i32.load (i32.const 4)))
+    (call $write (i32.const 80) (i32.const 1))
+    (drop (call $environ_sizes_get (i32.const 0) (i32.const 4)))
+    (drop (call $environ_get (i32.const 1024) (i32.const 4096)))
+    (call $write (i32.const 4096) (i32.load (i32.const 4)))
+    (call $write (i32.const 80) (i32.const 1))
+    (if (i32.eqz (call $path_open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 10) (i32.const 0)
+          (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 28)))
+      (then (call $copy (i32.load (i32.const 28)))))
+    (call $copy (i32.const 0))
+    (call $proc_exit (local.get $count))))
+"#
+    )
+}
+
+/// The artifacts that the node's cache holds of a module.
+pub fn artifacts(module: &[u8]) -> Vec<PathBuf> {
+    let digest = format!("{:x}", Sha256::digest(module));
+    let mut found = Vec::new();
+    for engine in fs::read_dir("/var/lib/runx/wasm").into_iter().flatten().flatten() {
+        for entry in fs::read_dir(engine.path()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&digest) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Removes a module's artifacts when it goes.
+#[derive(Debug)]
+pub struct Forget(pub Vec<u8>);
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        for artifact in artifacts(&self.0) {
+            let _ = fs::remove_file(artifact);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! WASM modules as containers: through the command and through containerd.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use runx_tests::bundle::Bundle;
+use runx_tests::containerd::{Containerd, RUNTIME};
+use runx_tests::wasm::{Forget, artifacts, show_everything};
+use runx_tests::{needs_containerd, needs_root};
+use serde_json::json;
+
+/// A bundle whose program is a module.
+fn module_bundle(name: &str, module: &[u8]) -> Bundle {
+    let mut bundle = Bundle::new(&[name]);
+    fs::write(bundle.rootfs().join(name.trim_start_matches('/')), module).unwrap();
+    fs::write(bundle.rootfs().join("etc/marker"), "from the rootfs\n").unwrap();
+    bundle.config["process"]["env"] = json!(["PATH=/bin", "MARK=here", "HOME=/root"]);
+    bundle
+}
+
+#[test]
+fn a_module_gets_its_arguments_environment_files_and_streams() {
+    needs_root!();
+    let mut bundle = module_bundle("/app.wat", b"");
+    let module = show_everything(bundle.id());
+    let _forget = Forget(module.clone().into());
+    fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
+    bundle.config["process"]["args"] = json!(["/app.wat", "one", "two words"]);
+    let done = bundle.run_with("from stdin");
+    let out = done.stdout.replace('\0', "|");
+    assert_eq!(out, "/app.wat|one|two words|\nPATH=/bin|MARK=here|HOME=/root|\nfrom the rootfs\nfrom stdin", "{}", done.stderr);
+    assert_eq!(done.code, 3);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn the_second_start_does_not_compile() {
+    needs_root!();
+    let bundle = module_bundle("/app.wat", b"");
+    let module = show_everything(bundle.id());
+    let _forget = Forget(module.clone().into());
+    fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
+    assert_eq!(artifacts(module.as_bytes()).len(), 0);
+    assert_eq!(bundle.run().code, 1);
+    let [artifact] = artifacts(module.as_bytes()).try_into().expect("one artifact");
+    let before = fs::metadata(&artifact).unwrap();
+    assert_eq!(before.mode() & 0o077, 0, "the cache is for root only");
+    assert_eq!(bundle.run().code, 1);
+    let after = fs::metadata(&artifact).unwrap();
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+    // What is in the cache is what runs: a broken artifact shows it.
+    fs::write(&artifact, "broken").unwrap();
+    let broken = bundle.run();
+    assert_ne!(broken.code, 1);
+    assert!(broken.stderr.contains("app.wat"), "{}", broken.stderr);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_module_runs_inside_the_containers_boundary() {
+    needs_root!();
+    let mut bundle = module_bundle("/app.wat", b"");
+    // Tries to open a file for writing on the read-only root, and /proc: both fail, and it says so by its
+    // exit code.
+    let module = format!(
+        r#"(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "etc/new")
+  (data (i32.const 80) "proc/self/mem")
+  (data (i32.const 120) "{}")
+  (func (export "_start") (local $code i32)
+    (if (call $path_open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 7) (i32.const 1)
+          (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 28))
+      (then (local.set $code (i32.or (local.get $code) (i32.const 1)))))
+    (if (call $path_open (i32.const 3) (i32.const 0) (i32.const 80) (i32.const 13) (i32.const 0)
+          (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 28))
+      (then (local.set $code (i32.or (local.get $code) (i32.const 2)))))
+    (call $proc_exit (local.get $code))))"#,
+        bundle.id()
+    );
+    let _forget = Forget(module.clone().into());
+    fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
+    assert_eq!(bundle.run().code, 3);
+    // With a writable root the first succeeds, so the test can tell.
+    bundle.config["root"]["readonly"] = json!(false);
+    assert_eq!(bundle.run().code, 2);
+    assert!(bundle.rootfs().join("etc/new").exists());
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn an_ordinary_user_without_capabilities_runs_a_module_under_a_filter() {
+    needs_root!();
+    let mut bundle = module_bundle("/app.wat", b"");
+    let module = show_everything(bundle.id());
+    let _forget = Forget(module.clone().into());
+    fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 100});
+    bundle.config["process"]["capabilities"] = json!({});
+    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 2 << 30, "hard": 2 << 30}]);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mount", "ptrace"], "action": "SCMP_ACT_ERRNO"}]
+    });
+    let done = bundle.run();
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stdout.contains("from the rootfs"), "{done:?}");
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn what_is_wrong_with_a_module_is_named() {
+    needs_root!();
+    let refused = |name: &str, module: &[u8], words: &[&str]| {
+        let bundle = module_bundle(name, module);
+        let done = bundle.run().fails(1, words);
+        assert_eq!(done.stdout, "");
+        bundle.assert_nothing_left();
+    };
+    refused("/app.wasm", b"", &["/app.wasm", "empty"]);
+    refused("/app.wasm", b"\x7fELF no module", &["/app.wasm"]);
+    refused("/app.wat", b"(module (func", &["/app.wat"]);
+    refused("/app.wasm", b"\0asm\x01\0\0\0 rubbish", &["/app.wasm"]);
+    refused("/app.wasm", b"\0asm\x0d\0\x01\0", &["/app.wasm", "component"]);
+}
+
+#[test]
+fn a_trap_is_told_and_has_its_exit_code() {
+    needs_root!();
+    let bundle = module_bundle("/app.wat", b"");
+    let module = format!(
+        r#"(module (memory (export "memory") 1) (data (i32.const 0) "{}") (func (export "_start") unreachable))"#,
+        bundle.id()
+    );
+    let _forget = Forget(module.clone().into());
+    fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
+    bundle.run().fails(134, &["unreachable"]);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn containerd_runs_a_module_image_twice_and_compiles_it_once() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    let module = show_everything(containerd.namespace());
+    let _forget = Forget(module.clone().into());
+    let rootfs = containerd.path().join("module");
+    fs::create_dir_all(rootfs.join("etc")).unwrap();
+    fs::write(rootfs.join("app.wat"), &module).unwrap();
+    fs::write(rootfs.join("etc/marker"), "from the image\n").unwrap();
+    containerd.import("runx.test/module:1", &rootfs, &["/app.wat"]);
+    let run = |id: &str| {
+        let args = ["run", "--rm", "--runtime", RUNTIME, "--env", "MARK=here", "runx.test/module:1", id];
+        containerd.ctr(&args)
+    };
+    let first = run("w1");
+    assert_eq!(first.code, 1, "{}", first.stderr);
+    assert!(first.stdout.contains("/app.wat\0\n") && first.stdout.contains("MARK=here"), "{}", first.stdout);
+    assert!(first.stdout.contains("from the image"), "{}", first.stdout);
+    let [artifact] = artifacts(module.as_bytes()).try_into().expect("one artifact");
+    let before = fs::metadata(&artifact).unwrap();
+    let second = run("w2");
+    assert_eq!((second.code, second.stdout), (1, first.stdout));
+    let after = fs::metadata(&artifact).unwrap();
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+    // Something that is no module, and one that traps.
+    fs::write(rootfs.join("app.wat"), "no module").unwrap();
+    containerd.import("runx.test/broken:1", &rootfs, &["/app.wat"]);
+    containerd.ctr(&["run", "--rm", "--runtime", RUNTIME, "runx.test/broken:1", "w3"]).fails(1, &["/app.wat"]);
+    containerd.ctr(&["container", "rm", "w3"]);
+    containerd.assert_nothing_left();
+}
