@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,11 +42,23 @@ pub(crate) struct Container {
     oom_kills: AtomicU64,
 }
 
-/// What creating gives: a container whose first process is ready, and the parts to connect it with.
-pub(crate) struct Created {
-    pub(crate) core: Core,
-    pub(crate) handle: Handle,
-    pub(crate) ends: Ends,
+/// The descriptors that become a process's standard streams, kept for a second try: to close a FIFO in
+/// between would end its client's copy.
+pub(crate) type Stdio = Option<[OwnedFd; 3]>;
+
+/// Opens the streams of a process.
+pub(crate) fn open_streams(streams: &Streams, owner: (u32, u32)) -> ttrpc::Result<(Stdio, Ends)> {
+    streams.open(owner).map_err(|error| {
+        let unsupported = error.kind() == io::ErrorKind::Unsupported;
+        let code = if unsupported { Code::UNIMPLEMENTED } else { Code::UNKNOWN };
+        status(code, format!("open standard streams: {error}"))
+    })
+}
+
+fn duplicate(stdio: &Stdio) -> ttrpc::Result<Stdio> {
+    let Some([stdin, stdout, stderr]) = stdio else { return Ok(None) };
+    let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| unknown(format!("duplicate standard streams: {e}")));
+    Ok(Some([copy(stdin)?, copy(stdout)?, copy(stderr)?]))
 }
 
 /// The state directory that a create used, if it was not the usual one.
@@ -63,7 +76,12 @@ pub(crate) fn create_streams(request: &CreateTaskRequest) -> Streams {
 }
 
 /// Mounts the root filesystem and makes the container. Everything is taken back on failure.
-pub(crate) fn create(runtime: &Runtime, request: &CreateTaskRequest, options: &Options) -> ttrpc::Result<Created> {
+pub(crate) fn create(
+    runtime: &Runtime,
+    request: &CreateTaskRequest,
+    options: &Options,
+    stdio: &Stdio,
+) -> ttrpc::Result<(Core, Handle)> {
     let bundle = PathBuf::from(&request.bundle);
     let root = bundle.join("rootfs");
     if !request.rootfs.is_empty() {
@@ -75,7 +93,7 @@ pub(crate) fn create(runtime: &Runtime, request: &CreateTaskRequest, options: &O
         }
         rootfs::mount_all(&request.rootfs, &root).map_err(unknown)?;
     }
-    let created = create_mounted(runtime, request, options, &bundle);
+    let created = create_mounted(runtime, request, options, stdio, &bundle);
     if created.is_err()
         && !request.rootfs.is_empty()
         && let Err(e) = rootfs::unmount(&root)
@@ -89,8 +107,9 @@ fn create_mounted(
     runtime: &Runtime,
     request: &CreateTaskRequest,
     options: &Options,
+    stdio: &Stdio,
     path: &Path,
-) -> ttrpc::Result<Created> {
+) -> ttrpc::Result<(Core, Handle)> {
     let what = "OCI runtime create failed";
     if options.root.is_some() {
         fs::write(path.join(ROOT_FILE), runtime.root().as_os_str().as_encoded_bytes())
@@ -104,11 +123,8 @@ fn create_mounted(
             format!("{what}: process.terminal is {terminal} in config.json and {} in the request", request.terminal),
         ));
     }
-    let (stdio, ends) = create_streams(request)
-        .open((options.io_uid, options.io_gid))
-        .map_err(|e| stream_failure(what, &e))?;
     let create = CreateOptions {
-        stdio,
+        stdio: duplicate(stdio)?,
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
         ..CreateOptions::default()
@@ -122,12 +138,7 @@ fn create_mounted(
         let _ = core.delete(true);
         return Err(unknown(format!("write {PID_FILE}: {e}")));
     }
-    Ok(Created { core, handle, ends })
-}
-
-fn stream_failure(what: &str, error: &io::Error) -> ttrpc::Error {
-    let code = if error.kind() == io::ErrorKind::Unsupported { Code::UNIMPLEMENTED } else { Code::UNKNOWN };
-    status(code, format!("{what}: {error}"))
+    Ok((core, handle))
 }
 
 /// The error after which another spawner is started and the call tried again.
@@ -145,17 +156,15 @@ pub(crate) fn exec(
     runtime: &Runtime,
     container: &Container,
     spec: &ProcessSpec,
-    streams: &Streams,
-) -> ttrpc::Result<(Handle, Ends)> {
+    stdio: &Stdio,
+) -> ttrpc::Result<Handle> {
     let what = "OCI runtime exec failed";
-    let (stdio, ends) = streams.open((0, 0)).map_err(|e| stream_failure(what, &e))?;
-    let options = ExecOptions { stdio, ..ExecOptions::default() };
-    let handle = runtime.exec(&container.core, spec, options).map_err(|e| match e {
+    let options = ExecOptions { stdio: duplicate(stdio)?, ..ExecOptions::default() };
+    runtime.exec(&container.core, spec, options).map_err(|e| match e {
         Error::SpawnerGone => spawner_gone(),
         Error::WrongState { status, .. } => unknown(format!("cannot exec in a {status} state")),
         other => runtime_failure(what, other),
-    })?;
-    Ok((handle, ends))
+    })
 }
 
 impl Container {

@@ -205,13 +205,15 @@ impl Service {
             return Err(status(Code::UNIMPLEMENTED, "restore from a checkpoint is not supported"));
         }
         let options = Arc::new(options::parse(request.options.as_ref())?);
-        let request = Arc::new(request);
+        let streams = container::create_streams(&request);
+        let (stdio, ends) = container::open_streams(&streams, (options.io_uid, options.io_gid))?;
+        let (request, stdio) = (Arc::new(request), Arc::new(stdio));
         let mut tried = false;
         let created = loop {
             let runtime = self.runtime(options.root.as_ref());
-            let (request, options) = (request.clone(), options.clone());
+            let (request, options, stdio) = (request.clone(), options.clone(), stdio.clone());
             let expectation = self.0.reaper.expect();
-            let created = blocking(move || container::create(&runtime, &request, &options)).await;
+            let created = blocking(move || container::create(&runtime, &request, &options, &stdio)).await;
             match created {
                 Err(e) if container::is_spawner_gone(&e) && !tried => {
                     tried = true;
@@ -220,10 +222,11 @@ impl Service {
                 other => break other.map(|created| (created, expectation)),
             }
         };
-        let (created, expectation) = created?;
-        let container::Created { core, mut handle, ends } = created;
+        // Held by the process alone from here on, so that its end closes them.
+        drop(stdio);
+        let ((core, mut handle), expectation) = created?;
         let pid = handle.pid() as u32;
-        let process = Arc::new(Process::new(String::new(), container::create_streams(&request), None));
+        let process = Arc::new(Process::new(String::new(), streams, None));
         let connected = ends.connect(handle.take_terminal()).and_then(|connections| process.born(handle, connections));
         if let Err(e) = connected {
             let _ = core.delete(true);
@@ -337,20 +340,22 @@ impl Service {
     }
 
     async fn make_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<(Handle, crate::io::Ends)> {
+        let (stdio, ends) = container::open_streams(&process.streams, (0, 0))?;
+        let stdio = Arc::new(stdio);
         let mut tried = false;
         loop {
             let runtime = self.runtime(None);
-            let (container, process) = (container.clone(), process.clone());
+            let (container, process, stdio) = (container.clone(), process.clone(), stdio.clone());
             let made = blocking(move || {
                 let spec = process.spec.as_ref().ok_or_else(|| unknown("the exec has no process"))?;
-                container::exec(&runtime, &container, spec, &process.streams)
+                container::exec(&runtime, &container, spec, &stdio)
             });
             match made.await {
                 Err(e) if container::is_spawner_gone(&e) && !tried => {
                     tried = true;
                     self.replace_spawner().await?;
                 }
-                other => return other,
+                other => return other.map(|handle| (handle, ends)),
             }
         }
     }

@@ -100,7 +100,7 @@ fn an_ordinary_user_without_capabilities_runs_a_module_under_a_filter() {
     fs::write(bundle.rootfs().join("app.wat"), &module).unwrap();
     bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 100});
     bundle.config["process"]["capabilities"] = json!({});
-    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 2 << 30, "hard": 2 << 30}]);
+    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 2_u64 << 30, "hard": 2_u64 << 30}]);
     bundle.config["linux"]["seccomp"] = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mount", "ptrace"], "action": "SCMP_ACT_ERRNO"}]
