@@ -53,7 +53,7 @@ TOML
         >"$work/containerd.log" 2>&1 </dev/null &
     containerd_pid=$!
     tries=0
-    until ctr version >/dev/null 2>&1; do
+    until command ctr --address "$socket" version >/dev/null 2>&1; do
         tries=$((tries + 1))
         if [ $tries -gt 150 ] || ! kill -0 "$containerd_pid" 2>/dev/null; then
             tail -n 5 "$work/containerd.log" >&2
@@ -69,7 +69,19 @@ TOML
     export CONTAINERD_SNAPSHOTTER=$snapshotter
 }
 
+# The client. It keeps the containers' FIFOs in a directory that all its users share, and forgets them when
+# it is interrupted: here they lie in our own.
 ctr() {
+    case "$1 $2" in
+        "run "*)
+            shift
+            set -- run --fifo-dir "$work/fifo" "$@"
+            ;;
+        "tasks exec")
+            shift 2
+            set -- tasks exec --fifo-dir "$work/fifo" "$@"
+            ;;
+    esac
     command ctr --address "$socket" --namespace "$namespace" "$@"
 }
 

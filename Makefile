@@ -1,0 +1,94 @@
+# What people and CI call. Everything is built for release; tests use the same programs as users do.
+
+# rustup's programs come before a distribution's older ones: scripts/setup may just have put them there.
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+export PATH := $(CARGO_BIN):$(PATH)
+
+# Where the three programs are collected. They have to lie in one directory.
+DIST := $(CURDIR)/target/dist
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner
+
+# Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
+TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
+RELEASE = $(TARGET)/$$(rustc -vV | sed -n 's/^host: //p')/release
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+.PHONY: all help build demo test bench soak test-k8s lint install uninstall clean
+
+all: build
+
+help:
+	@echo "make build     the three programs, to target/dist"
+	@echo "make demo      shows what runx does, with a containerd of its own (root)"
+	@echo "make test      all tests (root)"
+	@echo "make bench     compares with runc and crun (root)"
+	@echo "make lint      formatting and clippy"
+	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
+
+# The runner is built alone: cargo unifies features over the packages of one build, and the command asks for
+# the compiler, which the runner must not carry. It is taken away before the second build can touch it.
+# install -C leaves a file alone that is the same, so that what is remembered about it stays valid.
+build:
+	@scripts/setup build
+	@echo "== Building the WASM runner"
+	cargo build --release --locked -p runx-wasm
+	@mkdir -p $(DIST)
+	install -C -m 755 $(RELEASE)/runx-wasm-runner $(DIST)/
+	@echo "== Building the command and the shim"
+	cargo build --release --locked -p runx -p containerd-shim-runx
+	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(DIST)/
+
+demo:
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo $(DIST)
+
+test:
+	@scripts/setup test
+	@$(MAKE) --no-print-directory build
+	@echo "== Unit tests"
+	cargo test --locked --workspace --exclude runx-tests --exclude runx-wasm
+	@echo "== WASM runner, with the compiler to make modules for it"
+	cargo test --locked -p runx-wasm --features compiler
+	@echo "== WASM runner, as it is shipped"
+	cargo test --locked -p runx-wasm --test lean
+	@echo "== Kernel and containerd"
+	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+
+bench:
+	@scripts/setup bench
+	@$(MAKE) --no-print-directory build
+	@scripts/bench --dist $(DIST) $(BENCH_FLAGS)
+
+# Promised by the design and not there: better a failure than a green nothing.
+soak:
+	@echo "make soak: not there yet. It will run the full counts of kills, pods and executions, and fuzzing." >&2
+	@exit 1
+
+test-k8s:
+	@echo "make test-k8s: not there yet. It will run pods through a kubelet and a Kubernetes control plane." >&2
+	@exit 1
+
+lint:
+	@scripts/setup lint
+	@echo "== Formatting"
+	cargo fmt --all --check
+	@echo "== Clippy"
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# No dependency on build: it is run by root, and the build need not be.
+install:
+	@for program in $(PROGRAMS); do \
+		[ -x $(DIST)/$$program ] || { echo "$(DIST)/$$program is missing: run make build" >&2; exit 1; }; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(addprefix $(DIST)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+
+clean:
+	rm -rf $(DIST)
+	cargo clean
