@@ -2,7 +2,8 @@
 # namespace. Another containerd on the machine is neither used nor disturbed.
 #
 # The caller sets `name` (short, for directories) and `dist` (the directory with the three programs), calls
-# `containerd_begin` and, in any case, `containerd_end`; after the first, these are set:
+# `containerd_begin` and, in any case, `containerd_end`, with `code` set to what it will exit with. After the
+# first these are there:
 #
 #   work        a temporary directory that will be removed
 #   namespace   containerd's namespace, and the parent cgroup of all containers
@@ -97,17 +98,23 @@ containerd_end() {
     [ -n "${work:-}" ] || return 0
     remove_containers
     end_process "$containerd_pid"
-    # After containerd, since it would report their deaths; there is none unless something went wrong.
+    # After containerd, since it would report their deaths. A client that is interrupted while containerd starts a
+    # shim for it leaves the shim behind, whatever the runtime; otherwise there is none.
     for pid in $(our_processes); do
-        problem "process $pid ($(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")) had to be killed"
+        [ "${code:-0}" -ge 128 ] ||
+            problem "process $pid ($(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")) had to be killed"
         end_process "$pid"
     done
     unmount_all
     remove_cgroups
     remove_cached
     # What a namespace keeps is its cache of seccomp programs.
-    rm -rf "/run/containerd/runx/$namespace/.seccomp"
-    rmdir "/run/containerd/runx/$namespace" 2>/dev/null || true
+    states=/run/containerd/runx/$namespace
+    rm -rf "$states/.seccomp"
+    if [ -d "$states" ] && ! rmdir "$states" 2>/dev/null; then
+        [ "${code:-0}" -ge 128 ] || problem "states of containers: $(find "$states" -mindepth 1 | xargs)"
+        rm -rf "$states"
+    fi
     rm -rf --one-file-system "$work" || problem "$work could not be removed"
     for directory in $absent; do
         rmdir "$directory" 2>/dev/null || true
@@ -130,7 +137,7 @@ remove_containers() {
     done
     # The shims end by themselves with their last container.
     tries=0
-    while [ -n "$(our_processes)" ] && [ $tries -lt 50 ]; do
+    while [ -n "$(our_processes)" ] && [ $tries -lt 30 ]; do
         tries=$((tries + 1))
         sleep 0.1
     done
