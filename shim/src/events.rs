@@ -106,11 +106,7 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     log::error!("event {topic} is lost");
 }
 
-async fn try_forward(
-    address: &str,
-    client: &mut Option<EventsClient>,
-    request: &ForwardRequest,
-) -> Result<(), String> {
+async fn try_forward(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> Result<(), String> {
     if client.is_none() {
         let address = if address.contains("://") { address.to_owned() } else { format!("unix://{address}") };
         *client = Some(EventsClient::new(Client::connect(&address).await.map_err(|e| e.to_string())?));

@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn containerds_calls_are_understood() {
-        let flags = parse("-namespace k8s.io --address=/run/c.sock -publish-binary /usr/bin/containerd -id a -debug start");
+        let flags =
+            parse("-namespace k8s.io --address=/run/c.sock -publish-binary /usr/bin/containerd -id a -debug start");
         let flags = flags.unwrap();
         assert_eq!((flags.action, flags.debug), (Action::Start, true));
         assert_eq!((flags.namespace.as_str(), flags.address.as_str()), ("k8s.io", "/run/c.sock"));

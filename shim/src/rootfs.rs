@@ -28,11 +28,9 @@ fn mount_one(entry: &Mount, rootfs: &Path) -> Result<(), String> {
         }
         below => rootfs.join(below),
     };
-    let what = |e: io::Error| {
-        format!("mount rootfs: mount {} {:?} on {}: {e}", entry.type_, entry.source, target.display())
-    };
-    let words: Vec<&String> =
-        entry.options.iter().filter(|option| !option.starts_with("X-containerd.")).collect();
+    let what =
+        |e: io::Error| format!("mount rootfs: mount {} {:?} on {}: {e}", entry.type_, entry.source, target.display());
+    let words: Vec<&String> = entry.options.iter().filter(|option| !option.starts_with("X-containerd.")).collect();
     if let Some(word) = words.iter().find(|word| matches!(word.split('=').next(), Some("loop" | "uidmap" | "gidmap"))) {
         return Err(format!("mount rootfs: option {word:?} is not supported"));
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use containerd_shim_protos::api as pb;
 use containerd_shim_protos::api::Empty;
-use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::events::task as topics;
+use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
@@ -48,7 +48,8 @@ struct Shared {
     root: PathBuf,
     wasm: WasmConfig,
     spawner: Mutex<Spawner>,
-    spawner_requests: (mpsc::UnboundedSender<SpawnerRequest>, tokio::sync::Mutex<mpsc::UnboundedReceiver<SpawnerRequest>>),
+    spawner_requests:
+        (mpsc::UnboundedSender<SpawnerRequest>, tokio::sync::Mutex<mpsc::UnboundedReceiver<SpawnerRequest>>),
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Ids whose creation is under way.
     creating: Mutex<HashSet<String>>,
@@ -499,9 +500,9 @@ impl Task for Service {
         let processes = pids
             .into_iter()
             .map(|pid| {
-                let details = execs.get(&(pid as u32)).map(|exec_id| {
-                    any(&ProcessDetails { exec_id: exec_id.clone(), ..ProcessDetails::default() })
-                });
+                let details = execs
+                    .get(&(pid as u32))
+                    .map(|exec_id| any(&ProcessDetails { exec_id: exec_id.clone(), ..ProcessDetails::default() }));
                 pb::ProcessInfo { pid: pid as u32, info: details.into(), ..pb::ProcessInfo::default() }
             })
             .collect();

@@ -56,7 +56,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let reply = match protocol {
         Protocol::Address => address.into_bytes(),
         Protocol::Bootstrap { .. } => {
-            let result = BootstrapResult { version: 3, address, protocol: "ttrpc".into(), ..BootstrapResult::default() };
+            let result =
+                BootstrapResult { version: 3, address, protocol: "ttrpc".into(), ..BootstrapResult::default() };
             result.write_to_bytes().context("write the answer")?
         }
     };

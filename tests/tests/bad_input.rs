@@ -198,7 +198,10 @@ fn device_nodes_do_not_land_on_the_host() {
     fs::remove_dir(bundle.rootfs().join("dev")).unwrap();
     symlink(&canary, bundle.rootfs().join("dev")).unwrap();
     bundle.config["root"]["readonly"] = json!(false);
-    bundle.config["mounts"].as_array_mut().unwrap().retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
     bundle.run();
     assert_eq!(fs::read_dir(&canary).unwrap().count(), 0);
     bundle.assert_nothing_left();

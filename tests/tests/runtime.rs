@@ -109,11 +109,14 @@ fn the_root_is_read_only_and_paths_are_hidden() {
 #[test]
 fn mounts_have_their_options() {
     needs_root!();
-    let mut bundle = Bundle::script("mount; cat /data/file; touch /data/new 2>/dev/null && echo writable; ls -ld /scratch");
+    let mut bundle =
+        Bundle::script("mount; cat /data/file; touch /data/new 2>/dev/null && echo writable; ls -ld /scratch");
     let data = bundle.scratch().join("data");
     fs::create_dir(&data).unwrap();
     fs::write(data.join("file"), "from the host\n").unwrap();
-    bundle.add_mount(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind", "ro", "nosuid", "nodev"]}));
+    bundle.add_mount(
+        json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind", "ro", "nosuid", "nodev"]}),
+    );
     bundle.add_mount(json!({"destination": "/scratch", "type": "tmpfs", "source": "mine", "options": ["noexec", "size=1m", "mode=1777"]}));
     bundle.config["root"]["readonly"] = json!(false);
     let out = bundle.run().ok().stdout;
@@ -134,7 +137,8 @@ fn a_file_is_bound_on_a_file_that_is_made() {
     let file = bundle.scratch().join("resolv.conf");
     fs::write(&file, "nameserver 127.0.0.1\n").unwrap();
     bundle.config["root"]["readonly"] = json!(false);
-    bundle.add_mount(json!({"destination": "/etc/a/b/resolv.conf", "type": "bind", "source": file, "options": ["bind"]}));
+    bundle
+        .add_mount(json!({"destination": "/etc/a/b/resolv.conf", "type": "bind", "source": file, "options": ["bind"]}));
     assert_eq!(bundle.run().ok().stdout, "nameserver 127.0.0.1\n");
 }
 
@@ -151,7 +155,9 @@ fn what_the_host_mounts_later_arrives_only_where_it_may() {
         let path = shared.to_string_lossy().into_owned();
         mount(&["--bind", &path, &path]);
         mount(&["--make-shared", &path]);
-        bundle.add_mount(json!({"destination": "/shared", "type": "bind", "source": shared, "options": ["rbind", option]}));
+        bundle.add_mount(
+            json!({"destination": "/shared", "type": "bind", "source": shared, "options": ["rbind", option]}),
+        );
         bundle.config["root"]["readonly"] = json!(false);
         bundle.create().ok();
         bundle.runx(&["start", bundle.id()]).ok();
@@ -192,14 +198,14 @@ fn devices_are_the_default_ones_and_those_asked_for() {
 #[test]
 fn the_process_has_the_identity_and_limits_of_its_description() {
     needs_root!();
-    let mut bundle = Bundle::script("id; pwd; echo $MARK $HOME; umask; ulimit -n; grep -E 'NoNewPrivs|^Cap' /proc/self/status");
+    let mut bundle =
+        Bundle::script("id; pwd; echo $MARK $HOME; umask; ulimit -n; grep -E 'NoNewPrivs|^Cap' /proc/self/status");
     bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 100, "additionalGids": [7, 8], "umask": 0o27});
     bundle.config["process"]["cwd"] = json!("/tmp");
     bundle.config["process"]["env"] = json!(["PATH=/bin", "MARK=here"]);
     bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 50, "hard": 60}]);
     let caps = json!(["CAP_KILL", "CAP_CHOWN"]);
-    bundle.config["process"]["capabilities"] =
-        json!({"bounding": caps, "permitted": caps, "effective": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]});
+    bundle.config["process"]["capabilities"] = json!({"bounding": caps, "permitted": caps, "effective": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]});
     let out = bundle.run().ok().stdout;
     assert!(out.contains("uid=1000(user) gid=100 groups=7,8") || out.contains("uid=1000 gid=100 groups=7,8"), "{out}");
     assert!(out.contains("/tmp\nhere /home/user\n0027\n50\n"), "{out}");
@@ -332,7 +338,10 @@ fn exec_runs_in_the_container() {
     bundle.create().ok();
     bundle.runx(&["start", bundle.id()]).ok();
     let init = bundle.state()["pid"].as_i64().unwrap();
-    let out = bundle.exec("readlink /proc/1/ns/pid; readlink /proc/self/ns/mnt; hostname; pwd; ls -l /proc/self/fd | wc -l").ok().stdout;
+    let out = bundle
+        .exec("readlink /proc/1/ns/pid; readlink /proc/self/ns/mnt; hostname; pwd; ls -l /proc/self/fd | wc -l")
+        .ok()
+        .stdout;
     let link = |name: &str| fs::read_link(format!("/proc/{init}/ns/{name}")).unwrap().to_string_lossy().into_owned();
     assert!(out.starts_with(&format!("{}\n{}\nrunx\n/\n", link("pid"), link("mnt"))), "{out}");
     assert_eq!(bundle.exec("exit 5").code, 5);

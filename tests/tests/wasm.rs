@@ -28,7 +28,11 @@ fn a_module_gets_its_arguments_environment_files_and_streams() {
     bundle.config["process"]["args"] = json!(["/app.wat", "one", "two words"]);
     let done = bundle.run_with("from stdin");
     let out = done.stdout.replace('\0', "|");
-    assert_eq!(out, "/app.wat|one|two words|\nPATH=/bin|MARK=here|HOME=/root|\nfrom the rootfs\nfrom stdin", "{}", done.stderr);
+    assert_eq!(
+        out, "/app.wat|one|two words|\nPATH=/bin|MARK=here|HOME=/root|\nfrom the rootfs\nfrom stdin",
+        "{}",
+        done.stderr
+    );
     assert_eq!(done.code, 3);
     bundle.assert_nothing_left();
 }

@@ -57,9 +57,12 @@ fn confine() -> Result<()> {
     nix::unistd::fchdir(empty.as_fd()).context("enter the empty root")?;
     nix::unistd::chroot(".").context("chroot into the empty root")?;
     drop(empty);
-    for (resource, limit) in
-        [(libc::RLIMIT_CPU, CPU_SECONDS), (libc::RLIMIT_AS, ADDRESS_SPACE), (libc::RLIMIT_FSIZE, OUTPUT), (libc::RLIMIT_CORE, 0)]
-    {
+    for (resource, limit) in [
+        (libc::RLIMIT_CPU, CPU_SECONDS),
+        (libc::RLIMIT_AS, ADDRESS_SPACE),
+        (libc::RLIMIT_FSIZE, OUTPUT),
+        (libc::RLIMIT_CORE, 0),
+    ] {
         let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
         // SAFETY: limit is a valid rlimit.
         if unsafe { libc::setrlimit(resource, &limit) } == -1 {

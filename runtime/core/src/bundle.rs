@@ -161,8 +161,14 @@ impl Bundle {
     /// A parameter that belongs to no namespace of the container would change the host.
     fn check_sysctl(&self) -> Result<()> {
         const IPC: &[&str] = &[
-            "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-            "kernel.shmmni", "kernel.shm_rmid_forced",
+            "kernel.msgmax",
+            "kernel.msgmnb",
+            "kernel.msgmni",
+            "kernel.sem",
+            "kernel.shmall",
+            "kernel.shmmax",
+            "kernel.shmmni",
+            "kernel.shm_rmid_forced",
         ];
         for key in self.linux()?.sysctl().iter().flatten().map(|(key, _)| key.replace('/', ".")) {
             let needed = if IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue.") {
@@ -301,8 +307,16 @@ pub fn check_process(process: &Process) -> Result<()> {
 /// tools such as lxcfs need are let through.
 fn check_mount_in_proc(destination: &Path, kind: Option<&str>) -> Result<()> {
     const ALLOWED: &[&str] = &[
-        "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
-        "/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid",
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+        "/proc/loadavg",
+        "/proc/slabinfo",
+        "/proc/net/dev",
+        "/proc/sys/kernel/ns_last_pid",
         "/proc/sys/crypto/fips_enabled",
     ];
     // Destinations may be written without the leading slash.

@@ -99,7 +99,8 @@ impl MountOptions {
     }
 
     fn add(&mut self, option: &str, destination: &str) -> Result<()> {
-        if let Some((name, why)) = REFUSED.iter().find(|(name, _)| *name == option.split('=').next().unwrap_or(option)) {
+        if let Some((name, why)) = REFUSED.iter().find(|(name, _)| *name == option.split('=').next().unwrap_or(option))
+        {
             return Err(Error::unsupported(format!("mount option {name:?} of {destination}"), *why));
         }
         match option {

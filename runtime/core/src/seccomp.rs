@@ -10,12 +10,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use libseccomp::{
-    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion,
-};
-use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator,
-};
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
@@ -195,7 +191,8 @@ fn comparison(op: LinuxSeccompOperator, value: u64, value_two: Option<u64>) -> (
 }
 
 fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
-    let failed = |what: String| move |e: libseccomp::error::SeccompError| Error::spec(format!("linux.seccomp: {what}: {e}"));
+    let failed =
+        |what: String| move |e: libseccomp::error::SeccompError| Error::spec(format!("linux.seccomp: {what}: {e}"));
     let default = action(profile.default_action(), profile.default_errno_ret());
     let mut filter = ScmpFilterContext::new(default).map_err(failed("default action".into()))?;
     // no_new_privs is the process's own setting, not the filter's.

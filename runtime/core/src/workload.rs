@@ -74,7 +74,8 @@ impl WasmConfig {
         if size > MODULE_LIMIT {
             return Err(wasm(format!("it has {size} bytes, more than the limit of {MODULE_LIMIT}")));
         }
-        let runner = File::open(&self.runner).map_err(|e| wasm(format!("open the runner {}: {e}", self.runner.display())))?;
+        let runner =
+            File::open(&self.runner).map_err(|e| wasm(format!("open the runner {}: {e}", self.runner.display())))?;
         let engine = self.digest(&runner).on("read", &self.runner)?;
         let key = self.digest(&module).with_context(|| format!("read module {name}"))?;
         let directory = self.cache.join(&engine[..16]);
@@ -95,14 +96,8 @@ impl WasmConfig {
     /// The SHA-256 of a file, computed once for as long as its inode, size and times stay the same.
     fn digest(&self, file: &File) -> io::Result<String> {
         let meta = file.metadata()?;
-        let identity = format!(
-            "{} {}.{} {}.{}",
-            meta.len(),
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.ctime(),
-            meta.ctime_nsec()
-        );
+        let identity =
+            format!("{} {}.{} {}.{}", meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
         let memo = self.cache.join("digests").join(format!("{:x}-{:x}", meta.dev(), meta.ino()));
         if let Some(mut known) = open_trusted(&memo) {
             let mut text = String::new();
@@ -140,8 +135,9 @@ impl WasmConfig {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         // A copy that cannot change: else a container could have one module hashed and another one
         // compiled, and so put code of its choice under the digest of somebody else's module.
-        let copy = sys::read_all(module.as_fd())
-            .and_then(|bytes| Ok((format!("{:x}", Sha256::digest(&bytes)), sys::sealed_memfd(c"runx-module", &bytes)?)));
+        let copy = sys::read_all(module.as_fd()).and_then(|bytes| {
+            Ok((format!("{:x}", Sha256::digest(&bytes)), sys::sealed_memfd(c"runx-module", &bytes)?))
+        });
         let (key, copy) = copy.with_context(|| format!("read module {name}"))?;
         let entry = directory.join(entry_name(&key, compact));
         log::info!("compiling module {name} to {}", entry.display());

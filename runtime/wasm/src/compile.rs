@@ -27,21 +27,13 @@ pub fn compile(bytes: &[u8], name: &str, layout: Layout) -> Result<Vec<u8>, Erro
     let binary: Cow<'_, [u8]> = if bytes.starts_with(MAGIC) {
         Cow::Borrowed(bytes)
     } else {
-        let not_wasm = |reason| Error::NotWasm {
-            name: name(),
-            reason,
-        };
+        let not_wasm = |reason| Error::NotWasm { name: name(), reason };
         wat::parse_bytes(bytes).map_err(|e| not_wasm(e.to_string()))?
     };
     if is_component(&binary) {
         return Err(Error::Component { name: name() });
     }
-    engine::engine(layout)?
-        .precompile_module(&binary)
-        .map_err(|e| Error::Invalid {
-            name: name(),
-            reason: chain(&e),
-        })
+    engine::engine(layout)?.precompile_module(&binary).map_err(|e| Error::Invalid { name: name(), reason: chain(&e) })
 }
 
 /// After the magic number come a version and a *layer*, two bytes each: 0 for a core module, 1 for
@@ -64,10 +56,7 @@ mod tests {
         let binary = wat::parse_str(text).expect("binary");
         let artifact = compile(&binary, "a", Layout::Reserved).expect("an artifact");
         assert!(artifact.starts_with(b"\x7fELF"));
-        assert_eq!(
-            artifact,
-            compile(text.as_bytes(), "b", Layout::Reserved).expect("an artifact")
-        );
+        assert_eq!(artifact, compile(text.as_bytes(), "b", Layout::Reserved).expect("an artifact"));
     }
 
     #[test]
@@ -81,11 +70,7 @@ mod tests {
     fn a_native_program_is_not_wasm() {
         let error = failure(b"\x7fELF\x02\x01\x01\0\xff\xfe");
         assert!(matches!(error, Error::NotWasm { .. }), "{error:?}");
-        assert!(
-            error
-                .to_string()
-                .starts_with("/app/hello.wasm: not a WebAssembly module: ")
-        );
+        assert!(error.to_string().starts_with("/app/hello.wasm: not a WebAssembly module: "));
     }
 
     #[test]
@@ -101,11 +86,7 @@ mod tests {
         for bytes in [&binary[..], b"(component)"] {
             let error = failure(bytes);
             assert!(matches!(error, Error::Component { .. }), "{error:?}");
-            assert!(
-                error
-                    .to_string()
-                    .contains("components are not supported yet")
-            );
+            assert!(error.to_string().contains("components are not supported yet"));
         }
     }
 

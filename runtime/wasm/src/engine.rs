@@ -43,10 +43,7 @@ impl Layout {
 
     /// The layout for the calling process, by its own `RLIMIT_AS`.
     pub fn of_this_process() -> Layout {
-        let mut limit = libc::rlimit {
-            rlim_cur: libc::RLIM_INFINITY,
-            rlim_max: libc::RLIM_INFINITY,
-        };
+        let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
         // SAFETY: `limit` is a valid rlimit for the call to fill; on failure it stays as it is.
         unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
         Layout::for_address_space((limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur))
@@ -142,9 +139,7 @@ pub fn engine(layout: Layout) -> Result<Engine, Error> {
 pub fn compatibility(layout: Layout) -> Result<String, Error> {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    engine(layout)?
-        .precompile_compatibility_hash()
-        .hash(&mut hasher);
+    engine(layout)?.precompile_compatibility_hash().hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 

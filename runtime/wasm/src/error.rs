@@ -20,9 +20,7 @@ pub enum Error {
         reason: String,
     },
     /// A component (WASI 0.2 and later), where only core modules can be run.
-    #[error(
-        "{name}: this is a component; components are not supported yet, only core modules (WASI preview 1)"
-    )]
+    #[error("{name}: this is a component; components are not supported yet, only core modules (WASI preview 1)")]
     Component {
         /// The module.
         name: String,

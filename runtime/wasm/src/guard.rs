@@ -23,18 +23,13 @@ type PathOpen = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
 
 /// Replaces `path_open` by one that refuses procfs.
 pub(crate) fn add_to_linker(linker: &mut Linker<WasiP1Ctx>) -> wasmtime::Result<()> {
-    linker.func_wrap_async(
-        "wasi_snapshot_preview1",
-        "path_open",
-        |caller, parameters| Box::new(path_open(caller, parameters)),
-    )?;
+    linker.func_wrap_async("wasi_snapshot_preview1", "path_open", |caller, parameters| {
+        Box::new(path_open(caller, parameters))
+    })?;
     Ok(())
 }
 
-async fn path_open(
-    mut caller: Caller<'_, WasiP1Ctx>,
-    parameters: PathOpen,
-) -> wasmtime::Result<i32> {
+async fn path_open(mut caller: Caller<'_, WasiP1Ctx>, parameters: PathOpen) -> wasmtime::Result<i32> {
     let (dir, lookup, path, path_len, open, base, inheriting, flags, opened) = parameters;
     let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
         bail!("missing required memory export");
@@ -46,10 +41,9 @@ async fn path_open(
     // one below.
     let _ = ctx.fd_prestat_get(&mut guest, Fd::from(3));
     let slot = next_slot(ctx.ctx().table)?;
-    let errno = preview1::path_open(
-        ctx, &mut guest, dir, lookup, path, path_len, open, base, inheriting, flags, opened,
-    )
-    .await?;
+    let errno =
+        preview1::path_open(ctx, &mut guest, dir, lookup, path, path_len, open, base, inheriting, flags, opened)
+            .await?;
     if errno != Errno::Success as i32 || is_harmless(ctx.ctx().table, slot) {
         return Ok(errno);
     }
@@ -70,9 +64,8 @@ fn next_slot(table: &mut ResourceTable) -> Result<u32, ResourceTableError> {
 /// Whether the file just opened is certainly not on a procfs. The table reuses `slot`; with debug
 /// assertions it never reuses any, and takes the one after.
 fn is_harmless(table: &ResourceTable, slot: u32) -> bool {
-    let descriptor = [slot, slot + 1]
-        .into_iter()
-        .find_map(|slot| table.get(&Resource::<Descriptor>::new_borrow(slot)).ok());
+    let descriptor =
+        [slot, slot + 1].into_iter().find_map(|slot| table.get(&Resource::<Descriptor>::new_borrow(slot)).ok());
     match descriptor {
         Some(Descriptor::File(file)) => is_procfs(file.file.as_fd()) == Some(false),
         Some(Descriptor::Dir(dir)) => is_procfs(dir.dir.as_fd()) == Some(false),

@@ -11,9 +11,7 @@ fn main() {
     let mut args = std::env::args_os().skip(1);
     let (fd, args) = (args.next(), args.collect::<Vec<OsString>>());
     let Some(artifact) = fd.as_deref().and_then(descriptor) else {
-        refuse(
-            "usage: runx-wasm-runner ARTIFACT_FD ARG0 [ARG]..., with an open descriptor from 3 up",
-        );
+        refuse("usage: runx-wasm-runner ARTIFACT_FD ARG0 [ARG]..., with an open descriptor from 3 up");
     };
     if let Err(error) = signals::install() {
         refuse(format_args!("cannot install signal handlers: {error}"));

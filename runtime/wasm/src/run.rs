@@ -52,21 +52,13 @@ impl Outcome {
 /// The artifact is native code and nothing in it is verified: it must come from
 /// [`crate::compile::compile`], and nobody may change the file while the module runs.
 pub unsafe fn run(artifact: OwnedFd, args: &[OsString]) -> Result<Outcome, Error> {
-    let name = args
-        .first()
-        .map_or_else(|| "module".into(), |arg| arg.to_string_lossy().into_owned());
+    let name = args.first().map_or_else(|| "module".into(), |arg| arg.to_string_lossy().into_owned());
     // SAFETY: the caller's promise.
     let (engine, module) = unsafe { load(&name, File::from(artifact))? };
     let context = wasi::context(&name, args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(|error| Error::Setup {
-            name: name.clone(),
-            attempt: "cannot make an event loop".into(),
-            reason: error.to_string(),
-        })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|error| {
+        Error::Setup { name: name.clone(), attempt: "cannot make an event loop".into(), reason: error.to_string() }
+    })?;
     runtime.block_on(execute(&name, &engine, &module, context))
 }
 
@@ -78,9 +70,7 @@ pub unsafe fn run(artifact: OwnedFd, args: &[OsString]) -> Result<Outcome, Error
 /// As [`run`].
 unsafe fn load(name: &str, artifact: File) -> Result<(Engine, Module), Error> {
     let likely = Layout::of_this_process();
-    let layouts = [likely]
-        .into_iter()
-        .chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
+    let layouts = [likely].into_iter().chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
     let mut first_error = None;
     for layout in layouts {
         let engine = engine::engine(layout)?;
@@ -96,21 +86,11 @@ unsafe fn load(name: &str, artifact: File) -> Result<(Engine, Module), Error> {
         }
     }
     let reason = first_error.as_ref().map(chain).unwrap_or_default();
-    Err(Error::Artifact {
-        name: name.to_owned(),
-        reason,
-    })
+    Err(Error::Artifact { name: name.to_owned(), reason })
 }
 
-async fn execute(
-    name: &str,
-    engine: &Engine,
-    module: &Module,
-    context: WasiP1Ctx,
-) -> Result<Outcome, Error> {
-    let linker = linker(engine).map_err(|error| Error::Engine {
-        reason: chain(&error),
-    })?;
+async fn execute(name: &str, engine: &Engine, module: &Module, context: WasiP1Ctx) -> Result<Outcome, Error> {
+    let linker = linker(engine).map_err(|error| Error::Engine { reason: chain(&error) })?;
     let mut store = Store::new(engine, context);
     // It bounds what one call may make the host allocate, for hosts that share a process. Here the
     // container's memory limit does, and a large write is nothing unusual.
@@ -122,10 +102,7 @@ async fn execute(
             return Ok(outcome(name, &error));
         }
         Err(error) => {
-            return Err(Error::Instantiate {
-                name: name.to_owned(),
-                reason: chain(&error),
-            });
+            return Err(Error::Instantiate { name: name.to_owned(), reason: chain(&error) });
         }
     };
     let start = start_function(name, &instance, &mut store)?;
@@ -140,11 +117,9 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<WasiP1Ctx>> {
     p1::add_to_linker_async(&mut linker, |context| context)?;
     linker.allow_shadowing(true);
     // The library's traps for codes of 126 and more; a process may exit with any.
-    linker.func_wrap(
-        "wasi_snapshot_preview1",
-        "proc_exit",
-        |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) },
-    )?;
+    linker.func_wrap("wasi_snapshot_preview1", "proc_exit", |code: i32| -> wasmtime::Result<()> {
+        Err(I32Exit(code).into())
+    })?;
     guard::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);
     Ok(linker)
@@ -155,10 +130,7 @@ fn start_function(
     instance: &Instance,
     store: &mut Store<WasiP1Ctx>,
 ) -> Result<wasmtime::TypedFunc<(), ()>, Error> {
-    let no_start = |reason: &str| Error::NoStart {
-        name: name.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let no_start = |reason: &str| Error::NoStart { name: name.to_owned(), reason: reason.to_owned() };
     let Some(start) = instance.get_func(&mut *store, "_start") else {
         let reactor = instance.get_func(&mut *store, "_initialize").is_some();
         return Err(no_start(if reactor {
@@ -167,9 +139,7 @@ fn start_function(
             "it exports no function _start"
         }));
     };
-    start
-        .typed(&*store)
-        .map_err(|_| no_start("its _start has parameters or results"))
+    start.typed(&*store).map_err(|_| no_start("its _start has parameters or results"))
 }
 
 /// Tells an exit from a failure.
@@ -184,9 +154,7 @@ fn outcome(name: &str, error: &wasmtime::Error) -> Outcome {
 /// innermost first: number, offset in the module, function.
 fn describe(name: &str, error: &wasmtime::Error) -> String {
     let mut text = format!("{name}: {}", error.root_cause());
-    let frames = error
-        .downcast_ref::<WasmBacktrace>()
-        .map_or(&[][..], |backtrace| backtrace.frames());
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], |backtrace| backtrace.frames());
     for (number, frame) in frames.iter().enumerate() {
         // Writing to a string does not fail.
         let _ = write!(text, "\n  {number:>3}: ");

@@ -40,10 +40,7 @@ extern "C" fn end(signal: libc::c_int) {
 ///
 /// The kernel's, which for valid signal numbers does not happen.
 pub fn install() -> io::Result<()> {
-    for signal in ENDING
-        .into_iter()
-        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
-    {
+    for signal in ENDING.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         install_one(signal)?;
     }
     // The Rust runtime does this before main; here it does not hang on that.

@@ -101,11 +101,7 @@ fn failed(error: io::Error) -> StreamError {
 /// Whether `fd` has one of `events` (or an error or a hang-up) within `timeout` milliseconds; a
 /// negative timeout waits for ever.
 fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout: libc::c_int) -> bool {
-    let mut entry = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events,
-        revents: 0,
-    };
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one valid entry. On failure the caller's read or write finds out.
     unsafe { libc::poll(&mut entry, 1, timeout) != 0 }
 }
@@ -179,22 +175,14 @@ impl InputStream for Input {
             return Ok(Bytes::new());
         }
         let bytes = read(self.0, size).map_err(failed)?;
-        if bytes.is_empty() {
-            Err(StreamError::Closed)
-        } else {
-            Ok(bytes)
-        }
+        if bytes.is_empty() { Err(StreamError::Closed) } else { Ok(bytes) }
     }
 
     async fn blocking_read(&mut self, size: usize) -> StreamResult<Bytes> {
         // For a size of 0 too: the caller would take no bytes for an interrupted call, and
         // "closed" for the 0 bytes that were asked for.
         let bytes = read(self.0, size).map_err(failed)?;
-        if bytes.is_empty() {
-            Err(StreamError::Closed)
-        } else {
-            Ok(bytes)
-        }
+        if bytes.is_empty() { Err(StreamError::Closed) } else { Ok(bytes) }
     }
 }
 

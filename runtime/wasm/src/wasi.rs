@@ -24,11 +24,7 @@ pub(crate) fn context(name: &str, args: &[OsString]) -> Result<WasiP1Ctx, Error>
         let result = builder.preopened_dir(&preopen.path, &preopen.name, FsPerms::ReadWrite);
         if let (Err(error), true) = (result, preopen.required) {
             let attempt = format!("cannot open the directory {}", preopen.path.display());
-            return Err(Error::Setup {
-                name: name.to_owned(),
-                attempt,
-                reason: format!("{error:#}"),
-            });
+            return Err(Error::Setup { name: name.to_owned(), attempt, reason: format!("{error:#}") });
         }
     }
     Ok(builder.build_p1())
@@ -45,11 +41,7 @@ struct Preopen {
 
 impl Preopen {
     fn new(path: impl Into<PathBuf>, name: impl Into<String>, required: bool) -> Preopen {
-        Preopen {
-            path: path.into(),
-            name: name.into(),
-            required,
-        }
+        Preopen { path: path.into(), name: name.into(), required }
     }
 }
 
@@ -92,23 +84,12 @@ fn preopens(cwd: &Path, top_level: impl FnOnce() -> Option<Vec<OsString>>) -> Ve
     if cwd == Path::new("/") {
         return vec![Preopen::new("/", "/", true)];
     }
-    let mut list = vec![
-        Preopen::new(cwd, cwd.to_string_lossy(), true),
-        Preopen::new("/", "/", true),
-    ];
+    let mut list = vec![Preopen::new(cwd, cwd.to_string_lossy(), true), Preopen::new("/", "/", true)];
     // Without them `.` would take the absolute paths too, which are worth more than relative ones.
     if let Some(names) = top_level() {
-        let mut names: Vec<&str> = names
-            .iter()
-            .map(OsString::as_os_str)
-            .filter_map(OsStr::to_str)
-            .collect();
+        let mut names: Vec<&str> = names.iter().map(OsString::as_os_str).filter_map(OsStr::to_str).collect();
         names.sort_unstable();
-        list.extend(
-            names
-                .iter()
-                .map(|name| Preopen::new(format!("/{name}"), format!("/{name}"), false)),
-        );
+        list.extend(names.iter().map(|name| Preopen::new(format!("/{name}"), format!("/{name}"), false)));
         list.push(Preopen::new(cwd, ".", true));
     }
     list
@@ -120,10 +101,7 @@ mod tests {
 
     fn names(cwd: &str, top_level: Option<&[&str]>) -> Vec<String> {
         let top_level = top_level.map(|names| names.iter().map(OsString::from).collect());
-        preopens(Path::new(cwd), || top_level)
-            .into_iter()
-            .map(|preopen| preopen.name)
-            .collect()
+        preopens(Path::new(cwd), || top_level).into_iter().map(|preopen| preopen.name).collect()
     }
 
     #[test]
@@ -133,10 +111,7 @@ mod tests {
 
     #[test]
     fn another_working_directory_is_first_and_last() {
-        assert_eq!(
-            names("/srv/app", Some(&["srv", "etc"])),
-            ["/srv/app", "/", "/etc", "/srv", "."]
-        );
+        assert_eq!(names("/srv/app", Some(&["srv", "etc"])), ["/srv/app", "/", "/etc", "/srv", "."]);
     }
 
     #[test]

@@ -41,14 +41,9 @@ fn arguments_environment_and_stdin_arrive() {
         return;
     };
     let mut command = runner(&artifact(program), &["two words", "", "ü"]);
-    command
-        .env("PATH", "/bin")
-        .env("EMPTY", "")
-        .stdin(Stdio::piped());
+    command.env("PATH", "/bin").env("EMPTY", "").stdin(Stdio::piped());
     // Would change the engine's settings, or the messages, if it were the runner's own.
-    command
-        .env("WASMTIME_BACKTRACE_DETAILS", "1")
-        .env("RUST_BACKTRACE", "1");
+    command.env("WASMTIME_BACKTRACE_DETAILS", "1").env("RUST_BACKTRACE", "1");
     let mut child = command.spawn().expect("the runner starts");
     let input: String = (0..20_000).map(|n| format!("line {n}\n")).collect();
     let mut stdin = child.stdin.take().expect("a pipe");
@@ -84,12 +79,7 @@ fn stdin_from_a_file_and_from_a_non_blocking_pipe() {
     let mut child = command.spawn().expect("the runner starts");
     drop(command);
     let mut first = [0; 19];
-    child
-        .stdout
-        .as_mut()
-        .expect("a pipe")
-        .read_exact(&mut first)
-        .expect("the first line");
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("the first line");
     writer.write_all(b"late\n").expect("written");
     drop(writer);
     expect(&child.wait_with_output().expect("it ends"), 1, "late\n", "");
@@ -100,9 +90,7 @@ fn a_closed_stdout_gives_epipe() {
     let Some(program) = c_program("pipe.c") else {
         return;
     };
-    let mut child = runner(&artifact(program), &[])
-        .spawn()
-        .expect("the runner starts");
+    let mut child = runner(&artifact(program), &[]).spawn().expect("the runner starts");
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("it ends").code(), Some(64));
 }
@@ -116,19 +104,9 @@ fn poll_on_stdin_times_out_and_wakes_up() {
     command.stdin(Stdio::piped());
     let mut child = command.spawn().expect("the runner starts");
     let mut first = [0; 8];
-    child
-        .stdout
-        .as_mut()
-        .expect("a pipe")
-        .read_exact(&mut first)
-        .expect("a line");
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("a line");
     assert_eq!(&first, b"nothing\n");
-    child
-        .stdin
-        .as_mut()
-        .expect("a pipe")
-        .write_all(b"x")
-        .expect("written");
+    child.stdin.as_mut().expect("a pipe").write_all(b"x").expect("written");
     let output = child.wait_with_output().expect("it ends");
     expect(&output, 0, "input\n", "");
 }
@@ -150,31 +128,10 @@ fn relative_paths_resolve_against_the_working_directory() {
     let Some(program) = files() else { return };
     let directory = scratch();
     std::fs::create_dir(directory.path().join("sub")).expect("a directory");
-    let args = [
-        "w",
-        "new",
-        "w",
-        "./sub/new",
-        "r",
-        "new",
-        "r",
-        "sub/new",
-        "l",
-        ".",
-        "u",
-        "new",
-    ];
-    expect(
-        &run(in_directory(&program, directory.path(), &args)),
-        0,
-        "data\ndata\n",
-        "",
-    );
+    let args = ["w", "new", "w", "./sub/new", "r", "new", "r", "sub/new", "l", ".", "u", "new"];
+    expect(&run(in_directory(&program, directory.path(), &args)), 0, "data\ndata\n", "");
     for file in ["new", "sub/new"] {
-        assert_eq!(
-            std::fs::read(directory.path().join(file)).expect("the file"),
-            b"data\n"
-        );
+        assert_eq!(std::fs::read(directory.path().join(file)).expect("the file"), b"data\n");
     }
 }
 
@@ -183,22 +140,8 @@ fn absolute_paths_work_from_another_working_directory() {
     let Some(program) = files() else { return };
     let (cwd, other) = (scratch(), scratch());
     let file = other.path().join("new");
-    let args = [
-        "w",
-        name(&file),
-        "r",
-        name(&file),
-        "c",
-        name(other.path()),
-        "r",
-        "new",
-    ];
-    expect(
-        &run(in_directory(&program, cwd.path(), &args)),
-        0,
-        "data\ndata\n",
-        "",
-    );
+    let args = ["w", name(&file), "r", name(&file), "c", name(other.path()), "r", "new"];
+    expect(&run(in_directory(&program, cwd.path(), &args)), 0, "data\ndata\n", "");
     assert_eq!(std::fs::read_dir(cwd.path()).expect("listed").count(), 0);
 }
 
@@ -209,19 +152,10 @@ fn the_name_of_a_directory_of_the_root_is_that_directory() {
     let Some(program) = files() else { return };
     let directory = scratch();
     let top = Path::new("/").join(directory.path().iter().nth(1).expect("not the root"));
-    let below = directory
-        .path()
-        .strip_prefix(&top)
-        .expect("below")
-        .join("new");
+    let below = directory.path().strip_prefix(&top).expect("below").join("new");
     let relative = Path::new(top.file_name().expect("a name")).join(below);
     let args = ["w", name(&relative)];
-    expect(
-        &run(in_directory(&program, directory.path(), &args)),
-        0,
-        "",
-        "",
-    );
+    expect(&run(in_directory(&program, directory.path(), &args)), 0, "", "");
     assert!(directory.path().join("new").exists());
 }
 
@@ -235,17 +169,8 @@ fn procfs_is_out_of_reach() {
     let directory = scratch();
     for link in [("..", "up"), ("proc", "down")] {
         // From the scratch directory: as many steps up as it is deep, then into /proc.
-        let up = directory
-            .path()
-            .iter()
-            .skip(1)
-            .map(|_| "../")
-            .collect::<String>();
-        let target = if link.0 == ".." {
-            up
-        } else {
-            format!("{up}proc/self")
-        };
+        let up = directory.path().iter().skip(1).map(|_| "../").collect::<String>();
+        let target = if link.0 == ".." { up } else { format!("{up}proc/self") };
         std::os::unix::fs::symlink(target, directory.path().join(link.1)).expect("a link");
     }
     let link = |rest: &str| format!("{}/{rest}", name(directory.path()));
@@ -258,31 +183,19 @@ fn procfs_is_out_of_reach() {
     ];
     for path in &paths {
         // The same file is open to a native process: what refuses it is the runner.
-        std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .expect("native access");
+        std::fs::File::options().read(true).write(true).open(path).expect("native access");
         for cwd in [Path::new("/"), directory.path()] {
             for action in ["m", "r"] {
                 let output = run(in_directory(&program, cwd, &[action, path]));
                 let stderr = expect_failure(&output, 1);
                 // The library itself does not let a link lead out of a preopened directory.
                 let outside = cwd != Path::new("/") && stderr.contains("not permitted");
-                assert!(
-                    outside || stderr.contains("Permission denied"),
-                    "{path} from {cwd:?}: {stderr}"
-                );
+                assert!(outside || stderr.contains("Permission denied"), "{path} from {cwd:?}: {stderr}");
             }
         }
     }
     // Nor through a directory of it, while other places stay open.
-    for (path, code) in [
-        ("/proc", 1),
-        ("/proc/self", 1),
-        ("/", 0),
-        (name(directory.path()), 0),
-    ] {
+    for (path, code) in [("/proc", 1), ("/proc/self", 1), ("/", 0), (name(directory.path()), 0)] {
         let output = run(runner(&program, &["l", path]));
         assert_eq!(output.status.code(), Some(code), "{path}: {output:?}");
     }
@@ -303,11 +216,7 @@ fn neither_proc_nor_dev_nor_root_is_needed() {
     for path in [root.path(), &work] {
         std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("permissions");
     }
-    let output = run(confined(
-        &program,
-        root.path(),
-        &["w", "new", "r", "/work/new", "u", "new"],
-    ));
+    let output = run(confined(&program, root.path(), &["w", "new", "r", "/work/new", "u", "new"]));
     expect(&output, 0, "data\n", "");
     assert!(work.join("new").exists());
 }
@@ -319,10 +228,8 @@ fn confined(artifact: &File, root: &Path, args: &[&str]) -> Command {
     let mut command = runner(artifact, args);
     let program = File::open(command.get_program()).expect("the runner");
     let root = string(root.as_os_str().as_bytes());
-    let argv: Vec<CString> = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|arg| string(arg.as_bytes()))
-        .collect();
+    let argv: Vec<CString> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|arg| string(arg.as_bytes())).collect();
     let enter = move || {
         let mut pointers = [std::ptr::null(); 16];
         for (pointer, arg) in pointers.iter_mut().take(15).zip(&argv) {
@@ -336,11 +243,7 @@ fn confined(artifact: &File, root: &Path, args: &[&str]) -> Command {
                 && libc::setgid(65534) == 0
                 && libc::setuid(65534) == 0;
             if entered {
-                libc::fexecve(
-                    program.as_raw_fd(),
-                    pointers.as_ptr(),
-                    pointers[15..].as_ptr(),
-                );
+                libc::fexecve(program.as_raw_fd(), pointers.as_ptr(), pointers[15..].as_ptr());
             }
         }
         Err(std::io::Error::last_os_error())

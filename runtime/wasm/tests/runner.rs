@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    artifact, artifact_for, expect, expect_failure, file, run, run_module, runner, runner_under,
-};
+use common::{artifact, artifact_for, expect, expect_failure, file, run, run_module, runner, runner_under};
 use runx_wasm::engine::Layout;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -57,14 +55,7 @@ fn hello() {
 
 #[test]
 fn exit_codes_are_the_modules_own() {
-    for (code, expected) in [
-        ("0", 0),
-        ("7", 7),
-        ("126", 126),
-        ("200", 200),
-        ("257", 1),
-        ("-1", 255),
-    ] {
+    for (code, expected) in [("0", 0), ("7", 7), ("126", 126), ("200", 200), ("257", 1), ("-1", 255)] {
         expect(&run_module(exiting(code)), expected, "", "");
     }
 }
@@ -79,16 +70,10 @@ fn a_trap_is_134_with_a_backtrace() {
     );
     let stderr = expect_failure(&output, 134);
     assert!(
-        stderr.starts_with(
-            "runx: /app/test.wasm: wasm trap: wasm `unreachable` instruction executed\n"
-        ),
+        stderr.starts_with("runx: /app/test.wasm: wasm trap: wasm `unreachable` instruction executed\n"),
         "{stderr}"
     );
-    let at = |name: &str| {
-        stderr
-            .find(name)
-            .unwrap_or_else(|| panic!("{name} in {stderr}"))
-    };
+    let at = |name: &str| stderr.find(name).unwrap_or_else(|| panic!("{name} in {stderr}"));
     assert!(at("inner") < at("outer"), "{stderr}");
 }
 
@@ -96,14 +81,8 @@ fn a_trap_is_134_with_a_backtrace() {
 fn hardware_traps_are_caught_in_both_layouts() {
     for layout in Layout::ALL {
         for (body, reason) in [
-            (
-                "(drop (i32.load (i32.const 0x7fff_ffff)))",
-                "out of bounds memory access",
-            ),
-            (
-                "(drop (i32.div_s (i32.const 1) (i32.load (i32.const 0))))",
-                "integer divide by zero",
-            ),
+            ("(drop (i32.load (i32.const 0x7fff_ffff)))", "out of bounds memory access"),
+            ("(drop (i32.div_s (i32.const 1) (i32.load (i32.const 0))))", "integer divide by zero"),
             ("(call $start)", "call stack exhausted"),
         ] {
             let module = format!(r#"(module (memory 1) (func $start (export "_start") {body}))"#);
@@ -130,13 +109,9 @@ fn recursion_may_be_as_deep_as_a_native_programs() {
 
 #[test]
 fn a_missing_import_is_named() {
-    let output =
-        run_module(r#"(module (import "env" "host_magic" (func)) (func (export "_start")))"#);
+    let output = run_module(r#"(module (import "env" "host_magic" (func)) (func (export "_start")))"#);
     let stderr = expect_failure(&output, 126);
-    assert!(
-        stderr.starts_with("runx: /app/test.wasm: cannot instantiate the module: "),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("runx: /app/test.wasm: cannot instantiate the module: "), "{stderr}");
     assert!(stderr.contains("env::host_magic"), "{stderr}");
 }
 
@@ -144,64 +119,36 @@ fn a_missing_import_is_named() {
 fn a_module_without_start_is_refused() {
     let cases = [
         ("(module)", "exports no function _start"),
-        (
-            r#"(module (func (export "_initialize")))"#,
-            "library (reactor)",
-        ),
-        (
-            r#"(module (func (export "_start") (param i32)))"#,
-            "parameters or results",
-        ),
-        (
-            r#"(module (memory (export "_start") 1))"#,
-            "exports no function _start",
-        ),
+        (r#"(module (func (export "_initialize")))"#, "library (reactor)"),
+        (r#"(module (func (export "_start") (param i32)))"#, "parameters or results"),
+        (r#"(module (memory (export "_start") 1))"#, "exports no function _start"),
     ];
     for (module, reason) in cases {
         let stderr = expect_failure(&run_module(module), 126);
-        assert!(
-            stderr.starts_with("runx: /app/test.wasm: not a WASI command: "),
-            "{stderr}"
-        );
+        assert!(stderr.starts_with("runx: /app/test.wasm: not a WASI command: "), "{stderr}");
         assert!(stderr.contains(reason), "{stderr}");
     }
 }
 
 #[test]
 fn a_damaged_artifact_is_refused() {
-    let good = runx_wasm::compile::compile(HELLO.as_bytes(), "hello", Layout::Reserved)
-        .expect("an artifact");
+    let good = runx_wasm::compile::compile(HELLO.as_bytes(), "hello", Layout::Reserved).expect("an artifact");
     // The ELF header's flags, by which the engine tells its own files.
     let mut other_kind = good.clone();
     other_kind[48..52].fill(0);
-    for bytes in [
-        &b""[..],
-        b"\x7fELF",
-        &good[..100],
-        &good[..good.len() / 2],
-        &other_kind,
-        b"not an artifact",
-    ] {
+    for bytes in [&b""[..], b"\x7fELF", &good[..100], &good[..good.len() / 2], &other_kind, b"not an artifact"] {
         let stderr = expect_failure(&run(runner(&file(bytes), &[])), 126);
-        assert!(
-            stderr.starts_with("runx: /app/test.wasm: cannot load the compiled artifact: "),
-            "{stderr}"
-        );
+        assert!(stderr.starts_with("runx: /app/test.wasm: cannot load the compiled artifact: "), "{stderr}");
     }
 }
 
 #[test]
 fn a_bad_descriptor_is_refused() {
     for fd in ["2", "77", "x", "-1", ""] {
-        let output = Command::new(env!("CARGO_BIN_EXE_runx-wasm-runner"))
-            .args([fd, "a"])
-            .output()
-            .expect("it starts");
+        let output = Command::new(env!("CARGO_BIN_EXE_runx-wasm-runner")).args([fd, "a"]).output().expect("it starts");
         assert!(expect_failure(&output, 126).starts_with("runx: usage: "));
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_runx-wasm-runner"))
-        .output()
-        .expect("it starts");
+    let output = Command::new(env!("CARGO_BIN_EXE_runx-wasm-runner")).output().expect("it starts");
     assert!(expect_failure(&output, 126).starts_with("runx: usage: "));
 }
 
@@ -210,10 +157,7 @@ fn an_address_space_limit_is_met_by_the_compact_layout() {
     let limited = |layout| {
         let mut command = runner(&artifact_for(HELLO, layout), &[]);
         let limit = || {
-            let limit = libc::rlimit {
-                rlim_cur: 1 << 30,
-                rlim_max: 1 << 30,
-            };
+            let limit = libc::rlimit { rlim_cur: 1 << 30, rlim_max: 1 << 30 };
             // SAFETY: setrlimit with a valid struct, which is async-signal-safe.
             match unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) } {
                 0 => Ok(()),
@@ -226,20 +170,12 @@ fn an_address_space_limit_is_met_by_the_compact_layout() {
     };
     expect(&limited(Layout::Compact), 0, "hello\n", "");
     let stderr = expect_failure(&limited(Layout::Reserved), 126);
-    assert!(
-        stderr.starts_with("runx: /app/test.wasm: cannot instantiate the module: "),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("runx: /app/test.wasm: cannot instantiate the module: "), "{stderr}");
 }
 
 #[test]
 fn signals_end_the_module_at_once() {
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGHUP,
-        libc::SIGRTMIN() + 3,
-    ] {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGRTMIN() + 3] {
         let mut child = spinning(runner(&artifact(SPINNING), &[]));
         kill(child.id(), signal);
         let status = child.wait().expect("it ends");
@@ -249,17 +185,8 @@ fn signals_end_the_module_at_once() {
 
 #[test]
 fn the_first_process_of_a_pid_namespace_ends_on_term_too() {
-    let wrapper = [
-        "/usr/bin/unshare",
-        "--user",
-        "--map-root-user",
-        "--pid",
-        "--fork",
-    ];
-    let probe = Command::new(wrapper[0])
-        .args(&wrapper[1..])
-        .arg("true")
-        .output();
+    let wrapper = ["/usr/bin/unshare", "--user", "--map-root-user", "--pid", "--fork"];
+    let probe = Command::new(wrapper[0]).args(&wrapper[1..]).arg("true").output();
     if !probe.is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: cannot make a PID namespace here");
         return;

@@ -114,11 +114,8 @@ pub(super) fn apply(directories: &[Directory], resources: &LinuxResources) -> Re
     for (device, limits) in resources.rdma().iter().flatten() {
         let directory = need(directories, "rdma", "rdma")?;
         let number = |n: Option<u32>| n.map_or("max".to_owned(), |n| n.to_string());
-        let line = format!(
-            "{device} hca_handle={} hca_object={}",
-            number(limits.hca_handles()),
-            number(limits.hca_objects())
-        );
+        let line =
+            format!("{device} hca_handle={} hca_object={}", number(limits.hca_handles()), number(limits.hca_objects()));
         write(directory, "rdma.max", line)?;
     }
     Ok(())
@@ -297,7 +294,8 @@ pub(super) fn set_frozen(directories: &[Directory], frozen: bool) -> Result<()> 
     if frozen {
         let _ = write(directory, "freezer.state", "THAWED");
     }
-    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)).on(if frozen { "freeze cgroup" } else { "thaw cgroup" }, directory)
+    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+        .on(if frozen { "freeze cgroup" } else { "thaw cgroup" }, directory)
 }
 
 pub(super) fn is_frozen(directories: &[Directory]) -> bool {
@@ -362,10 +360,14 @@ fn memory_stats(directory: &Path) -> MemoryStats {
 
 fn blkio_entries(directory: &Path, name: &str) -> Vec<BlkioEntry> {
     // Which file counts depends on the scheduler: BFQ's where there is one, else the throttling layer's.
-    let text = [format!("blkio.bfq.{name}_recursive"), format!("blkio.throttle.{name}_recursive"), format!("blkio.throttle.{name}")]
-        .iter()
-        .find_map(|file| read(directory, file).ok().filter(|text| text.lines().count() > 1))
-        .unwrap_or_default();
+    let text = [
+        format!("blkio.bfq.{name}_recursive"),
+        format!("blkio.throttle.{name}_recursive"),
+        format!("blkio.throttle.{name}"),
+    ]
+    .iter()
+    .find_map(|file| read(directory, file).ok().filter(|text| text.lines().count() > 1))
+    .unwrap_or_default();
     text.lines()
         .filter_map(|line| {
             let mut fields = line.split_ascii_whitespace();

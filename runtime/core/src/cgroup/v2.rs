@@ -19,8 +19,7 @@ pub(super) fn create(path: &Path) -> Result<()> {
         missing.push(ancestor.to_path_buf());
     }
     let controllers = read(Path::new(ROOT), "cgroup.controllers").on("read the controllers of", ROOT)?;
-    let enable: String =
-        controllers.split_ascii_whitespace().map(|c| format!("+{c}")).collect::<Vec<_>>().join(" ");
+    let enable: String = controllers.split_ascii_whitespace().map(|c| format!("+{c}")).collect::<Vec<_>>().join(" ");
     for directory in missing.iter().rev() {
         match fs::create_dir(directory) {
             Ok(()) => {}
@@ -62,7 +61,8 @@ pub(super) fn apply(path: &Path, resources: &LinuxResources) -> Result<()> {
         write(path, &format!("hugetlb.{}.max", limit.page_size()), limit.limit().to_string())?;
     }
     if let Some(network) = resources.network()
-        && (network.class_id().is_some_and(|id| id != 0) || network.priorities().as_ref().is_some_and(|p| !p.is_empty()))
+        && (network.class_id().is_some_and(|id| id != 0)
+            || network.priorities().as_ref().is_some_and(|p| !p.is_empty()))
     {
         return Err(Error::unsupported("linux.resources.network", "net_cls and net_prio exist in cgroup v1 only"));
     }

@@ -40,10 +40,12 @@ impl Runtime {
     pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
         let directory = self.directory(id)?;
         let layout = Layout::of_this_machine()?;
-        let cgroup = cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
+        let cgroup =
+            cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
         state::make_directory(&self.root, &directory, id)?;
-        let made = state::lock(&directory)
-            .and_then(|lock| self.create_locked(id, bundle, options, layout, cgroup, &directory).map(|made| (made, lock)));
+        let made = state::lock(&directory).and_then(|lock| {
+            self.create_locked(id, bundle, options, layout, cgroup, &directory).map(|made| (made, lock))
+        });
         match made {
             Ok((made, _lock)) => Ok(made),
             Err(e) => {

@@ -65,7 +65,6 @@ impl Runtime {
         &self.root
     }
 
-
     fn directory(&self, id: &str) -> Result<PathBuf> {
         validate_id(id)?;
         Ok(self.root.join(id))

@@ -291,7 +291,11 @@ fn cgroup_v1(
 
 fn cgroup_v2(attributes: u64, namespaces: &Namespaces, cgroup: &Cgroup, table: &mut Table) -> Result<MountSource> {
     if namespaces.new_cgroup {
-        return Ok(MountSource::New { kind: "cgroup2".to_owned(), attributes, data: vec![("source".to_owned(), Some("cgroup".to_owned()))] });
+        return Ok(MountSource::New {
+            kind: "cgroup2".to_owned(),
+            attributes,
+            data: vec![("source".to_owned(), Some("cgroup".to_owned()))],
+        });
     }
     let Cgroup::V2 { path } = cgroup else {
         return Err(Error::unsupported("a mount of type cgroup2", "this machine has cgroup v1"));
@@ -356,9 +360,10 @@ fn device_node(device: &LinuxDevice) -> Result<Device> {
     let number = |n: i64| {
         u32::try_from(n).map_err(|_| Error::spec(format!("linux.devices: {}: {n} is no device number", path.display())))
     };
-    let text = path.to_str().filter(|text| text.starts_with('/')).ok_or_else(|| {
-        Error::spec(format!("linux.devices: {} is not an absolute path", path.display()))
-    })?;
+    let text = path
+        .to_str()
+        .filter(|text| text.starts_with('/'))
+        .ok_or_else(|| Error::spec(format!("linux.devices: {} is not an absolute path", path.display())))?;
     Ok(Device {
         path: text.to_owned(),
         mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,

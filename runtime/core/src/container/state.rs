@@ -194,7 +194,8 @@ pub(super) fn listen_gate(directory: &Path) -> Result<OwnedFd> {
     let bound = unsafe { libc::bind(listener.as_raw_fd(), (&raw const address).cast(), address_length()) };
     sys::check(bound.into()).on("bind the start socket in", directory)?;
     // SAFETY: listen takes a descriptor and a number.
-    sys::check(unsafe { libc::listen(listener.as_raw_fd(), 1) }.into()).on("listen on the start socket in", directory)?;
+    sys::check(unsafe { libc::listen(listener.as_raw_fd(), 1) }.into())
+        .on("listen on the start socket in", directory)?;
     Ok(listener)
 }
 
@@ -219,8 +220,9 @@ fn address_length() -> libc::socklen_t {
 /// A socket and the gate's address, by descriptor: a path may be longer than an address can hold.
 fn gate_socket(directory: &Path) -> Result<(OwnedFd, libc::sockaddr_un)> {
     // SAFETY: socket takes integers.
-    let socket = sys::owned(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) }.into())
-        .context("create the start socket")?;
+    let socket =
+        sys::owned(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) }.into())
+            .context("create the start socket")?;
     // SAFETY: sockaddr_un is plain data for which all zeroes is a valid value.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;

@@ -41,7 +41,8 @@ pub(super) fn open(root: Option<&OwnedFd>, process: &ProcessPlan, parent: &Paren
         place(slave.as_fd(), number).context("make the terminal standard input, output and error")?;
     }
     // SAFETY: TIOCSCTTY takes an integer.
-    sys::check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into()).context("make the terminal the controlling one")?;
+    sys::check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into())
+        .context("make the terminal the controlling one")?;
     parent.tell(&FromChild::Terminal, &[master.as_fd()])
 }
 

@@ -93,8 +93,7 @@ fn open_node(parent: BorrowedFd<'_>, name: &std::ffi::OsStr) -> io::Result<Owned
 fn change_mode(node: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     const SYS_FCHMODAT2: libc::c_long = 452;
     // SAFETY: the path is an empty NUL-terminated string.
-    let changed =
-        unsafe { libc::syscall(SYS_FCHMODAT2, node.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
+    let changed = unsafe { libc::syscall(SYS_FCHMODAT2, node.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     match sys::check(changed) {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
             let proc = sys::mount::private_proc()?;

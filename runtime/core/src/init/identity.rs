@@ -112,8 +112,11 @@ pub(super) fn add_home(process: &mut ProcessPlan) -> Result<()> {
 
 fn home_of(uid: u32) -> Option<String> {
     // Whatever an image put there: no device or FIFO is waited for, and no endless file is read.
-    let file =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/etc/passwd").ok()?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open("/etc/passwd")
+        .ok()?;
     if !file.metadata().ok()?.is_file() {
         return None;
     }

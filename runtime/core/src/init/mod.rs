@@ -125,7 +125,8 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
     // SAFETY: setsid has no arguments; it fails only for a group's leader, which a fresh clone is not.
     unsafe { libc::setsid() };
     for (fd, kind) in &join {
-        process::setns(fds.get(*fd)?, *kind).with_context(|| format!("join the {} namespace", namespace_name(*kind)))?;
+        process::setns(fds.get(*fd)?, *kind)
+            .with_context(|| format!("join the {} namespace", namespace_name(*kind)))?;
     }
     let listener = match gate {
         Gate::Parent => None,
@@ -212,12 +213,7 @@ fn last_step(process: &ProcessPlan, program: Program, seccomp: Option<(Vec<u8>, 
     exec.execute()
 }
 
-fn set_up_container(
-    plan: &ContainerPlan,
-    process: &ProcessPlan,
-    fds: &Fds,
-    parent: &mut Parent,
-) -> Result<()> {
+fn set_up_container(plan: &ContainerPlan, process: &ProcessPlan, fds: &Fds, parent: &mut Parent) -> Result<()> {
     if let Some(name) = &plan.keyring {
         identity::join_session_keyring(name)?;
     }

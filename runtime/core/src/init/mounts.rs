@@ -151,8 +151,8 @@ fn attach_cgroup_v1(
     for (name, view) in hierarchies {
         let what = || format!("mount cgroup hierarchy {name} below {}", plan.destination);
         sys::mkdirat(tmpfs.as_fd(), name, 0o755).with_context(what)?;
-        let target =
-            sys::openat2(tmpfs.as_fd(), name, libc::O_PATH | libc::O_DIRECTORY, 0, resolve::BENEATH).with_context(what)?;
+        let target = sys::openat2(tmpfs.as_fd(), name, libc::O_PATH | libc::O_DIRECTORY, 0, resolve::BENEATH)
+            .with_context(what)?;
         match view {
             CgroupView::Mounted(data) => {
                 let made = filesystem("cgroup", attributes, data).with_context(what)?;

@@ -116,7 +116,9 @@ fn module(name: &str, path: &Path) -> Result<Option<File>> {
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
     let mut file = match opened {
         Ok(file) => file,
-        Err(e) if workload::has_module_name(path) => return Err(unusable(name, format!("open {}: {e}", path.display()))),
+        Err(e) if workload::has_module_name(path) => {
+            return Err(unusable(name, format!("open {}: {e}", path.display())));
+        }
         // A program that may be executed and not read is native.
         Err(_) => return Ok(None),
     };
@@ -151,7 +153,8 @@ fn runner_for(name: &str, module: &File, parent: &Parent) -> Result<Program> {
 }
 
 fn strings(name: &str, list: impl Iterator<Item = impl Into<Vec<u8>>>) -> Result<Vec<CString>> {
-    list.map(|word| CString::new(word).map_err(|_| unusable(name, "an argument or variable holds a NUL byte"))).collect()
+    list.map(|word| CString::new(word).map_err(|_| unusable(name, "an argument or variable holds a NUL byte")))
+        .collect()
 }
 
 impl Program {

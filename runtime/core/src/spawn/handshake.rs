@@ -73,7 +73,9 @@ impl From<Failure> for Error {
         match failure.kind {
             FailureKind::Step => Error::Init { message: failure.message, errno: failure.errno },
             FailureKind::ProgramMissing(program) => Error::Program { program, reason: failure.message, missing: true },
-            FailureKind::ProgramUnusable(program) => Error::Program { program, reason: failure.message, missing: false },
+            FailureKind::ProgramUnusable(program) => {
+                Error::Program { program, reason: failure.message, missing: false }
+            }
         }
     }
 }

@@ -102,6 +102,5 @@ unsafe fn clone_for(request: &Request, extra: u64) -> Result<Cloned> {
     }
     let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
     // SAFETY: the caller vouches for there being one thread.
-    unsafe { process::clone(request.namespaces | extra, cgroup) }
-        .context("clone a process into its namespaces")
+    unsafe { process::clone(request.namespaces | extra, cgroup) }.context("clone a process into its namespaces")
 }

@@ -54,7 +54,8 @@ impl Client {
     /// See [`super::Spawner::spawn`].
     pub(super) fn spawn(&self, request: Request) -> Result<Spawned> {
         let (ours, theirs) = Handshake::pair()?;
-        let plan = postcard::to_stdvec(&request.plan).map_err(|e| Error::system("write the plan", io::Error::other(e)))?;
+        let plan =
+            postcard::to_stdvec(&request.plan).map_err(|e| Error::system("write the plan", io::Error::other(e)))?;
         let plan = sys::sealed_memfd(c"runx-plan", &plan).context("write the plan")?;
         let header = Header {
             namespaces: request.namespaces,
@@ -62,7 +63,8 @@ impl Client {
             pid_namespace: request.pid_namespace.is_some(),
             descriptors: request.fds.len() as u32,
         };
-        let header = postcard::to_stdvec(&header).map_err(|e| Error::system("write the request", io::Error::other(e)))?;
+        let header =
+            postcard::to_stdvec(&header).map_err(|e| Error::system("write the request", io::Error::other(e)))?;
         let mut first = vec![plan.as_fd(), theirs.as_fd()];
         first.extend(request.cgroup.as_ref().map(AsFd::as_fd));
         first.extend(request.pid_namespace.as_ref().map(AsFd::as_fd));

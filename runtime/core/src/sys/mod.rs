@@ -178,9 +178,8 @@ pub fn read_all(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut at = 0;
     while at < data.len() {
         // SAFETY: the buffer is valid for the length that is passed.
-        let n = unsafe {
-            libc::pread(fd.as_raw_fd(), data[at..].as_mut_ptr().cast(), data.len() - at, at as libc::off_t)
-        };
+        let n =
+            unsafe { libc::pread(fd.as_raw_fd(), data[at..].as_mut_ptr().cast(), data.len() - at, at as libc::off_t) };
         match check(n as libc::c_long) {
             Ok(0) => break,
             Ok(n) => at += n as usize,

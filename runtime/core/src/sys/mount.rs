@@ -68,14 +68,7 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
     // SAFETY: both paths are empty NUL-terminated strings; the descriptors are borrowed.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            target.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-        )
+        libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), c"".as_ptr(), target.as_raw_fd(), c"".as_ptr(), flags)
     })
     .map(drop)
 }
@@ -175,10 +168,9 @@ pub fn move_into(root: &impl AsFd) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call.
     check(unsafe { libc::fchdir(root.as_fd().as_raw_fd()) }.into())?;
     // SAFETY: the paths are NUL-terminated; type and data are ignored for MS_MOVE.
-    check(unsafe {
-        libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null())
-    }
-    .into())?;
+    check(
+        unsafe { libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null()) }.into(),
+    )?;
     // SAFETY: the path is NUL-terminated.
     check(unsafe { libc::chroot(c".".as_ptr()) }.into())?;
     chdir_root()

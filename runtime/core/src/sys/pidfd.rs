@@ -67,8 +67,7 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
 
 /// Reaps our child behind `pidfd` if it has ended.
 pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
-    Ok(waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG)?
-        .map(|info| Exit::from_siginfo(&info)))
+    Ok(waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG)?.map(|info| Exit::from_siginfo(&info)))
 }
 
 /// The pid of a child that has ended and is not reaped yet, whosever it is; it stays unreaped.

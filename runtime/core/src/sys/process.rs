@@ -56,9 +56,8 @@ pub unsafe fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cl
     }
     // SAFETY: the arguments live over the call; without CLONE_VM the child runs on a copy of this
     // stack, and the caller vouches for there being one thread.
-    let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &arguments as *const CloneArgs, size_of::<CloneArgs>())
-    })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &arguments as *const CloneArgs, size_of::<CloneArgs>()) })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }

@@ -11,10 +11,10 @@ pub const MAX_FDS: usize = 253;
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds: [RawFd; 2] = [-1; 2];
     // SAFETY: fds has room for the two descriptors.
-    check(unsafe {
-        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
-    }
-    .into())?;
+    check(
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) }
+            .into(),
+    )?;
     Ok((owned(fds[0].into())?, owned(fds[1].into())?))
 }
 

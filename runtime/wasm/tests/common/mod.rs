@@ -46,16 +46,9 @@ pub(crate) fn runner_under(wrapper: &[&str], artifact: &File, args: &[&str]) -> 
     let mut line = wrapper.to_vec();
     line.push(env!("CARGO_BIN_EXE_runx-wasm-runner"));
     let mut command = Command::new(line[0]);
-    command
-        .args(&line[1..])
-        .arg(ARTIFACT_FD.to_string())
-        .arg(NAME)
-        .args(args);
+    command.args(&line[1..]).arg(ARTIFACT_FD.to_string()).arg(NAME).args(args);
     command.env_clear().current_dir("/");
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let artifact = artifact.try_clone().expect("a copy");
     let pass = move || {
         // SAFETY: dup2 is async-signal-safe; the copy is not closed on exec.
@@ -83,11 +76,7 @@ pub(crate) fn run_module(module: impl AsRef<[u8]>) -> Output {
 #[track_caller]
 pub(crate) fn expect(output: &Output, code: i32, stdout: &str, stderr: &str) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let got = (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    );
+    let got = (output.status.code(), text(&output.stdout), text(&output.stderr));
     assert_eq!(got, (Some(code), stdout.to_owned(), stderr.to_owned()));
 }
 
@@ -104,9 +93,7 @@ pub(crate) fn expect_failure(output: &Output, code: i32) -> String {
 pub(crate) fn c_program(source: &str) -> Option<Vec<u8>> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let output = directory.path().join("program.wasm");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/guest")
-        .join(source);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest").join(source);
     let clang = |source: &Path| {
         // Without the compiler's runtime library, which is packaged by itself and not needed here.
         Command::new("clang")
@@ -116,20 +103,12 @@ pub(crate) fn c_program(source: &str) -> Option<Vec<u8>> {
     };
     // Whether there is a WASI toolchain is not judged by our own programs: they must compile.
     let probe = directory.path().join("probe.c");
-    std::fs::write(
-        &probe,
-        "#include <stdio.h>\nint main(void) { return puts(\"\"); }\n",
-    )
-    .expect("written");
+    std::fs::write(&probe, "#include <stdio.h>\nint main(void) { return puts(\"\"); }\n").expect("written");
     if !clang(&probe).is_ok_and(|result| result.status.success()) {
         eprintln!("skipped: no clang with wasm32-wasi, wasi-libc and wasm-ld");
         return None;
     }
     let result = clang(&source).expect("clang starts");
-    assert!(
-        result.status.success(),
-        "{}",
-        String::from_utf8_lossy(&result.stderr)
-    );
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     Some(std::fs::read(&output).expect("the module"))
 }
