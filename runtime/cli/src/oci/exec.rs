@@ -99,7 +99,11 @@ fn add_capabilities(process: &mut ProcessSpec, names: &[String]) -> Result<()> {
             .with_context(|| format!("--cap {name:?} is not a capability"))?;
         added.push(capability);
     }
-    let mut sets = process.capabilities().clone().unwrap_or_else(LinuxCapabilities::default);
+    let mut sets = match process.capabilities() {
+        Some(sets) => sets.clone(),
+        // The type's own default is not empty.
+        None => serde_json::from_value::<LinuxCapabilities>(serde_json::json!({}))?,
+    };
     let with = |set: &Option<runx_core::spec::Capabilities>| {
         let mut set = set.clone().unwrap_or_default();
         set.extend(&added);

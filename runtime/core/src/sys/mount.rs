@@ -168,9 +168,8 @@ pub fn move_into(root: &impl AsFd) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call.
     check(unsafe { libc::fchdir(root.as_fd().as_raw_fd()) }.into())?;
     // SAFETY: the paths are NUL-terminated; type and data are ignored for MS_MOVE.
-    check(
-        unsafe { libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null()) }.into(),
-    )?;
+    let moved = unsafe { libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null()) };
+    check(moved.into())?;
     // SAFETY: the path is NUL-terminated.
     check(unsafe { libc::chroot(c".".as_ptr()) }.into())?;
     chdir_root()

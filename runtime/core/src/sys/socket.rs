@@ -10,11 +10,10 @@ pub const MAX_FDS: usize = 253;
 /// A pair of connected SEQPACKET sockets, close-on-exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds: [RawFd; 2] = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: fds has room for the two descriptors.
-    check(
-        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) }
-            .into(),
-    )?;
+    let made = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) };
+    check(made.into())?;
     Ok((owned(fds[0].into())?, owned(fds[1].into())?))
 }
 
