@@ -27,6 +27,7 @@ pub(crate) fn launch() -> Result<Spawner> {
     let path = format!("/proc/self/fd/{}", program.as_raw_fd());
     let number = theirs.as_raw_fd();
     let mut command = Command::new(Path::new(&path));
+    command.arg0("runx-spawner");
     command.arg(ARGUMENT).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/").env_clear();
     // SAFETY: between fork and exec only system calls are made.
     unsafe {
