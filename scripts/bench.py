@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -293,6 +294,8 @@ def main():
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--only", choices=("commands", "containerd"))
     bench = Bench(parser.parse_args())
+    # As an exception, so that what is under way is cleaned up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bench.options.dist = os.path.abspath(bench.options.dist)
     facts = bench.facts()
     if bench.options.only != "containerd":

@@ -143,14 +143,14 @@ remove_containers() {
     done
 }
 
-# Shims and clients carry containerd's address, which nobody else has; container processes are in our
-# cgroups. The patterns come by standard input, or grep would find itself.
+# What we started has a path below our directory among its arguments, as shims have containerd's address, or is in
+# one of our cgroups; containerd itself is not meant. The patterns come by standard input, or grep would find itself.
 our_processes() {
     {
-        printf '%s\n' "$socket" | grep -lsF -f - /proc/[0-9]*/cmdline || true
+        printf '%s\n' "$work/" | grep -lsF -f - /proc/[0-9]*/cmdline || true
         printf '%s\n' "/$namespace/" | grep -lsF -f - /proc/[0-9]*/cgroup || true
     } | cut -d / -f 3 | sort -u | while read -r pid; do
-        ! is_alive "$pid" || echo "$pid"
+        [ "$pid" = "$containerd_pid" ] || ! is_alive "$pid" || echo "$pid"
     done
 }
 
