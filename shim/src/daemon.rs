@@ -23,8 +23,8 @@ use crate::spawner;
 /// The descriptor that `start` puts the socket on.
 pub(crate) const LISTENER: i32 = 3;
 
-/// A daemon that nobody asked for a container by then was started for nothing.
-const NEVER_USED: Duration = Duration::from_secs(60);
+/// How often the daemon looks whether it is still needed.
+const SWEEP: Duration = Duration::from_secs(20);
 
 /// How long events may take to leave before the end.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
@@ -66,8 +66,8 @@ fn serve(flags: Flags) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
         reaper.reap();
-        let used = tokio::time::sleep(NEVER_USED);
-        tokio::pin!(used);
+        let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
+        let mut was_idle = false;
         loop {
             tokio::select! {
                 _ = children.recv() => reaper.reap(),
@@ -75,12 +75,14 @@ fn serve(flags: Flags) -> Result<()> {
                 () = service.shut_down() => break,
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                () = &mut used => {
-                    if service.was_never_used() {
-                        log::warn!("no container came: the daemon ends");
+                _ = sweep.tick() => {
+                    // Twice in a row: one that was just started may still be waiting for its first.
+                    let idle = service.sweep().await;
+                    if idle && was_idle {
+                        log::warn!("there is no container: the daemon ends");
                         break;
                     }
-                    used.as_mut().reset(tokio::time::Instant::now() + Duration::from_secs(86_400 * 365));
+                    was_idle = idle;
                 }
             }
         }

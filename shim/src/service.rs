@@ -53,7 +53,10 @@ struct Shared {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Ids whose creation is under way.
     creating: Mutex<HashSet<String>>,
-    used: AtomicBool,
+    /// One of them is done.
+    created: Notify,
+    /// A shutdown was asked for while a creation was under way.
+    shutdown_wanted: AtomicBool,
     shutdown: Notify,
     events: Publisher,
     reaper: Reaper,
@@ -82,7 +85,8 @@ impl Service {
             spawner_requests: (sender, tokio::sync::Mutex::new(receiver)),
             containers: Mutex::new(HashMap::new()),
             creating: Mutex::new(HashSet::new()),
-            used: AtomicBool::new(false),
+            created: Notify::new(),
+            shutdown_wanted: AtomicBool::new(false),
             shutdown: Notify::new(),
             events,
             reaper,
@@ -94,8 +98,42 @@ impl Service {
         self.0.shutdown.notified().await;
     }
 
-    pub(crate) fn was_never_used(&self) -> bool {
-        !self.0.used.load(Ordering::Relaxed)
+    fn is_idle(&self) -> bool {
+        lock(&self.0.containers).is_empty() && lock(&self.0.creating).is_empty()
+    }
+
+    /// Removes containers that containerd has forgotten, whose bundle is gone, and tells whether none is
+    /// left. A client that dies in the middle of a create makes such.
+    pub(crate) async fn sweep(&self) -> bool {
+        let forgotten: Vec<_> =
+            lock(&self.0.containers).values().filter(|container| !container.bundle.exists()).cloned().collect();
+        for container in forgotten {
+            log::warn!("container {}: its bundle is gone, so it is deleted", container.id);
+            let _ = container.init.signal(libc::SIGKILL);
+            let id = container.id.clone();
+            let deleted = blocking(move || container.core.delete(true).map_err(from_runtime)).await;
+            if let Err(e) = deleted
+                && !matches!(&e, ttrpc::Error::RpcStatus(status) if status.code() == Code::NOT_FOUND)
+            {
+                log::warn!("delete a forgotten container: {e}");
+            }
+            lock(&self.0.containers).remove(&id);
+        }
+        self.is_idle()
+    }
+
+    /// Waits until the creation of `id`, if one is under way, has come to an end.
+    async fn wait_created(&self, id: &str) {
+        loop {
+            let created = self.0.created.notified();
+            tokio::pin!(created);
+            // Registered before the look, so that an end in between is not missed.
+            created.as_mut().enable();
+            if !lock(&self.0.creating).contains(id) {
+                return;
+            }
+            created.await;
+        }
     }
 
     /// Somebody found the spawner dead. The main thread answers, as it must be the parent of the next.
@@ -463,14 +501,22 @@ impl Task for Service {
 
     async fn create(&self, _: &TtrpcContext, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
         let id = request.id.clone();
-        self.0.used.store(true, Ordering::Relaxed);
         let known = lock(&self.0.containers).contains_key(&id);
         if known || !lock(&self.0.creating).insert(id.clone()) {
             return Err(status(Code::ALREADY_EXISTS, format!("container {id} already exists")));
         }
-        let created = self.create_container(request).await;
-        lock(&self.0.creating).remove(&id);
-        created
+        // In a task of its own: a client that gives up must not leave it half done.
+        let service = self.clone();
+        let task = tokio::spawn(async move {
+            let created = service.create_container(request).await;
+            lock(&service.0.creating).remove(&id);
+            service.0.created.notify_waiters();
+            if service.0.shutdown_wanted.load(Ordering::Relaxed) && service.is_idle() {
+                service.0.shutdown.notify_one();
+            }
+            created
+        });
+        task.await.unwrap_or_else(|e| Err(unknown(format!("the shim's own work failed: {e}"))))
     }
 
     async fn start(&self, _: &TtrpcContext, request: pb::StartRequest) -> Result<pb::StartResponse> {
@@ -484,6 +530,8 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: pb::DeleteRequest) -> Result<pb::DeleteResponse> {
+        // containerd deletes what its client no longer waits for.
+        self.wait_created(&request.id).await;
         let (container, process) = self.process(&request.id, &request.exec_id)?;
         if request.exec_id.is_empty() {
             self.delete_init(container).await
@@ -646,8 +694,10 @@ impl Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: pb::ShutdownRequest) -> Result<Empty> {
-        if lock(&self.0.containers).is_empty() && lock(&self.0.creating).is_empty() {
+        if self.is_idle() {
             self.0.shutdown.notify_one();
+        } else if lock(&self.0.containers).is_empty() {
+            self.0.shutdown_wanted.store(true, Ordering::Relaxed);
         }
         Ok(Empty::new())
     }

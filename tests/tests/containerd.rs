@@ -262,3 +262,35 @@ fn bad_input_is_named_and_leaves_nothing() {
     refused(&["--log-uri", "binary:///bin/true"], &["true"], &["binary"]);
     refused(&["--apparmor-profile", "x"], &["true"], &["apparmorProfile"]);
 }
+
+#[test]
+fn a_client_that_dies_in_the_middle_of_a_create_leaves_no_shim() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    for step in 0..12u64 {
+        let id = format!("k{step}");
+        let mut client = std::process::Command::new("ctr")
+            .arg("-a")
+            .arg(containerd.path().join("c.sock"))
+            .args(["-n", containerd.namespace(), "run", "--rm", "--null-io", "--runtime", RUNTIME, BUSYBOX, &id])
+            .args(["sleep", "1000"])
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(10 + step * 8));
+        let _ = client.kill();
+        let _ = client.wait();
+    }
+    // What had started by then runs on, as it should; the rest is gone or can be removed.
+    eventually("all is gone", || {
+        for line in containerd.ctr(&["container", "ls", "-q"]).stdout.lines() {
+            containerd.ctr(&["task", "rm", "-f", line]);
+            containerd.ctr(&["container", "rm", line]);
+        }
+        let name = containerd.namespace();
+        runx_tests::leftovers::find(name, &[]).iter().all(|left| !left.starts_with("process"))
+    });
+    containerd.assert_nothing_left();
+}

@@ -74,8 +74,13 @@ impl Client {
             Some(libc::EPIPE | libc::ECONNRESET) => Error::SpawnerGone,
             _ => Error::system("ask the spawner for a process", e),
         };
-        socket::send(socket.as_fd(), &header, &first).map_err(gone)?;
-        socket::send_fds(socket.as_fd(), b"f", &request.fds).map_err(gone)?;
+        let sent = socket::send(socket.as_fd(), &header, &first)
+            .and_then(|()| socket::send_fds(socket.as_fd(), b"f", &request.fds));
+        match sent {
+            // A spawner that could not begin has left word why.
+            Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
+            other => other.map_err(gone)?,
+        }
         let answer = socket::receive(socket.as_fd(), LIMIT).map_err(gone)?;
         let Some((data, mut fds)) = answer else { return Err(Error::SpawnerGone) };
         match postcard::from_bytes(&data) {
@@ -94,7 +99,13 @@ pub fn serve(control: OwnedFd) -> Result<()> {
     process::set_undumpable().context("hide the spawner's memory")?;
     // SAFETY: the name is NUL-terminated and fits the kernel's 16 bytes.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"runx-spawner".as_ptr()) };
-    trim_mount_namespace()?;
+    if let Err(e) = trim_mount_namespace() {
+        let answer = Answer::Failed { message: format!("start the spawner: {e}"), errno: e.errno().unwrap_or(0) };
+        if let Ok(answer) = postcard::to_stdvec(&answer) {
+            let _ = socket::send(control.as_fd(), &answer, &[]);
+        }
+        return Err(e);
+    }
     let own_pids = sys::open("/proc/self/ns/pid", libc::O_RDONLY).context("open /proc/self/ns/pid")?;
     while let Some((data, fds)) = socket::receive(control.as_fd(), LIMIT).context("hear a request")? {
         let (request, plan, theirs) = receive_request(&control, &data, fds)?;
