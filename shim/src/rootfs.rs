@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
 use runx_core::mount_options::MountOptions;
@@ -69,12 +69,14 @@ fn fits_mount_option(options: &MountOptions) -> bool {
             }))
 }
 
-/// Whether overlayfs takes its layers one at a time, since Linux 6.8.
+/// Whether overlayfs takes its layers one at a time, since Linux 6.8. Before 6.5 it would seem so: until it
+/// knew the newer calls, all options were collected unread.
 fn has_layers_one_by_one() -> bool {
     use std::sync::OnceLock;
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
-        mount::NewFilesystem::open("overlay").is_ok_and(|overlay| overlay.string("lowerdir+", "/").is_ok())
+        let takes = |key: &str| mount::NewFilesystem::open("overlay").is_ok_and(|fs| fs.string(key, "/").is_ok());
+        takes("lowerdir+") && !takes("runx-no-such-option")
     })
 }
 
@@ -97,13 +99,11 @@ fn new_filesystem(entry: &Mount, options: &MountOptions) -> io::Result<std::os::
     filesystem.mount(options.set)
 }
 
+/// mount(2), which takes a page of options. More than that is shortened: the layers are named from their common
+/// directory, in a thread that has a working directory of its own.
 fn classic_mount(entry: &Mount, options: &MountOptions, target: &Path) -> io::Result<()> {
-    let c = |text: &str| CString::new(text).map_err(io::Error::other);
-    let data: Vec<String> = options
-        .data
-        .iter()
-        .map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}")))
-        .collect();
+    const PAGE: usize = 4096;
+    let data = join_options(&options.data);
     let mut flags = 0;
     for (attribute, flag) in [
         (mount::attr::RDONLY, libc::MS_RDONLY),
@@ -115,8 +115,57 @@ fn classic_mount(entry: &Mount, options: &MountOptions, target: &Path) -> io::Re
             flags |= flag;
         }
     }
-    let (source, kind, data) = (c(&entry.source)?, c(&entry.type_)?, c(&data.join(","))?);
-    let target = c(&target.to_string_lossy())?;
+    if data.len() < PAGE {
+        return mount_call(&entry.source, target, &entry.type_, flags, &data);
+    }
+    let (directory, shortened) = shorten_layers(&options.data)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the options are longer than a page"))?;
+    let data = join_options(&shortened);
+    let (source, target, kind) = (entry.source.clone(), target.to_path_buf(), entry.type_.clone());
+    let thread = std::thread::spawn(move || {
+        sys::process::unshare(libc::CLONE_FS)?;
+        nix::unistd::chdir(&directory)?;
+        mount_call(&source, &target, &kind, flags, &data)
+    });
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread has failed")))
+}
+
+fn join_options(data: &[(String, Option<String>)]) -> String {
+    let words: Vec<String> = data
+        .iter()
+        .map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}")))
+        .collect();
+    words.join(",")
+}
+
+/// An overlay's options, in order.
+type Data = Vec<(String, Option<String>)>;
+
+/// The deepest directory that all layers are below, and the options with the layers named from there.
+fn shorten_layers(data: &[(String, Option<String>)]) -> Option<(PathBuf, Data)> {
+    let (_, layers) = data.iter().find(|(key, _)| key == "lowerdir")?;
+    let layers: Vec<&Path> = layers.as_deref()?.split(':').map(Path::new).collect();
+    let mut common = layers.first()?.parent()?.to_path_buf();
+    while !layers.iter().all(|layer| layer.starts_with(&common)) {
+        common = common.parent()?.to_path_buf();
+    }
+    let short: Option<Vec<&str>> =
+        layers.iter().map(|layer| layer.strip_prefix(&common).ok().and_then(Path::to_str)).collect();
+    let short = short?.join(":");
+    let shortened = data
+        .iter()
+        .map(|(key, value)| match key.as_str() {
+            "lowerdir" => (key.clone(), Some(short.clone())),
+            _ => (key.clone(), value.clone()),
+        })
+        .collect();
+    Some((common, shortened))
+}
+
+fn mount_call(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let c = |text: &str| CString::new(text).map_err(io::Error::other);
+    let (source, kind, data) = (c(source)?, c(kind)?, c(data)?);
+    let target = CString::new(target.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     // SAFETY: all strings are NUL-terminated and outlive the call.
     let done = unsafe {
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast::<libc::c_void>())
@@ -132,5 +181,22 @@ pub(crate) fn unmount(rootfs: &Path) -> io::Result<()> {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(()),
             Err(e) => return Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_named_from_their_common_directory() {
+        let data = |lower: &str| {
+            vec![("index".to_owned(), Some("off".to_owned())), ("lowerdir".to_owned(), Some(lower.to_owned()))]
+        };
+        let (directory, short) = shorten_layers(&data("/var/lib/s/12/fs:/var/lib/s/3/fs")).unwrap();
+        assert_eq!(directory, Path::new("/var/lib/s"));
+        assert_eq!(join_options(&short), "index=off,lowerdir=12/fs:3/fs");
+        let (directory, short) = shorten_layers(&data("/a/b")).unwrap();
+        assert_eq!((directory.as_path(), join_options(&short).as_str()), (Path::new("/a"), "index=off,lowerdir=b"));
     }
 }
