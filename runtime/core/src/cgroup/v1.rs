@@ -30,18 +30,29 @@ fn need<'a>(directories: &'a [Directory], controller: &str, field: &str) -> Resu
 }
 
 pub(super) fn create(directories: &[Directory]) -> Result<()> {
-    for directory in directories {
-        match fs::create_dir(&directory.path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&directory.path).on("create cgroup", &directory.path)?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refuse_occupied(&directory.path)?,
-            Err(e) => return Err(e).on("create cgroup", &directory.path),
+    let mut made = Vec::new();
+    let created = directories.iter().try_for_each(|directory| create_one(directory, &mut made));
+    if created.is_err() {
+        for path in made {
+            let _ = fs::remove_dir(path);
         }
-        if directory.controllers.iter().any(|c| c == "cpuset") {
-            inherit_cpuset(&directory.path)?;
+    }
+    created
+}
+
+/// Makes one directory, and notes it if it was not there.
+fn create_one<'a>(directory: &'a Directory, made: &mut Vec<&'a Path>) -> Result<()> {
+    match fs::create_dir(&directory.path) {
+        Ok(()) => made.push(&directory.path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(&directory.path).on("create cgroup", &directory.path)?;
+            made.push(&directory.path);
         }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refuse_occupied(&directory.path)?,
+        Err(e) => return Err(e).on("create cgroup", &directory.path),
+    }
+    if directory.controllers.iter().any(|c| c == "cpuset") {
+        inherit_cpuset(&directory.path)?;
     }
     Ok(())
 }

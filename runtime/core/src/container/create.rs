@@ -91,12 +91,12 @@ impl Runtime {
         };
         // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
         state.write(directory)?;
-        let cleanup = Cleanup { cgroup: &state.cgroup };
+        let mut cleanup = Cleanup { cgroup: &state.cgroup, made: false };
         // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
         // before the plan; otherwise it is made while the child already works.
         let early = matches!(layout, Layout::V2 { .. }) || !namespaces.new_cgroup;
         if early {
-            self.make_cgroup(&state.cgroup, bundle)?;
+            cleanup.make(bundle)?;
         }
         let wishes = Wishes { id, no_pivot: options.no_pivot, new_keyring: !options.no_new_keyring };
         let container = prepare::container(bundle, &wishes, &namespaces, layout, &state.cgroup, &mut table)?;
@@ -126,9 +126,9 @@ impl Runtime {
         };
         let spawned = self.spawner.spawn(request)?;
         let mut process = Process::of(spawned, address_space);
-        let set_up = || -> Result<()> {
+        let mut set_up = || -> Result<()> {
             if !early {
-                self.make_cgroup(&state.cgroup, bundle)?;
+                cleanup.make(bundle)?;
             }
             state.cgroup.join(process.pid)?;
             set_oom_score(process.pid, oom_score_adj)?;
@@ -153,16 +153,6 @@ impl Runtime {
                 process.discard();
                 Err(e)
             }
-        }
-    }
-
-    fn make_cgroup(&self, cgroup: &Cgroup, bundle: &Bundle) -> Result<()> {
-        cgroup.create()?;
-        let resources = bundle.linux()?.resources().as_ref();
-        cgroup.apply_devices(resources)?;
-        match resources {
-            Some(resources) => cgroup.apply(resources),
-            None => Ok(()),
         }
     }
 
@@ -239,20 +229,35 @@ impl Process {
     }
 }
 
-/// Removes the cgroups of a container that could not be made.
+/// Makes a container's cgroups, and removes them if the container could not be made.
 struct Cleanup<'a> {
     cgroup: &'a Cgroup,
+    /// Whether they are this container's: a directory that another one uses was refused and stays.
+    made: bool,
 }
 
 impl Cleanup<'_> {
-    fn disarm(self) {
-        std::mem::forget(self);
+    fn make(&mut self, bundle: &Bundle) -> Result<()> {
+        self.cgroup.create()?;
+        self.made = true;
+        let resources = bundle.linux()?.resources().as_ref();
+        self.cgroup.apply_devices(resources)?;
+        match resources {
+            Some(resources) => self.cgroup.apply(resources),
+            None => Ok(()),
+        }
+    }
+
+    fn disarm(mut self) {
+        self.made = false;
     }
 }
 
 impl Drop for Cleanup<'_> {
     fn drop(&mut self) {
-        if let Err(e) = self.cgroup.remove() {
+        if self.made
+            && let Err(e) = self.cgroup.remove()
+        {
             log::warn!("after a failed create: {e}");
         }
     }
