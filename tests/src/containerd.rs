@@ -172,6 +172,16 @@ impl Containerd {
         let _ = fs::remove_file(archive);
     }
 
+    /// Kills a running task, and deletes it and its container.
+    #[track_caller]
+    pub fn end(&self, id: &str) {
+        self.ctr(&["task", "kill", "-s", "SIGKILL", id]).ok();
+        eventually("it has stopped", || self.status(id).as_deref() == Some("STOPPED"));
+        // Its exit code is not 0, which ctr passes on.
+        self.ctr(&["task", "delete", id]);
+        self.ctr(&["container", "rm", id]).ok();
+    }
+
     /// The status of a task as `ctr task ls` prints it.
     #[track_caller]
     pub fn status(&self, id: &str) -> Option<String> {

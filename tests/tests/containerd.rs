@@ -82,10 +82,7 @@ fn limits_are_in_the_cgroup_while_it_runs() {
     assert!(usage.as_u64().unwrap() > 0, "{metrics}");
     let cpu = metrics.pointer("/cpu/usage/total").or_else(|| metrics.pointer("/cpu/usage_usec")).unwrap();
     assert!(cpu.as_u64().unwrap() > 0, "{metrics}");
-    containerd.ctr(&["task", "kill", "-s", "SIGKILL", "c1"]).ok();
-    eventually("it has stopped", || containerd.status("c1").as_deref() == Some("STOPPED"));
-    containerd.ctr(&["task", "delete", "c1"]);
-    containerd.ctr(&["container", "rm", "c1"]).ok();
+    containerd.end("c1");
     containerd.assert_nothing_left();
 }
 
@@ -182,10 +179,7 @@ fn a_container_outlives_a_restart_of_containerd() {
     assert_eq!(containerd.pid("c1"), Some(pid));
     assert_eq!(containerd.status("c1").as_deref(), Some("RUNNING"));
     assert_eq!(containerd.ctr(&["task", "exec", "--exec-id", "e", "c1", "echo", "alive"]).ok().stdout, "alive\n");
-    containerd.ctr(&["task", "kill", "-s", "SIGKILL", "c1"]).ok();
-    eventually("it has stopped", || containerd.status("c1").as_deref() == Some("STOPPED"));
-    containerd.ctr(&["task", "delete", "c1"]);
-    containerd.ctr(&["container", "rm", "c1"]).ok();
+    containerd.end("c1");
     containerd.assert_nothing_left();
 }
 

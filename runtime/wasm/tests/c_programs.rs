@@ -211,17 +211,17 @@ fn neither_proc_nor_dev_nor_root_is_needed() {
         return;
     }
     let root = scratch();
-    let work = root.path().join("work");
+    let work = root.path().join("project");
     std::fs::create_dir(&work).expect("a directory");
     for path in [root.path(), &work] {
         std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("permissions");
     }
-    let output = run(confined(&program, root.path(), &["w", "new", "r", "/work/new", "u", "new"]));
+    let output = run(confined(&program, root.path(), &["w", "new", "r", "/project/new", "u", "new"]));
     expect(&output, 0, "data\n", "");
     assert!(work.join("new").exists());
 }
 
-/// The runner executed by descriptor in `/work` of a root directory with nothing else in it, as an
+/// The runner executed by descriptor in `/project` of a root directory with nothing else in it, as an
 /// unprivileged user, without environment.
 fn confined(artifact: &File, root: &Path, args: &[&str]) -> Command {
     let string = |text: &[u8]| CString::new(text).expect("no NUL");
@@ -239,7 +239,7 @@ fn confined(artifact: &File, root: &Path, args: &[&str]) -> Command {
         // last one ends this program.
         unsafe {
             let entered = libc::chroot(root.as_ptr()) == 0
-                && libc::chdir(c"/work".as_ptr()) == 0
+                && libc::chdir(c"/project".as_ptr()) == 0
                 && libc::setgid(65534) == 0
                 && libc::setuid(65534) == 0;
             if entered {
