@@ -341,10 +341,12 @@ async fn move_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(from: &AsyncFd<F>, to:
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if is_writable(to.get_ref().as_fd())? {
-                    readable.clear_ready();
-                } else {
+                // Which end was not ready is asked of the source: were it the target that a reader has just
+                // emptied, bytes would wait for an edge that never comes.
+                if is_ready(from.get_ref().as_fd(), libc::POLLIN)? {
                     wait_writable(to).await?;
+                } else {
+                    readable.clear_ready();
                 }
             }
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return copy_bytes(from, to).await,
@@ -381,19 +383,19 @@ async fn copy_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(from: &AsyncFd<F>, to:
 async fn wait_writable<T: AsRawFd + AsFd>(to: &AsyncFd<T>) -> io::Result<()> {
     loop {
         let mut guard = to.writable().await?;
-        if is_writable(to.get_ref().as_fd())? {
+        if is_ready(to.get_ref().as_fd(), libc::POLLOUT)? {
             return Ok(());
         }
         guard.clear_ready();
     }
 }
 
-fn is_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+fn is_ready(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: poll is one valid pollfd.
     match unsafe { libc::poll(&mut poll, 1, 0) } {
         -1 => Err(io::Error::last_os_error()),
-        // An error condition counts: the next write reports it.
+        // An error or the end counts: the next call reports it.
         ready => Ok(ready > 0),
     }
 }

@@ -35,6 +35,9 @@ fn mount_one(entry: &Mount, rootfs: &Path) -> Result<(), String> {
         return Err(format!("mount rootfs: option {word:?} is not supported"));
     }
     let options = MountOptions::parse(&words, "/").map_err(|e| format!("mount rootfs: {e}"))?;
+    if options.recursive_set | options.recursive_clear != 0 {
+        return Err(format!("mount rootfs: recursive options of {:?} are not supported", entry.options));
+    }
     let at = sys::open(&target, libc::O_PATH | libc::O_DIRECTORY).map_err(what)?;
     let tree = if options.bind.is_some() || entry.type_ == "bind" {
         let source = sys::open(&entry.source, libc::O_PATH).map_err(what)?;
@@ -110,6 +113,10 @@ fn classic_mount(entry: &Mount, options: &MountOptions, target: &Path) -> io::Re
         (mount::attr::NOSUID, libc::MS_NOSUID),
         (mount::attr::NODEV, libc::MS_NODEV),
         (mount::attr::NOEXEC, libc::MS_NOEXEC),
+        (mount::attr::NOATIME, libc::MS_NOATIME),
+        (mount::attr::STRICTATIME, libc::MS_STRICTATIME),
+        (mount::attr::NODIRATIME, libc::MS_NODIRATIME),
+        (mount::attr::NOSYMFOLLOW, 256),
     ] {
         if options.set & attribute != 0 {
             flags |= flag;

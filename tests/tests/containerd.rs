@@ -17,6 +17,9 @@ fn a_container_runs_and_its_exit_code_comes_back() {
     let flags = [RUNTIME, BUSYBOX, "c2"];
     let done = containerd.ctr_with(&["run", "--rm", "--runtime", flags[0], flags[1], flags[2], "cat"], "through stdin");
     assert_eq!(done.ok().stdout, "through stdin");
+    // More than all buffers on the way hold, to a reader that is sometimes faster and sometimes slower.
+    let numbers: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    assert!(containerd.run(&[], "c4", &["seq", "1", "200000"]).ok().stdout == numbers, "output is lost or changed");
     // Programs that end before anybody looks are not lost.
     for _ in 0..10 {
         containerd.run(&[], "c3", &["true"]).ok();

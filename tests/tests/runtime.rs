@@ -251,6 +251,8 @@ fn sysctls_are_set_in_the_containers_namespaces_only() {
     assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap(), host);
     bundle.config["linux"]["sysctl"] = json!({"kernel.printk": "1"});
     bundle.run().fails(1, &["kernel.printk", "not in a separate kernel namespace"]);
+    bundle.config["linux"]["sysctl"] = json!({"net/../kernel/printk": "1"});
+    bundle.run().fails(1, &["net/../kernel/printk", "not the name of a kernel parameter"]);
     bundle.assert_nothing_left();
 }
 

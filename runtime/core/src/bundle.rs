@@ -170,7 +170,8 @@ impl Bundle {
             "kernel.shmmni",
             "kernel.shm_rmid_forced",
         ];
-        for key in self.linux()?.sysctl().iter().flatten().map(|(key, _)| key.replace('/', ".")) {
+        for (key, _) in self.linux()?.sysctl().iter().flatten() {
+            let key = sysctl_path(key)?.join(".");
             let needed = if IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue.") {
                 LinuxNamespaceType::Ipc
             } else if key.starts_with("net.") {
@@ -229,6 +230,25 @@ impl Bundle {
 #[allow(deprecated, reason = "prestart hooks are deprecated and still in use")]
 fn has_prestart(hooks: &oci_spec::runtime::Hooks) -> bool {
     hooks.prestart().as_ref().is_some_and(|list| !list.is_empty())
+}
+
+/// The names of the directories and the file of a kernel parameter, below /proc/sys. As sysctl(8) has it, the
+/// separator that comes first separates, and in a key with dots a slash stands for a dot within a name:
+/// `net.ipv4.conf.eth0/1.forwarding`.
+///
+/// # Errors
+/// For a name that is empty or would lead elsewhere.
+pub(crate) fn sysctl_path(key: &str) -> Result<Vec<String>> {
+    let slashes = key.find('/').is_some_and(|slash| key.find('.').is_none_or(|dot| slash < dot));
+    let names: Vec<String> = if slashes {
+        key.split('/').map(str::to_owned).collect()
+    } else {
+        key.split('.').map(|name| name.replace('/', ".")).collect()
+    };
+    if names.iter().any(|name| matches!(name.as_str(), "" | "." | "..")) {
+        return Err(Error::spec(format!("sysctl {key:?} is not the name of a kernel parameter")));
+    }
+    Ok(names)
 }
 
 /// Whether a namespace's path says "a new one".
@@ -356,6 +376,16 @@ mod tests {
             assert!(check_mount_in_proc(Path::new(bad), Some("tmpfs")).is_err(), "{bad}");
         }
         assert!(check_mount_in_proc(Path::new("/proc"), Some("tmpfs")).is_err());
+    }
+
+    #[test]
+    fn kernel_parameters_are_named_with_either_separator_and_lead_nowhere_else() {
+        assert_eq!(sysctl_path("net.core.somaxconn").unwrap(), ["net", "core", "somaxconn"]);
+        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/x").unwrap(), ["net", "ipv4", "conf", "eth0.1", "x"]);
+        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.x").unwrap(), ["net", "ipv4", "conf", "eth0.1", "x"]);
+        for bad in ["net/../kernel/core_pattern", "net.//.x", "", "net..x", "../kernel", "net...kernel"] {
+            assert!(sysctl_path(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -36,8 +36,6 @@ pub enum Gate {
 /// The first process of a container also makes what is around it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerPlan {
-    /// Names the session keyring; `None` keeps the caller's.
-    pub keyring: Option<String>,
     /// A new cgroup namespace, entered once the process is in its cgroups.
     pub new_cgroup_namespace: bool,
     /// The root filesystem, detached and private.
@@ -138,6 +136,8 @@ pub struct Device {
 /// The process: config.json's `process`, resolved.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProcessPlan {
+    /// Names the session keyring; `None` keeps the caller's.
+    pub keyring: Option<String>,
     /// The command line, at least one word.
     pub args: Vec<String>,
     /// `NAME=value`.

@@ -221,11 +221,15 @@ impl Service {
 
     /// The first process's exit is the last that is told of.
     async fn wait_for_others(&self, container: &Container) {
-        let running: Vec<_> =
-            container.execs().values().filter(|exec| exec.phase() == Phase::Running).cloned().collect();
+        let execs: Vec<_> = container.execs().values().cloned().collect();
         let all = async {
-            for exec in running {
-                exec.wait().await;
+            for exec in execs {
+                // One that is being started is running, or has failed, when it gives up its turn; the next
+                // is refused.
+                drop(exec.turn.lock().await);
+                if exec.phase() == Phase::Running {
+                    exec.wait().await;
+                }
             }
         };
         if tokio::time::timeout(OTHERS_EXIT, all).await.is_err() {
@@ -336,22 +340,29 @@ impl Service {
                 return Err(e);
             }
         };
-        let terminal = handle.take_terminal();
-        let started = blocking(move || match handle.start() {
-            Ok(()) => Ok(handle),
+        // Before it starts: nothing that runs may be without streams or unknown.
+        let connected = ends.connect(handle.take_terminal());
+        let started = match connected {
+            Ok(connections) => {
+                let started = blocking(move || match handle.start() {
+                    Ok(()) => Ok(handle),
+                    Err(e) => {
+                        handle.discard();
+                        Err(runtime_failure("OCI runtime exec failed", e))
+                    }
+                });
+                started.await.and_then(|handle| {
+                    process
+                        .born(handle, connections)
+                        .map_err(|e| unknown(format!("keep exec {}: {e}", process.exec_id)))
+                })
+            }
             Err(e) => {
                 handle.discard();
-                Err(runtime_failure("OCI runtime exec failed", e))
+                Err(unknown(format!("connect the streams of exec {}: {e}", process.exec_id)))
             }
-        });
-        let born = match started.await {
-            Ok(handle) => ends
-                .connect(terminal)
-                .and_then(|connections| process.born(handle, connections))
-                .map_err(|e| unknown(format!("connect the streams of exec {}: {e}", process.exec_id))),
-            Err(e) => Err(e),
         };
-        if let Err(e) = born {
+        if let Err(e) = started {
             process.end(Ended { status: 255, at: SystemTime::now() });
             return Err(e);
         }
@@ -400,7 +411,12 @@ impl Service {
         }
         // Never started: it is ended, and its end told, before it goes.
         if process.phase() == Phase::Created {
-            let _ = process.signal(libc::SIGKILL);
+            let doomed = container.clone();
+            // Thaws what is frozen, too.
+            let killed = blocking(move || doomed.core.kill(libc::SIGKILL, false).map_err(from_runtime)).await;
+            if let Err(e) = killed {
+                log::debug!("end container {} before its start: {e}", container.id);
+            }
             process.wait().await;
         }
         if let Some(connections) = process.connections() {

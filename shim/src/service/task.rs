@@ -39,9 +39,8 @@ impl Task for Service {
         if known || !lock(&self.0.creating).insert(id.clone()) {
             return Err(status(Code::ALREADY_EXISTS, format!("container {id} already exists")));
         }
-        // In a task of its own: a client that gives up must not leave it half done.
         let service = self.clone();
-        let task = tokio::spawn(async move {
+        to_the_end(async move {
             let created = service.create_container(request).await;
             lock(&service.0.creating).remove(&id);
             service.0.created.notify_waiters();
@@ -49,17 +48,21 @@ impl Task for Service {
                 service.0.shutdown.notify_one();
             }
             created
-        });
-        task.await.unwrap_or_else(|e| Err(unknown(format!("the shim's own work failed: {e}"))))
+        })
+        .await
     }
 
     async fn start(&self, _: &TtrpcContext, request: pb::StartRequest) -> Result<pb::StartResponse> {
         let (container, process) = self.process(&request.id, &request.exec_id)?;
-        let pid = if request.exec_id.is_empty() {
-            self.start_init(container).await?
-        } else {
-            self.start_exec(container, process).await?
-        };
+        let service = self.clone();
+        let pid = to_the_end(async move {
+            if process.exec_id.is_empty() {
+                service.start_init(container).await
+            } else {
+                service.start_exec(container, process).await
+            }
+        })
+        .await?;
         Ok(pb::StartResponse { pid, ..pb::StartResponse::default() })
     }
 
@@ -67,11 +70,15 @@ impl Task for Service {
         // containerd deletes what its client no longer waits for.
         self.wait_created(&request.id).await;
         let (container, process) = self.process(&request.id, &request.exec_id)?;
-        if request.exec_id.is_empty() {
-            self.delete_init(container).await
-        } else {
-            self.delete_exec(&container, process).await
-        }
+        let service = self.clone();
+        to_the_end(async move {
+            if process.exec_id.is_empty() {
+                service.delete_init(container).await
+            } else {
+                service.delete_exec(&container, process).await
+            }
+        })
+        .await
     }
 
     async fn pids(&self, _: &TtrpcContext, request: pb::PidsRequest) -> Result<pb::PidsResponse> {
@@ -93,6 +100,11 @@ impl Task for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: pb::PauseRequest) -> Result<Empty> {
         let container = self.container(&request.id)?;
+        match container.init.phase() {
+            Phase::Running => {}
+            Phase::Stopped => return Err(unknown("cannot pause a stopped container")),
+            _ => return Err(unknown("cannot pause task in created state")),
+        }
         let id = container.id.clone();
         blocking(move || container.core.pause().map_err(state_failure)).await?;
         let event = topics::TaskPaused { container_id: id, ..topics::TaskPaused::default() };
@@ -235,6 +247,12 @@ impl Task for Service {
         }
         Ok(Empty::new())
     }
+}
+
+/// Runs work in a task of its own: a request with a deadline is dropped when that has passed, and what it
+/// does must not be left half done.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|e| Err(unknown(format!("the shim's own work failed: {e}"))))
 }
 
 /// An operation that the state does not allow is a plain error.

@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
@@ -326,6 +326,18 @@ fn read_pairs(directory: &Path, file: &str) -> Vec<(String, u64)> {
             Some((key.to_owned(), value.parse().ok()?))
         })
         .collect()
+}
+
+/// `memory.checkBeforeUpdate`: a limit below what is in use is refused, where it would else kill.
+fn check_before_update(directory: &Path, usage: &str, memory: &LinuxMemory) -> Result<()> {
+    let Some(limit) = memory.limit().and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit != 0) else {
+        return Ok(());
+    };
+    let used = read_number(directory, usage).unwrap_or(0);
+    if memory.check_before_update() == Some(true) && used > limit {
+        return Err(Error::spec(format!("linux.resources.memory.limit {limit} is less than the {used} bytes in use")));
+    }
+    Ok(())
 }
 
 fn refuse_occupied(directory: &Path) -> Result<()> {

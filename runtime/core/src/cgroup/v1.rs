@@ -149,6 +149,7 @@ fn apply_memory(directories: &[Directory], memory: &LinuxMemory) -> Result<()> {
     if swap.is_some() && !directory.join(SWAP).exists() {
         return Err(Error::unsupported("linux.resources.memory.swap", "this kernel does not account for swap"));
     }
+    super::check_before_update(directory, "memory.usage_in_bytes", memory)?;
     // The kernel holds memory+swap to be at least memory, so what grows must grow first.
     let current = read_number(directory, LIMIT).unwrap_or(u64::MAX);
     let swap_first = swap.is_some_and(|swap| swap < 0 || swap as u64 > current);

@@ -87,6 +87,10 @@ fn limit_text(value: i64) -> String {
 
 fn apply_memory(path: &Path, memory: &LinuxMemory) -> Result<()> {
     let limit = memory.limit().filter(|limit| *limit != 0);
+    super::check_before_update(path, "memory.current", memory)?;
+    if limit == Some(-1) && memory.swap().is_none() && path.join("memory.swap.max").exists() {
+        write(path, "memory.swap.max", "max")?;
+    }
     if let Some(swap) = memory.swap().filter(|swap| *swap != 0) {
         // The spec counts memory and swap together, version 2 swap alone.
         let alone = match limit {

@@ -87,6 +87,7 @@ impl Runtime {
             own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
             namespaces: all & !libc::CLONE_NEWPID,
             seccomp_flags: filter.as_ref().map(|filter| filter.flags),
+            keyring: (!options.no_new_keyring).then(|| format!("_ses.{id}")),
             annotations: spec.annotations().clone().unwrap_or_default(),
         };
         // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
@@ -98,11 +99,12 @@ impl Runtime {
         if early {
             cleanup.make(bundle)?;
         }
-        let wishes = Wishes { id, no_pivot: options.no_pivot, new_keyring: !options.no_new_keyring };
+        let wishes = Wishes { no_pivot: options.no_pivot };
         let container = prepare::container(bundle, &wishes, &namespaces, layout, &state.cgroup, &mut table)?;
         let mut process = prepare::process(bundle.process()?)?;
         process.preserve_fds = options.preserve_fds;
         process.make_cwd = true;
+        process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some(filter) = &filter {
             process.seccomp = Some(prepare::add_filter(&filter.instructions, filter.flags, &mut table)?);
@@ -123,6 +125,7 @@ impl Runtime {
             namespaces: namespaces.new,
             cgroup: state.cgroup.birthplace().or_else(|e| if early { Err(e) } else { Ok(None) })?,
             pid_namespace: namespaces.pid,
+            mount_namespace: false,
         };
         let spawned = self.spawner.spawn(request)?;
         let mut process = Process::of(spawned, address_space);

@@ -42,6 +42,7 @@ impl Runtime {
         let mut table = Table::default();
         let mut process = prepare::process(spec)?;
         process.preserve_fds = options.preserve_fds;
+        process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some((program, flags)) = state.seccomp(&container.directory)? {
             process.seccomp = Some(prepare::add_filter(&program, flags, &mut table)?);
@@ -57,6 +58,7 @@ impl Runtime {
             namespaces: 0,
             cgroup: state.cgroup.birthplace()?,
             pid_namespace: Some(pid_namespace),
+            mount_namespace: true,
         };
         if let Cgroup::V2 { path } = &state.cgroup
             && delegated(path)

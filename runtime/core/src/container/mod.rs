@@ -225,7 +225,8 @@ impl Container {
     /// [`Error::WrongState`] unless it is created; [`Error::Program`] if the exec failed.
     pub fn start(&self) -> Result<()> {
         let _lock = state::lock(&self.directory)?;
-        let status = self.status();
+        let current = self.read_again()?;
+        let status = current.status_under_lock();
         if status != Status::Created {
             return Err(self.wrong_state("start", status));
         }
@@ -319,17 +320,30 @@ impl Container {
     /// [`Error::WrongState`] if it runs and `force` is not given.
     pub fn delete(&self, force: bool) -> Result<()> {
         let _lock = state::lock(&self.directory)?;
-        let status = self.status();
+        let current = self.read_again()?;
+        let status = current.status_under_lock();
         match status {
             Status::Stopped => {}
-            Status::Created | Status::Creating => self.end()?,
-            _ if force => self.end()?,
+            Status::Created | Status::Creating => current.end()?,
+            _ if force => current.end()?,
             _ => return Err(self.wrong_state("delete", status)),
         }
         // Processes that outlived the first one, in a PID namespace shared with others.
         self.state.cgroup.kill_all()?;
         self.state.cgroup.remove()?;
         remove_directory(&self.directory)
+    }
+
+    /// The container as it is now that its lock is ours: it may have been created, or deleted, while we
+    /// waited.
+    fn read_again(&self) -> Result<Self> {
+        let state = State::read(&self.directory, &self.state.id)?;
+        Ok(Self { directory: self.directory.clone(), state })
+    }
+
+    /// As [`Self::status`], for the holder of the lock: nobody else is creating it.
+    fn status_under_lock(&self) -> Status {
+        if self.state.pid == 0 { Status::Stopped } else { self.status() }
     }
 
     fn end(&self) -> Result<()> {

@@ -98,16 +98,14 @@ fn namespace_kind(fd: BorrowedFd<'_>) -> Option<i32> {
 }
 
 /// What is asked of the container beyond its config.json.
-pub(super) struct Wishes<'a> {
-    pub(super) id: &'a str,
+pub(super) struct Wishes {
     pub(super) no_pivot: bool,
-    pub(super) new_keyring: bool,
 }
 
 /// The part of the plan that makes the container.
 pub(super) fn container(
     bundle: &Bundle,
-    wishes: &Wishes<'_>,
+    wishes: &Wishes,
     namespaces: &Namespaces,
     layout: &Layout,
     cgroup: &Cgroup,
@@ -122,7 +120,6 @@ pub(super) fn container(
     }
     let filled = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     Ok(ContainerPlan {
-        keyring: wishes.new_keyring.then(|| format!("_ses.{}", wishes.id)),
         new_cgroup_namespace: namespaces.new_cgroup,
         rootfs: table.add(rootfs_tree(&bundle.rootfs()?)?),
         rootfs_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),

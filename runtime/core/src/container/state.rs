@@ -78,6 +78,9 @@ pub struct State {
     /// Flags of its seccomp filter, whose program is the file beside this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp_flags: Option<u64>,
+    /// The name of its session keyring, if it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<String>,
     /// The annotations of its config.json.
     #[serde(default, skip_serializing_if = "HashMap::is_empty")]
     pub annotations: HashMap<String, String>,

@@ -124,6 +124,9 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
     let Plan { join, container, mut process, gate } = plan;
     // SAFETY: setsid has no arguments; it fails only for a group's leader, which a fresh clone is not.
     unsafe { libc::setsid() };
+    if let Some(name) = &process.keyring {
+        identity::join_session_keyring(name)?;
+    }
     for (fd, kind) in &join {
         process::setns(fds.get(*fd)?, *kind)
             .with_context(|| format!("join the {} namespace", namespace_name(*kind)))?;
@@ -214,9 +217,6 @@ fn last_step(process: &ProcessPlan, program: Program, seccomp: Option<(Vec<u8>, 
 }
 
 fn set_up_container(plan: &ContainerPlan, process: &ProcessPlan, fds: &Fds, parent: &mut Parent) -> Result<()> {
-    if let Some(name) = &plan.keyring {
-        identity::join_session_keyring(name)?;
-    }
     // Made before the old root goes: in a user namespace the kernel allows a new procfs only to one who
     // can still see another.
     let proc = mount::private_proc().context("mount a private procfs")?;

@@ -25,29 +25,12 @@ pub(super) fn set_names(plan: &ContainerPlan) -> Result<()> {
 /// Writes each parameter through a procfs over which nothing can be mounted (CVE-2025-52881).
 pub(super) fn set_all(proc: &OwnedFd, parameters: &[(String, String)]) -> Result<()> {
     for (key, value) in parameters {
-        let path: PathBuf = ["sys"].into_iter().chain(components(key)).collect();
+        let names = crate::bundle::sysctl_path(key)?;
+        let path: PathBuf = ["sys"].into_iter().chain(names.iter().map(String::as_str)).collect();
         let rules = resolve::BENEATH | resolve::NO_SYMLINKS | resolve::NO_XDEV;
         sys::openat2(proc.as_fd(), &path, libc::O_WRONLY, 0, rules)
             .and_then(|fd| File::from(fd).write_all(value.as_bytes()))
             .with_context(|| format!("set sysctl {key} to {value:?}"))?;
     }
     Ok(())
-}
-
-/// `net.ipv4.conf.eth0/1.forwarding` names an interface with a dot: as sysctl(8) has it, the separator
-/// that comes first separates, and the other stands for itself.
-fn components(key: &str) -> impl Iterator<Item = &str> + Clone {
-    let slashes = key.find('/').is_some_and(|slash| key.find('.').is_none_or(|dot| slash < dot));
-    key.split(if slashes { '/' } else { '.' })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_separators_work() {
-        assert!(components("net.core.somaxconn").eq(["net", "core", "somaxconn"]));
-        assert!(components("net/ipv4/conf/eth0.1/forwarding").eq(["net", "ipv4", "conf", "eth0.1", "forwarding"]));
-    }
 }

@@ -30,6 +30,9 @@ pub struct Request {
     pub cgroup: Option<OwnedFd>,
     /// A PID namespace to be born in: a namespace file, or a pidfd of a process in it.
     pub pid_namespace: Option<OwnedFd>,
+    /// To be born in the mount namespace of that pidfd, too. Others in a PID namespace could otherwise reach
+    /// the host's files through /proc/PID/root, until the new process has left them behind.
+    pub mount_namespace: bool,
 }
 
 /// A process that is being set up.
@@ -67,7 +70,9 @@ impl Spawner {
 
 fn spawn_here(request: Request) -> Result<Spawned> {
     refuse_threads()?;
+    process::set_undumpable().context("hide this process's memory")?;
     let (ours, theirs) = Handshake::pair()?;
+    let home = if request.mount_namespace { Some(Home::remember()?) } else { None };
     // SAFETY: refuse_threads made sure that there is no other thread.
     let cloned = unsafe { clone_for(&request, 0) }?;
     match cloned {
@@ -79,7 +84,37 @@ fn spawn_here(request: Request) -> Result<Spawned> {
             std::mem::forget(ours);
             init::run(request.plan, request.fds, theirs)
         }
-        Cloned::Parent { pid, pidfd } => Ok(Spawned { pid, pidfd, handshake: ours }),
+        Cloned::Parent { pid, pidfd } => {
+            if let Some(home) = home {
+                home.return_to()?;
+            }
+            Ok(Spawned { pid, pidfd, handshake: ours })
+        }
+    }
+}
+
+/// The mount namespace and directories that a process comes back to.
+struct Home {
+    namespace: OwnedFd,
+    root: OwnedFd,
+    directory: OwnedFd,
+}
+
+impl Home {
+    fn remember() -> Result<Self> {
+        let open = |path: &str, flags| sys::open(path, flags).on("open", path);
+        Ok(Self {
+            namespace: open("/proc/self/ns/mnt", libc::O_RDONLY)?,
+            root: open("/", libc::O_PATH | libc::O_DIRECTORY)?,
+            directory: open(".", libc::O_PATH | libc::O_DIRECTORY)?,
+        })
+    }
+
+    fn return_to(&self) -> Result<()> {
+        process::setns(self.namespace.as_fd(), libc::CLONE_NEWNS).context("return to the own mount namespace")?;
+        nix::unistd::fchdir(&self.root).context("return to the own root")?;
+        nix::unistd::chroot(".").context("return to the own root")?;
+        nix::unistd::fchdir(&self.directory).context("return to the own directory")
     }
 }
 
@@ -98,7 +133,8 @@ fn refuse_threads() -> Result<()> {
 /// As for [`process::clone`].
 unsafe fn clone_for(request: &Request, extra: u64) -> Result<Cloned> {
     if let Some(namespace) = &request.pid_namespace {
-        process::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join the PID namespace")?;
+        let kinds = libc::CLONE_NEWPID | if request.mount_namespace { libc::CLONE_NEWNS } else { 0 };
+        process::setns(namespace.as_fd(), kinds).context("join the container's namespaces")?;
     }
     let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
     // SAFETY: the caller vouches for there being one thread.

@@ -29,6 +29,7 @@ struct Header {
     namespaces: u64,
     cgroup: bool,
     pid_namespace: bool,
+    mount_namespace: bool,
     descriptors: u32,
 }
 
@@ -61,6 +62,7 @@ impl Client {
             namespaces: request.namespaces,
             cgroup: request.cgroup.is_some(),
             pid_namespace: request.pid_namespace.is_some(),
+            mount_namespace: request.mount_namespace,
             descriptors: request.fds.len() as u32,
         };
         let header =
@@ -107,13 +109,14 @@ pub fn serve(control: OwnedFd) -> Result<()> {
         return Err(e);
     }
     let own_pids = sys::open("/proc/self/ns/pid", libc::O_RDONLY).context("open /proc/self/ns/pid")?;
+    let own_mounts = sys::open("/proc/self/ns/mnt", libc::O_RDONLY).context("open /proc/self/ns/mnt")?;
     while let Some((data, fds)) = socket::receive(control.as_fd(), LIMIT).context("hear a request")? {
         let (request, plan, theirs) = receive_request(&control, &data, fds)?;
         // SAFETY: the spawner never starts a thread.
         let cloned = unsafe { clone_for(&request, libc::CLONE_PARENT as u64) };
         let (answer, pidfd) = match cloned {
             Ok(Cloned::Child) => {
-                drop((control, own_pids));
+                drop((control, own_pids, own_mounts));
                 init::run_encoded(&plan, request.fds, theirs)
             }
             Ok(Cloned::Parent { pid, pidfd }) => (Answer::Ok { pid }, Some(pidfd)),
@@ -121,6 +124,9 @@ pub fn serve(control: OwnedFd) -> Result<()> {
         };
         if request.pid_namespace.is_some() {
             process::setns(own_pids.as_fd(), libc::CLONE_NEWPID).context("return to the spawner's PID namespace")?;
+            if request.mount_namespace {
+                process::setns(own_mounts.as_fd(), libc::CLONE_NEWNS).context("return to the spawner's mounts")?;
+            }
         }
         let answer = postcard::to_stdvec(&answer).map_err(|e| Error::system("write an answer", io::Error::other(e)))?;
         let pidfd: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
@@ -148,6 +154,7 @@ fn receive_request(control: &OwnedFd, data: &[u8], fds: Vec<OwnedFd>) -> Result<
         namespaces: header.namespaces,
         cgroup,
         pid_namespace,
+        mount_namespace: header.mount_namespace,
     };
     Ok((request, plan, theirs))
 }
