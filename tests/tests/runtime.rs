@@ -370,6 +370,12 @@ fn a_process_description_is_read_from_a_file() {
     fs::write(&file, process.to_string()).unwrap();
     let out = bundle.runx(&["exec", "--process", &file.to_string_lossy(), bundle.id()]).ok().stdout;
     assert!(out.contains("uid=1000") && out.contains("gid=5"), "{out}");
+    // What it leaves out is as for the container's first process.
+    let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", "grep CapEff /proc/self/status; ulimit -n"],
+                         "cwd": "/", "env": ["PATH=/bin"]});
+    fs::write(&file, process.to_string()).unwrap();
+    let out = bundle.runx(&["exec", "--process", &file.to_string_lossy(), bundle.id()]).ok().stdout;
+    assert_eq!(out, "CapEff:\t0000000020000420\n1024\n");
     bundle.runx(&["delete", "--force", bundle.id()]).ok();
 }
 

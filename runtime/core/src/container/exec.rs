@@ -1,10 +1,11 @@
 //! A further process in a running container.
 
+use std::borrow::Cow;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::Process as ProcessSpec;
+use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
 use super::create::set_oom_score;
 use super::prepare::{self, Table};
@@ -40,7 +41,8 @@ impl Runtime {
         let init = container.init()?;
         let state = &container.state;
         let mut table = Table::default();
-        let mut process = prepare::process(spec)?;
+        let spec = with_defaults(spec, &state.bundle)?;
+        let mut process = prepare::process(&spec)?;
         process.preserve_fds = options.preserve_fds;
         process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
@@ -80,6 +82,25 @@ impl Runtime {
             }
         }
     }
+}
+
+/// Capabilities and limits that a description leaves out are those of the container's first process, as runc
+/// has it.
+fn with_defaults<'a>(spec: &'a ProcessSpec, bundle: &Path) -> Result<Cow<'a, ProcessSpec>> {
+    let no_limits = spec.rlimits().as_ref().is_none_or(Vec::is_empty);
+    if spec.capabilities().is_some() && !no_limits {
+        return Ok(Cow::Borrowed(spec));
+    }
+    let config: Spec = bundle::parse_file(&bundle.join("config.json"))?;
+    let Some(first) = config.process() else { return Ok(Cow::Borrowed(spec)) };
+    let mut spec = spec.clone();
+    if spec.capabilities().is_none() {
+        spec.set_capabilities(first.capabilities().clone());
+    }
+    if no_limits {
+        spec.set_rlimits(first.rlimits().clone());
+    }
+    Ok(Cow::Owned(spec))
 }
 
 fn delegated(path: &Path) -> bool {
