@@ -221,7 +221,11 @@ fn a_killed_shim_leaves_nothing() {
     let containerd = Containerd::start();
     containerd.run_detached("c1", &["sleep", "1000"]).ok();
     let pid = containerd.pid("c1").unwrap();
+    let address = fs::read_to_string(containerd.bundle("c1").join("address")).unwrap();
+    let socket = address.strip_prefix("unix://").unwrap();
+    assert!(Path::new(socket).exists());
     kill(containerd.shim("c1").unwrap());
+    eventually("the socket is gone", || !Path::new(socket).exists());
     eventually("containerd knows", || containerd.status("c1").is_none_or(|status| status == "STOPPED"));
     eventually("the container is gone", || !Path::new(&format!("/proc/{pid}")).exists());
     containerd.ctr(&["task", "delete", "c1"]);
