@@ -245,6 +245,14 @@ impl Drop for Containerd {
             }
         }
         self.stop_daemon();
+        // A client that is killed leaves the mount in which it looked a user up.
+        let directory = self.path().to_string_lossy().into_owned();
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+            if let Some(point) = line.split(' ').nth(4).filter(|_| line.contains(&directory)) {
+                let _ = Command::new("umount").args(["-l", point]).output();
+                let _ = fs::remove_dir(point);
+            }
+        }
         self.remove_group();
         let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runx").join(&self.namespace));
         if std::thread::panicking() {
