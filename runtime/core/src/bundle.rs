@@ -191,7 +191,6 @@ impl Bundle {
     /// Valid fields that have no effect yet are refused, not ignored.
     fn check_refused(&self) -> Result<()> {
         let linux = self.linux()?;
-        let process = self.process()?;
         let hooks = self.spec.hooks().as_ref().is_some_and(|hooks| {
             [
                 hooks.create_runtime(),
@@ -215,10 +214,6 @@ impl Bundle {
             ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
             ("linux.personality", linux.personality().is_some()),
             ("linux.mountLabel", not_empty(linux.mount_label())),
-            ("process.selinuxLabel", not_empty(process.selinux_label())),
-            ("process.ioPriority", process.io_priority().is_some()),
-            ("process.scheduler", process.scheduler().is_some()),
-            ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ];
         match refused.into_iter().find(|(_, set)| *set) {
             Some((field, _)) => Err(Error::unsupported(field, "it is not implemented")),
@@ -307,6 +302,15 @@ pub fn check_process(process: &Process) -> Result<()> {
     let label = process.apparmor_profile().as_deref().unwrap_or_default();
     if !label.is_empty() && label != "unconfined" {
         return Err(Error::unsupported(format!("process.apparmorProfile {label:?}"), "it is not implemented"));
+    }
+    let refused = [
+        ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+    ];
+    if let Some((field, _)) = refused.into_iter().find(|(_, set)| *set) {
+        return Err(Error::unsupported(field, "it is not implemented"));
     }
     if let Some(adjustment) = process.oom_score_adj()
         && !(-1000..=1000).contains(&adjustment)
