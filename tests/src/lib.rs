@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod command;
 pub mod containerd;
+pub mod descriptors;
 pub mod image;
 pub mod leftovers;
 pub mod wasm;

@@ -60,19 +60,38 @@ fn fields_that_contradict_the_specification_are_named() {
 #[test]
 fn fields_without_effect_are_refused_by_name() {
     needs_root!();
-    refused(|b| b.set("", "hooks", json!({"poststop": [{"path": "/bin/true"}]})), &["hooks"]);
-    refused(|b| b.set("/process", "apparmorProfile", json!("x")), &["apparmorProfile"]);
-    refused(|b| b.set("/process", "selinuxLabel", json!("x")), &["selinuxLabel"]);
     refused(|b| b.set("/linux", "uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}])), &["uidMappings"]);
-    refused(|b| b.set("/linux", "intelRdt", json!({"closID": "x"})), &["intelRdt"]);
     refused(
         |b| b.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"})),
-        &["namespaces", "user"],
+        &["user namespace", "uidMappings"],
     );
     refused(
-        |b| b.add_mount(json!({"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]})),
+        |b| b.set("/linux", "timeOffsets", json!({"boottime": {"secs": 1}})),
+        &["timeOffsets", "without a new time namespace"],
+    );
+    refused(
+        |b| b.add_mount(json!({"destination": "/x", "type": "proc", "options": ["tmpcopyup"]})),
         &["tmpcopyup", "/x"],
     );
+    refused(|b| b.add_mount(json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]})), &["id-mapped", "/x"]);
+    refused(|b| b.set("/linux", "personality", json!({"domain": "LINUX", "flags": ["X"]})), &["personality"]);
+    refused(|b| b.set("", "hooks", json!({"poststop": [{"path": "true"}]})), &["hooks.poststop", "absolute"]);
+    refused(
+        |b| b.set("", "hooks", json!({"prestart": [{"path": "/bin/true", "timeout": 0}]})),
+        &["hooks.prestart", "timeout"],
+    );
+}
+
+#[test]
+fn labels_without_their_security_module_are_refused() {
+    needs_root!();
+    if !std::path::Path::new("/sys/module/apparmor/parameters/enabled").exists() {
+        refused(|b| b.set("/process", "apparmorProfile", json!("x")), &["apparmorProfile", "not enabled"]);
+    }
+    if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        refused(|b| b.set("/process", "selinuxLabel", json!("x")), &["selinuxLabel", "not enabled"]);
+        refused(|b| b.set("/linux", "mountLabel", json!("x")), &["mountLabel", "not enabled"]);
+    }
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use runx_tests::bundle::Bundle;
 use runx_tests::command::{eventually, run};
+use runx_tests::descriptors;
 use runx_tests::needs_root;
 use serde_json::json;
 
@@ -397,26 +397,6 @@ fn detached_processes_have_pid_files() {
     bundle.assert_nothing_left();
 }
 
-/// Receives the terminal that a console socket is sent.
-fn receive_terminal(listener: &UnixListener) -> OwnedFd {
-    let (stream, _) = listener.accept().unwrap();
-    let mut byte = [0u8; 64];
-    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
-    let mut control = [0u64; 8];
-    // SAFETY: msghdr is plain data, and everything it points to lives over the call.
-    unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = size_of_val(&control) as _;
-        assert!(libc::recvmsg(stream.as_raw_fd(), &mut message, 0) > 0);
-        let header = libc::CMSG_FIRSTHDR(&message);
-        assert!(!header.is_null(), "no descriptor came");
-        OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned())
-    }
-}
-
 #[test]
 fn a_terminal_goes_to_the_console_socket_with_the_size_asked_for() {
     needs_root!();
@@ -427,7 +407,7 @@ fn a_terminal_goes_to_the_console_socket_with_the_size_asked_for() {
     let listener = UnixListener::bind(&socket).unwrap();
     bundle.runx(&["create", bundle.id()]).fails(1, &["console socket"]);
     bundle.runx(&["create", "--console-socket", &socket.to_string_lossy(), bundle.id()]).ok();
-    let master = receive_terminal(&listener);
+    let (_, master) = descriptors::receive(&descriptors::accept(&listener));
     bundle.runx(&["start", bundle.id()]).ok();
     let mut out = String::new();
     let mut file = fs::File::from(master);

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
+use crate::container::users;
 use crate::error::{Context, Error, Result};
 use crate::mount_options;
 
@@ -111,9 +112,6 @@ impl Bundle {
                 return Err(Error::spec(format!("linux.namespaces names {kind} twice")));
             }
             seen.push(kind);
-            if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
-                return Err(Error::unsupported(format!("linux.namespaces type {kind}"), "it is not implemented"));
-            }
         }
         if !self.has_namespace(LinuxNamespaceType::Mount) {
             return Err(Error::unsupported(
@@ -121,10 +119,44 @@ impl Bundle {
                 "its mounts would appear on the host: add {\"type\": \"mount\"} to linux.namespaces",
             ));
         }
+        self.check_user_namespace()?;
+        self.check_time_namespace()?;
         let private_uts = self.has_namespace(LinuxNamespaceType::Uts);
         for (field, value) in [("hostname", self.spec.hostname()), ("domainname", self.spec.domainname())] {
             if value.as_deref().is_some_and(|name| !name.is_empty()) && !private_uts {
                 return Err(Error::spec(format!("{field} is set without a private UTS namespace")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_user_namespace(&self) -> Result<()> {
+        let linux = self.linux()?;
+        for (field, mappings) in
+            [("linux.uidMappings", linux.uid_mappings()), ("linux.gidMappings", linux.gid_mappings())]
+        {
+            let mappings = mappings.as_deref().unwrap_or_default();
+            users::check(field, mappings)?;
+            if mappings.is_empty() && self.has_new_namespace(LinuxNamespaceType::User) {
+                return Err(Error::spec(format!("a new user namespace is asked for and {field} is empty")));
+            }
+            if !mappings.is_empty() && !self.has_namespace(LinuxNamespaceType::User) {
+                return Err(Error::spec(format!("{field} is set without a user namespace")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_time_namespace(&self) -> Result<()> {
+        for (clock, offset) in self.linux()?.time_offsets().iter().flatten() {
+            if !self.has_new_namespace(LinuxNamespaceType::Time) {
+                return Err(Error::spec("linux.timeOffsets is set without a new time namespace"));
+            }
+            if !matches!(clock.as_str(), "monotonic" | "boottime") {
+                return Err(Error::spec(format!("linux.timeOffsets: {clock:?} is neither monotonic nor boottime")));
+            }
+            if offset.nanosecs().is_some_and(|nanosecs| nanosecs >= 1_000_000_000) {
+                return Err(Error::spec(format!("linux.timeOffsets: nanosecs of {clock} are a second or more")));
             }
         }
         Ok(())
@@ -139,13 +171,9 @@ impl Bundle {
             if destination.components().any(|part| part == Component::ParentDir) {
                 return Err(Error::spec(format!("mount destination {} contains \"..\"", destination.display())));
             }
-            if mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-                || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-            {
-                return Err(Error::unsupported(
-                    format!("mount {} with uidMappings or gidMappings", destination.display()),
-                    "id-mapped mounts are not implemented",
-                ));
+            for (name, list) in [("uidMappings", mount.uid_mappings()), ("gidMappings", mount.gid_mappings())] {
+                let list = list.as_deref().unwrap_or_default();
+                users::check(&format!("{name} of mount {}", destination.display()), list)?;
             }
             check_mount_in_proc(destination, mount.typ().as_deref())?;
         }
@@ -176,6 +204,8 @@ impl Bundle {
                 LinuxNamespaceType::Ipc
             } else if key.starts_with("net.") {
                 LinuxNamespaceType::Network
+            } else if key.starts_with("user.") {
+                LinuxNamespaceType::User
             } else if key == "kernel.domainname" || key == "kernel.hostname" {
                 LinuxNamespaceType::Uts
             } else {
@@ -191,40 +221,15 @@ impl Bundle {
     /// Valid fields that have no effect yet are refused, not ignored.
     fn check_refused(&self) -> Result<()> {
         let linux = self.linux()?;
-        let hooks = self.spec.hooks().as_ref().is_some_and(|hooks| {
-            [
-                hooks.create_runtime(),
-                hooks.create_container(),
-                hooks.start_container(),
-                hooks.poststart(),
-                hooks.poststop(),
-            ]
-            .into_iter()
-            .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-                || has_prestart(hooks)
-        });
-        let not_empty = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
         let refused = [
-            ("hooks", hooks),
-            ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
-            ("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
-            ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty())),
             ("linux.intelRdt", linux.intel_rdt().is_some()),
-            ("linux.memoryPolicy", linux.memory_policy().is_some()),
             ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-            ("linux.personality", linux.personality().is_some()),
-            ("linux.mountLabel", not_empty(linux.mount_label())),
         ];
         match refused.into_iter().find(|(_, set)| *set) {
             Some((field, _)) => Err(Error::unsupported(field, "it is not implemented")),
             None => Ok(()),
         }
     }
-}
-
-#[allow(deprecated, reason = "prestart hooks are deprecated and still in use")]
-fn has_prestart(hooks: &oci_spec::runtime::Hooks) -> bool {
-    hooks.prestart().as_ref().is_some_and(|list| !list.is_empty())
 }
 
 /// The names of the directories and the file of a kernel parameter, below /proc/sys. As sysctl(8) has it, the
@@ -298,19 +303,6 @@ pub fn check_process(process: &Process) -> Result<()> {
     }
     if !process.cwd().is_absolute() {
         return Err(Error::spec(format!("process.cwd {:?} is not an absolute path", process.cwd())));
-    }
-    let label = process.apparmor_profile().as_deref().unwrap_or_default();
-    if !label.is_empty() && label != "unconfined" {
-        return Err(Error::unsupported(format!("process.apparmorProfile {label:?}"), "it is not implemented"));
-    }
-    let refused = [
-        ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
-    if let Some((field, _)) = refused.into_iter().find(|(_, set)| *set) {
-        return Err(Error::unsupported(field, "it is not implemented"));
     }
     if let Some(adjustment) = process.oom_score_adj()
         && !(-1000..=1000).contains(&adjustment)

@@ -5,7 +5,7 @@
 //! attempted, on what, and why it failed.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -79,6 +79,18 @@ pub enum Error {
         message: String,
         /// The kernel's error number, 0 where there is none.
         errno: i32,
+    },
+    /// A hook failed, and with it what it was part of.
+    #[error("error running {kind} hook #{number} {}: {reason}", path.display())]
+    Hook {
+        /// As config.json calls it.
+        kind: &'static str,
+        /// Its place in the list, from 0.
+        number: usize,
+        /// Its program.
+        path: PathBuf,
+        /// How it ended and what it said.
+        reason: String,
     },
     /// The container's process ended before it was set up.
     #[error("container process ended during setup: {0}")]

@@ -17,6 +17,10 @@ pub struct MountOptions {
     pub recursive_set: u64,
     /// `MOUNT_ATTR_*` to clear on the mount and all below it.
     pub recursive_clear: u64,
+    /// Id-mapped: `Some(true)` with everything below it.
+    pub id_map: Option<bool>,
+    /// A new tmpfs is filled with what lies below it.
+    pub copy_up: bool,
     /// `MS_*` propagation flags in the order given.
     pub propagation: Vec<u64>,
     /// What is left for the filesystem itself.
@@ -61,11 +65,27 @@ const PROPAGATION: &[(&str, u64)] = &[
 ];
 
 /// Options of the runtime-spec that this version refuses, with the reason.
-const REFUSED: &[(&str, &str)] = &[
-    ("tmpcopyup", "copying an image's directory into a tmpfs is not implemented"),
-    ("idmap", "id-mapped mounts are not implemented"),
-    ("ridmap", "id-mapped mounts are not implemented"),
-    ("remount", "a container's mounts are new, so there is nothing to remount"),
+const REFUSED: &[(&str, &str)] = &[("remount", "a container's mounts are new, so there is nothing to remount")];
+
+/// What is known besides attributes and propagation. Those from `sync` on are the filesystem's.
+const OTHERS: &[&str] = &[
+    "bind",
+    "rbind",
+    "defaults",
+    "idmap",
+    "ridmap",
+    "tmpcopyup",
+    "async",
+    "silent",
+    "loud",
+    "nomand",
+    "nolazytime",
+    "noiversion",
+    "sync",
+    "dirsync",
+    "lazytime",
+    "mand",
+    "iversion",
 ];
 
 /// The `MS_*` propagation that a word such as `rslave` stands for.
@@ -79,7 +99,7 @@ pub fn known() -> Vec<String> {
     let mut all: Vec<String> = attributes
         .flat_map(|name| [name.to_owned(), format!("r{name}")])
         .chain(PROPAGATION.iter().map(|(name, _)| (*name).to_owned()))
-        .chain(["bind", "rbind", "defaults"].map(str::to_owned))
+        .chain(OTHERS.iter().map(|name| (*name).to_owned()))
         .collect();
     all.sort_unstable();
     all
@@ -107,6 +127,11 @@ impl MountOptions {
             "" | "defaults" => {}
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
+            "idmap" => self.id_map = Some(self.id_map.unwrap_or(false)),
+            "ridmap" => self.id_map = Some(true),
+            "tmpcopyup" => self.copy_up = true,
+            // What every mount is unless another option says otherwise.
+            "async" | "silent" | "loud" | "nomand" | "nolazytime" | "noiversion" => {}
             _ => {
                 if let Some(flags) = propagation(option) {
                     self.propagation.push(flags);

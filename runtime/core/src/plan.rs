@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::{Hook, HookState};
+
 /// A place in the descriptor table that goes with a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fd(pub u32);
@@ -13,14 +15,27 @@ pub struct Fd(pub u32);
 /// Everything a new process has to do.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
+    /// Wait for the end of the conversation and do nothing: a process that only holds its namespaces.
+    pub hold: bool,
     /// Namespaces to enter, in this order: a descriptor and its `CLONE_NEW*` flags.
     pub join: Vec<(Fd, i32)>,
+    /// The user namespace that the process is in, unless it is the caller's.
+    pub user_namespace: Option<UserNamespace>,
     /// Set for the first process of a container, absent for one that enters a running container.
     pub container: Option<ContainerPlan>,
     /// The process itself.
     pub process: ProcessPlan,
     /// When the program is executed.
     pub gate: Gate,
+}
+
+/// How a process came into its user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserNamespace {
+    /// It was born in a new one and waits until its ids are mapped.
+    New,
+    /// It is in one whose ids are mapped already.
+    Joined,
 }
 
 /// When the last step is taken.
@@ -38,6 +53,11 @@ pub enum Gate {
 pub struct ContainerPlan {
     /// A new cgroup namespace, entered once the process is in its cgroups.
     pub new_cgroup_namespace: bool,
+    /// A new time namespace with these offsets: a clock as /proc/PID/timens_offsets calls it, seconds and
+    /// nanoseconds.
+    pub new_time_namespace: Option<Vec<(String, i64, u32)>>,
+    /// What runs while the container is made.
+    pub hooks: Option<HooksPlan>,
     /// The root filesystem, detached and private.
     pub rootfs: Fd,
     /// Whether the root directory's mount ends up read-only.
@@ -64,6 +84,20 @@ pub struct ContainerPlan {
     pub sysctl: Vec<(String, String)>,
     /// Bring the loopback interface of the new network namespace up.
     pub loopback: bool,
+}
+
+/// Hooks that the new process runs, or for which it waits.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HooksPlan {
+    /// The state that each hook reads from its standard input.
+    pub state: HookState,
+    /// Where the root filesystem is attached in a copy of the host's mounts while the hooks before
+    /// pivot_root run, if there are such.
+    pub host_rootfs: Option<String>,
+    /// Run by this process before pivot_root, in the container's namespaces and with the host's paths.
+    pub create_container: Vec<Hook>,
+    /// Run by this process right before its program.
+    pub start_container: Vec<Hook>,
 }
 
 /// One entry of config.json's `mounts`.
@@ -95,6 +129,8 @@ pub enum MountSource {
         attributes: u64,
         /// Options for the filesystem itself.
         data: Vec<(String, Option<String>)>,
+        /// Fill it with what lies below, for a tmpfs.
+        copy_up: bool,
     },
     /// The hierarchies of cgroup v1 below a tmpfs.
     CgroupV1 {
@@ -131,6 +167,8 @@ pub struct Device {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// A detached mount of the host's node, for user namespaces, where no node can be made.
+    pub bound: Option<Fd>,
 }
 
 /// The process: config.json's `process`, resolved.
@@ -162,6 +200,8 @@ pub struct ProcessPlan {
     pub oom_score_adj: Option<i32>,
     /// The filter program and the flags for `seccomp(2)`.
     pub seccomp: Option<(Fd, u64)>,
+    /// The filter asks a listener: whoever starts the process fetches its descriptor.
+    pub seccomp_listener: bool,
     /// A terminal of this many rows and columns (0: the kernel's default).
     pub terminal: Option<(u16, u16)>,
     /// Standard input, output and error; `None` keeps the caller's.
@@ -170,6 +210,65 @@ pub struct ProcessPlan {
     pub preserve_fds: u32,
     /// Working directories that are missing are made, for the first process of a container.
     pub make_cwd: bool,
+    /// CPU and disk scheduling.
+    pub scheduling: Scheduling,
+    /// The execution domain, personality(2).
+    pub personality: Option<u64>,
+    /// NUMA memory policy.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Labels of security modules.
+    pub labels: Option<Labels>,
+}
+
+/// CPU and disk scheduling of a process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// For sched_setattr(2).
+    pub scheduler: Option<Scheduler>,
+    /// For ioprio_set(2): class and priority in one number.
+    pub io_priority: Option<i32>,
+    /// The CPUs it may run on once it is in its cgroup, a bit each; `None`: all that the cgroup has.
+    pub cpus: Option<Vec<u64>>,
+}
+
+/// `struct sched_attr`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduler {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// -20 to 19.
+    pub nice: i32,
+    /// 1 to 99, for real-time policies.
+    pub priority: u32,
+    /// Nanoseconds, for the deadline policy.
+    pub runtime: u64,
+    /// Nanoseconds, for the deadline policy.
+    pub deadline: u64,
+    /// Nanoseconds, for the deadline policy.
+    pub period: u64,
+}
+
+/// For set_mempolicy(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*`, with its `MPOL_F_*`.
+    pub mode: i32,
+    /// A bit for each node.
+    pub nodes: Vec<u64>,
+}
+
+/// Labels that take effect with the exec.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Labels {
+    /// A procfs of the spawner's PID namespace, attached nowhere: a label written to anything else might
+    /// go nowhere (CVE-2019-16884).
+    pub proc: Fd,
+    /// The AppArmor profile.
+    pub apparmor: Option<String>,
+    /// The SELinux context.
+    pub selinux: Option<String>,
 }
 
 impl ProcessPlan {

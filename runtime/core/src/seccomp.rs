@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ const REVISION: u32 = 1;
 mod flag {
     pub(super) const LOG: u64 = 1 << 1;
     pub(super) const SPEC_ALLOW: u64 = 1 << 2;
+    pub(super) const NEW_LISTENER: u64 = 1 << 3;
+    pub(super) const WAIT_KILLABLE_RECV: u64 = 1 << 5;
 }
 
 /// A program and the flags to load it with.
@@ -32,6 +35,8 @@ pub struct Program {
     pub instructions: Vec<u8>,
     /// Flags of `seccomp(2)`.
     pub flags: u64,
+    /// Some calls are answered by a listener.
+    pub asks_listener: bool,
 }
 
 /// The program of a profile, out of the cache in `cache` or compiled and put there.
@@ -39,28 +44,36 @@ pub struct Program {
 /// A cache that cannot be read or written is passed over: it only saves time.
 pub fn program(profile: &LinuxSeccomp, cache: &Path) -> Result<Program> {
     let flags = load_flags(profile)?;
-    refuse_notify(profile)?;
+    let asks_listener = asks_listener(profile)?;
     let entry = cache.join(key(profile)?);
     if let Some(instructions) = read_trusted(&entry) {
-        return Ok(Program { instructions, flags });
+        return Ok(Program { instructions, flags, asks_listener });
     }
     let instructions = compile(profile)?;
     if let Err(e) = store(cache, &entry, &instructions) {
         log::debug!("seccomp cache {}: {e}", entry.display());
     }
-    Ok(Program { instructions, flags })
+    Ok(Program { instructions, flags, asks_listener })
 }
 
-fn refuse_notify(profile: &LinuxSeccomp) -> Result<()> {
-    let notifies = profile.default_action() == LinuxSeccompAction::ScmpActNotify
+/// Whether a rule, or the default action, asks a listener.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] if there is a listener and nobody to ask, or the other way round.
+fn asks_listener(profile: &LinuxSeccomp) -> Result<bool> {
+    let asks = profile.default_action() == LinuxSeccompAction::ScmpActNotify
         || profile.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
-    if notifies || profile.listener_path().is_some() {
-        return Err(Error::unsupported(
-            "linux.seccomp with SCMP_ACT_NOTIFY or listenerPath",
-            "handing the notification descriptor to a listener is not implemented",
-        ));
+    let path = profile.listener_path().as_deref().filter(|path| !path.as_os_str().is_empty());
+    if asks && path.is_none() {
+        return Err(Error::spec("linux.seccomp uses SCMP_ACT_NOTIFY and has no listenerPath"));
     }
-    Ok(())
+    if !asks && path.is_some() {
+        return Err(Error::spec("linux.seccomp.listenerPath is set and nothing uses SCMP_ACT_NOTIFY"));
+    }
+    if profile.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) && path.is_none() {
+        return Err(Error::spec("linux.seccomp.listenerMetadata is set without listenerPath"));
+    }
+    Ok(asks)
 }
 
 fn key(profile: &LinuxSeccomp) -> Result<String> {
@@ -122,10 +135,13 @@ fn load_flags(profile: &LinuxSeccomp) -> Result<u64> {
             // A container's process has one thread when its filter is loaded.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(Error::unsupported(
-                    "linux.seccomp.flags SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-                    "it only means something with a notification listener",
-                ));
+                if profile.listener_path().is_none() {
+                    return Err(Error::spec(
+                        "linux.seccomp.flags: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for a listener, and \
+                         listenerPath is not set",
+                    ));
+                }
+                flag::WAIT_KILLABLE_RECV
             }
         };
     }
@@ -341,6 +357,19 @@ fn audit_number(arch: ScmpArch) -> Option<u32> {
 /// # Errors
 /// EACCES without no_new_privs or `CAP_SYS_ADMIN`; EINVAL for a program the kernel refuses.
 pub fn load(instructions: &[u8], flags: u64) -> Result<()> {
+    install(instructions, flags).map(drop)
+}
+
+/// As [`load`], for a program that asks a listener: returns the listener's descriptor, close-on-exec.
+///
+/// # Errors
+/// As for [`load`]; EBUSY if a filter with a listener is loaded already.
+pub fn load_listening(instructions: &[u8], flags: u64) -> Result<OwnedFd> {
+    let listener = install(instructions, flags | flag::NEW_LISTENER)?;
+    crate::sys::owned(listener).context("load the seccomp filter")
+}
+
+fn install(instructions: &[u8], flags: u64) -> Result<libc::c_long> {
     const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
     let filters: Vec<libc::sock_filter> = instructions
         .chunks_exact(8)
@@ -359,7 +388,6 @@ pub fn load(instructions: &[u8], flags: u64) -> Result<()> {
         libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program as *const libc::sock_fprog)
     })
     .context("load the seccomp filter")
-    .map(drop)
 }
 
 #[cfg(test)]

@@ -5,16 +5,21 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::prepare::{self, Table, Wishes};
-use super::state::{self, State};
+use oci_spec::runtime::{Linux, LinuxIdMapping};
+
+use super::listener::Listener;
+use super::prepare::{self, Surroundings, Table};
+use super::process::{self, Defaults};
+use super::state::{self, State, Status};
+use super::users;
 use super::{Container, Process, Runtime, remove_directory};
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::error::{Context, Error, Result};
-use crate::plan::{Gate, Plan};
+use crate::hooks::{self, HookState, Hooks};
+use crate::plan::{Gate, Plan, UserNamespace};
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
-use crate::sys::process;
 
 /// How a container is to be made, beyond its config.json.
 #[derive(Debug, Default)]
@@ -71,9 +76,10 @@ impl Runtime {
         let mut table = Table::default();
         let namespaces = prepare::namespaces(bundle, &mut table)?;
         // Joined or made, an exec enters them all.
-        let all = namespaces.join.iter().fold(namespaces.new as i32, |flags, (_, flag)| flags | flag);
-        let all = all | if namespaces.new_cgroup { libc::CLONE_NEWCGROUP } else { 0 };
-        let filter = prepare::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
+        let all = namespaces.all();
+        let hooks = Hooks::of(spec)?;
+        let defaults = Defaults::of(bundle.process()?, linux)?;
+        let filter = process::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
         let state = State {
             oci_version: spec.version().clone(),
             id: id.to_owned(),
@@ -84,6 +90,9 @@ impl Runtime {
             created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
             owner: nix::unistd::geteuid().as_raw(),
             cgroup,
+            seccomp_listener: filter.as_ref().filter(|filter| filter.asks_listener).and_then(|_| listener(linux)),
+            defaults,
+            hooks: Hooks { poststart: hooks.poststart.clone(), poststop: hooks.poststop.clone(), ..Hooks::default() },
             own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
             namespaces: all & !libc::CLONE_NEWPID,
             seccomp_flags: filter.as_ref().map(|filter| filter.flags),
@@ -99,17 +108,27 @@ impl Runtime {
         if early {
             cleanup.make(bundle)?;
         }
-        let wishes = Wishes { no_pivot: options.no_pivot };
-        let container = prepare::container(bundle, &wishes, &namespaces, layout, &state.cgroup, &mut table)?;
-        let mut process = prepare::process(bundle.process()?)?;
+        let around = Surroundings {
+            namespaces: &namespaces,
+            layout,
+            cgroup: &state.cgroup,
+            spawner: &self.spawner,
+            hooks: &hooks,
+            hook_state: state.told(Status::Creating),
+            no_pivot: options.no_pivot,
+        };
+        let container = prepare::container(bundle, around, &mut table)?;
+        let mut process = process::plan(bundle.process()?, &state.defaults, &mut table)?;
         process.preserve_fds = options.preserve_fds;
         process.make_cwd = true;
         process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some(filter) = &filter {
-            process.seccomp = Some(prepare::add_filter(&filter.instructions, filter.flags, &mut table)?);
+            process.seccomp = Some(process::add_filter(&filter.instructions, filter.flags, &mut table)?);
+            process.seccomp_listener = filter.asks_listener;
             state::write_seccomp(directory, &filter.instructions)?;
         }
+        let rlimits = process.rlimits.clone();
         let oom_score_adj = process.oom_score_adj;
         let address_space = process.address_space();
         let gate = if options.detached_start {
@@ -118,18 +137,34 @@ impl Runtime {
             state::close_gate(directory)?;
             Gate::Parent
         };
-        let plan = Plan { join: namespaces.join, container: Some(container), process, gate };
+        let user_namespace = namespaces.user;
+        let plan =
+            Plan { hold: false, join: namespaces.join, user_namespace, container: Some(container), process, gate };
         let request = Request {
             plan,
             fds: table.into_fds(),
             namespaces: namespaces.new,
             cgroup: state.cgroup.birthplace().or_else(|e| if early { Err(e) } else { Ok(None) })?,
             pid_namespace: namespaces.pid,
-            mount_namespace: false,
+            first: namespaces.first,
+            host_mounts: hooks.before_pivot(),
+            ..Request::default()
         };
         let spawned = self.spawner.spawn(request)?;
         let mut process = Process::of(spawned, address_space);
+        process.listener = state
+            .seccomp_listener
+            .clone()
+            .map(|listener| (listener, HookState { pid: process.pid, ..state.told(Status::Created) }));
         let mut set_up = || -> Result<()> {
+            if user_namespace == Some(UserNamespace::New) {
+                let mappings = |list: &Option<Vec<LinuxIdMapping>>| list.clone().unwrap_or_default();
+                users::write_maps(process.pid, &mappings(linux.uid_mappings()), &mappings(linux.gid_mappings()))?;
+                process.tell(&ToChild::Mapped)?;
+            }
+            if user_namespace.is_some() {
+                set_limits(process.pid, &rlimits)?;
+            }
             if !early {
                 cleanup.make(bundle)?;
             }
@@ -137,8 +172,14 @@ impl Runtime {
             set_oom_score(process.pid, oom_score_adj)?;
             Ok(())
         };
-        let made = set_up().and_then(|()| self.converse(&mut process)).and_then(|()| {
-            let start_time = process::start_time(process.pid)
+        let pid = process.pid;
+        let run_hooks = || -> Result<()> {
+            let told = HookState { pid, ..state.told(Status::Creating) };
+            hooks::run_all("prestart", &hooks.prestart, &told, &state.bundle)?;
+            hooks::run_all("createRuntime", &hooks.create_runtime, &told, &state.bundle)
+        };
+        let made = set_up().and_then(|()| self.converse(&mut process, Some(&run_hooks))).and_then(|()| {
+            let start_time = crate::sys::process::start_time(process.pid)
                 .ok_or_else(|| Error::Died("it ended while it was being set up".into()))?;
             let state = State { pid: process.pid, start_time, ..state.clone() };
             state.write(directory)?;
@@ -154,13 +195,14 @@ impl Runtime {
             }
             Err(e) => {
                 process.discard();
+                hooks::run_each("poststop", &hooks.poststop, &state.told(Status::Stopped), &state.bundle);
                 Err(e)
             }
         }
     }
 
-    /// Accompanies a process through its setup until it is ready.
-    pub(super) fn converse(&self, process: &mut Process) -> Result<()> {
+    /// Accompanies a process through its setup until it is ready. `hooks` is what it waits for before pivot_root.
+    pub(super) fn converse(&self, process: &mut Process, hooks: Option<&dyn Fn() -> Result<()>>) -> Result<()> {
         let Some(handshake) = &process.handshake else {
             return Err(Error::Died("there is no handshake".into()));
         };
@@ -174,6 +216,15 @@ impl Runtime {
             match message {
                 FromChild::Ready => return Ok(()),
                 FromChild::Failed(failure) => return Err(failure.into()),
+                FromChild::BeforePivot => {
+                    if let Some(hooks) = hooks {
+                        hooks()?;
+                    }
+                    tell(handshake, &ToChild::HooksRun, &[])?;
+                }
+                FromChild::Listener { .. } => {
+                    return Err(Error::Died("it asked for a seccomp listener before its start".into()));
+                }
                 FromChild::Terminal => process.terminal = fds.into_iter().next(),
                 FromChild::Module { name } => {
                     let module = fds.into_iter().next().map(fs::File::from);
@@ -212,6 +263,26 @@ pub(super) fn set_oom_score(pid: i32, adjustment: Option<i32>) -> Result<()> {
         .with_context(|| format!("set process.oomScoreAdj to {adjustment}"))
 }
 
+/// Limits of a process in a user namespace, where it may not raise them by itself.
+pub(super) fn set_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
+    for (resource, soft, hard) in limits {
+        let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
+        // SAFETY: limit is a valid rlimit64, and the old one is not asked for.
+        crate::sys::check(unsafe { libc::prlimit64(pid, *resource as _, &limit, std::ptr::null_mut()) }.into())
+            .with_context(|| {
+                let name = process::rlimit_name(*resource).unwrap_or("rlimit");
+                format!("set {name} to {soft}:{hard}")
+            })?;
+    }
+    Ok(())
+}
+
+fn listener(linux: &Linux) -> Option<Listener> {
+    let profile = linux.seccomp().as_ref()?;
+    let path = profile.listener_path().clone()?;
+    Some(Listener { path, metadata: profile.listener_metadata().clone().unwrap_or_default() })
+}
+
 impl Process {
     pub(super) fn of(spawned: Spawned, address_space: Option<u64>) -> Self {
         Self {
@@ -220,7 +291,12 @@ impl Process {
             handshake: Some(spawned.handshake),
             terminal: None,
             address_space,
+            listener: None,
         }
+    }
+
+    fn tell(&self, message: &ToChild) -> Result<()> {
+        self.handshake.as_ref().map_or(Ok(()), |handshake| tell(handshake, message, &[]))
     }
 
     /// Lets the process wait for its start without us.

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
-use super::create::set_oom_score;
-use super::prepare::{self, Table};
-use super::{Container, Process, Runtime, Status};
+use super::create::{set_limits, set_oom_score};
+use super::prepare::Table;
+use super::{Container, Process, Runtime, Status, process};
 use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Result};
-use crate::plan::{Gate, Plan};
+use crate::plan::{Gate, Plan, UserNamespace};
 use crate::spawn::Request;
 use crate::sys;
 
@@ -42,18 +42,24 @@ impl Runtime {
         let state = &container.state;
         let mut table = Table::default();
         let spec = with_defaults(spec, &state.bundle)?;
-        let mut process = prepare::process(&spec)?;
+        let mut process = process::plan(&spec, &state.defaults, &mut table)?;
+        let (initial_cpus, final_cpus) = process::affinity(&spec)?;
+        process.scheduling.cpus = final_cpus.or_else(|| state.defaults.final_cpus.clone());
         process.preserve_fds = options.preserve_fds;
         process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some((program, flags)) = state.seccomp(&container.directory)? {
-            process.seccomp = Some(prepare::add_filter(&program, flags, &mut table)?);
+            process.seccomp = Some(process::add_filter(&program, flags, &mut table)?);
+            process.seccomp_listener = state.seccomp_listener.is_some();
         }
+        let in_user_namespace = state.namespaces & libc::CLONE_NEWUSER != 0;
+        let rlimits = process.rlimits.clone();
         let oom_score_adj = process.oom_score_adj;
         let address_space = process.address_space();
         let pid_namespace = init.try_clone().context("duplicate a pidfd")?;
         let join = vec![(table.add(init), state.namespaces)];
-        let plan = Plan { join, container: None, process, gate: Gate::Parent };
+        let user_namespace = in_user_namespace.then_some(UserNamespace::Joined);
+        let plan = Plan { hold: false, join, user_namespace, container: None, process, gate: Gate::Parent };
         let mut request = Request {
             plan,
             fds: table.into_fds(),
@@ -61,6 +67,8 @@ impl Runtime {
             cgroup: state.cgroup.birthplace()?,
             pid_namespace: Some(pid_namespace),
             mount_namespace: true,
+            cpus: initial_cpus.or_else(|| state.defaults.initial_cpus.clone()),
+            ..Request::default()
         };
         if let Cgroup::V2 { path } = &state.cgroup
             && delegated(path)
@@ -69,11 +77,13 @@ impl Runtime {
             request.cgroup = own_group_of(state.pid)?;
         }
         let mut process = Process::of(self.spawner.spawn(request)?, address_space);
+        process.listener = state.seccomp_listener.clone().map(|listener| (listener, state.told(Status::Running)));
         let made = state
             .cgroup
             .join(process.pid)
             .and_then(|()| set_oom_score(process.pid, oom_score_adj))
-            .and_then(|()| self.converse(&mut process));
+            .and_then(|()| if in_user_namespace { set_limits(process.pid, &rlimits) } else { Ok(()) })
+            .and_then(|()| self.converse(&mut process, None));
         match made {
             Ok(()) => Ok(process),
             Err(e) => {

@@ -1,13 +1,18 @@
 //! The lifecycle of containers: create, start, exec, kill, pause, resume, update, delete.
 
 mod create;
+mod devices;
 mod exec;
+mod listener;
+mod mounts;
 mod prepare;
+pub(crate) mod process;
 mod state;
+pub(crate) mod users;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,15 +20,17 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::Stats;
 use crate::error::{Context, Error, Result};
+use crate::hooks::{self, HookState};
 use crate::spawn::Spawner;
 use crate::spawn::handshake::{FromChild, Handshake, ToChild};
 use crate::sys::pidfd::{self, Exit};
-use crate::sys::process;
 use crate::workload::WasmConfig;
 
 pub use create::CreateOptions;
 pub use exec::ExecOptions;
-pub(crate) use prepare::rlimit_name;
+pub use listener::Listener;
+pub use process::Defaults;
+pub(crate) use process::rlimit_name;
 pub use state::{State, Status};
 
 /// Containers below one root directory.
@@ -122,6 +129,8 @@ pub struct Process {
     pidfd: OwnedFd,
     handshake: Option<Handshake>,
     terminal: Option<OwnedFd>,
+    /// Who answers what its seccomp filter asks, and what that one is told.
+    listener: Option<(Listener, HookState)>,
     /// The limit on its address space in bytes, which decides how a module is compiled for it.
     address_space: Option<u64>,
 }
@@ -150,7 +159,8 @@ impl Process {
         let Some(handshake) = self.handshake.take() else {
             return Err(Error::Init { message: "the process was started before".into(), errno: 0 });
         };
-        start_over(&handshake)
+        let listener = self.listener.take();
+        start_over(&handshake, self.pidfd.as_fd(), listener.as_ref().map(|(listener, state)| (listener, state)))
     }
 
     /// Waits for the end, and reaps it.
@@ -167,15 +177,22 @@ impl Process {
 }
 
 /// Says "start" and hears whether the exec worked: then the other end just closes.
-fn start_over(handshake: &Handshake) -> Result<()> {
+fn start_over(handshake: &Handshake, pidfd: BorrowedFd<'_>, listener: Option<(&Listener, &HookState)>) -> Result<()> {
     match handshake.send(&ToChild::Start, &[]) {
         Err(e) if e.raw_os_error() == Some(libc::EPIPE) => return Err(Error::Finished),
         other => other.context("tell the process to start")?,
     }
-    match handshake.receive().context("hear whether the process started")? {
-        None => Ok(()),
-        Some((FromChild::Failed(failure), _)) => Err(failure.into()),
-        Some((other, _)) => Err(Error::Died(format!("the process said {other:?} instead of starting"))),
+    loop {
+        match (handshake.receive().context("hear whether the process started")?, listener) {
+            (None, _) => return Ok(()),
+            (Some((FromChild::Failed(failure), _)), _) => return Err(failure.into()),
+            (Some((FromChild::Listener { number }, _)), Some((listener, state))) => {
+                listener.serve(handshake, pidfd, number, state)?;
+            }
+            (Some((other, _)), _) => {
+                return Err(Error::Died(format!("the process said {other:?} instead of starting")));
+            }
+        }
     }
 }
 
@@ -231,13 +248,32 @@ impl Container {
             return Err(self.wrong_state("start", status));
         }
         let handshake = state::connect_gate(&self.directory, &self.state.id)?;
-        start_over(&handshake)?;
-        state::open_gate(&self.directory)
+        let init = self.init()?;
+        let listener = self.state.seccomp_listener.as_ref().map(|listener| (listener, self.state.told(status)));
+        let started = start_over(&handshake, init.as_fd(), listener.as_ref().map(|(listener, told)| (*listener, told)));
+        if started.is_err() && self.state.seccomp_listener.is_some() {
+            // It may wait for ever for an answer.
+            let _ = pidfd::send_signal(init.as_fd(), libc::SIGKILL);
+        }
+        started?;
+        self.set_started()
     }
 
-    /// Notes that the program was started through [`Process::start`].
+    /// Notes that the program was started through [`Process::start`], and runs the hooks that come then.
+    ///
+    /// # Errors
+    /// [`Error::Hook`]; the container has been killed then.
     pub fn set_started(&self) -> Result<()> {
-        state::open_gate(&self.directory)
+        state::open_gate(&self.directory)?;
+        let told = self.state.told(Status::Running);
+        let run = hooks::run_all("poststart", &self.state.hooks.poststart, &told, &self.state.bundle);
+        if run.is_err() {
+            match self.init() {
+                Ok(init) => drop(pidfd::send_signal(init.as_fd(), libc::SIGKILL)),
+                Err(e) => log::debug!("after a failed hook: {e}"),
+            }
+        }
+        run
     }
 
     /// Sends a signal to the first process, or to all of the container.
@@ -331,7 +367,10 @@ impl Container {
         // Processes that outlived the first one, in a PID namespace shared with others.
         self.state.cgroup.kill_all()?;
         self.state.cgroup.remove()?;
-        remove_directory(&self.directory)
+        remove_directory(&self.directory)?;
+        let state = &current.state;
+        hooks::run_each("poststop", &state.hooks.poststop, &state.told(Status::Stopped), &state.bundle);
+        Ok(())
     }
 
     /// The container as it is now that its lock is ours: it may have been created, or deleted, while we
@@ -389,7 +428,7 @@ fn remove_directory(directory: &Path) -> Result<()> {
 /// Waits for a process that may not be our child: polls until its pid and start time are gone.
 pub fn wait_gone(pid: i32, start_time: u64, timeout: Duration) -> bool {
     let Ok(pidfd) = pidfd::open(pid) else { return true };
-    if process::start_time(pid) != Some(start_time) {
+    if crate::sys::process::start_time(pid) != Some(start_time) {
         return true;
     }
     pidfd::wait_ended(pidfd.as_fd(), timeout.as_millis().min(i32::MAX as u128) as i32).unwrap_or(false)

@@ -14,8 +14,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::listener::Listener;
+use super::process::Defaults;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
+use crate::hooks::{HookState, Hooks};
 use crate::spawn::handshake::Handshake;
 use crate::sys::{self, process};
 
@@ -78,6 +81,15 @@ pub struct State {
     /// Flags of its seccomp filter, whose program is the file beside this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp_flags: Option<u64>,
+    /// Who answers what the filter asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp_listener: Option<Listener>,
+    /// What its description says of every process in it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub defaults: Defaults,
+    /// Hooks that are still to be run.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
     /// The name of its session keyring, if it has one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring: Option<String>,
@@ -86,7 +98,23 @@ pub struct State {
     pub annotations: HashMap<String, String>,
 }
 
+fn is_default(defaults: &Defaults) -> bool {
+    *defaults == Defaults::default()
+}
+
 impl State {
+    /// What hooks and listeners are told.
+    pub(super) fn told(&self, status: Status) -> HookState {
+        HookState {
+            oci_version: self.oci_version.clone(),
+            id: self.id.clone(),
+            status: status.to_string(),
+            pid: if status == Status::Stopped { 0 } else { self.pid },
+            bundle: self.bundle.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+
     /// Reads the state in `directory`.
     pub(super) fn read(directory: &Path, id: &str) -> Result<Self> {
         let path = directory.join(STATE_FILE);

@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::paths;
+use super::{Fds, paths};
 use crate::error::{Context, Result};
 use crate::plan::Device;
-use crate::sys::{self, cstring, resolve};
+use crate::sys::{self, cstring, mount, resolve};
 
 /// Links of config-linux.md, "Dev symbolic links".
 const LINKS: &[(&str, &str)] = &[
@@ -19,9 +19,16 @@ const LINKS: &[(&str, &str)] = &[
 ];
 
 /// Makes nodes and links.
-pub(super) fn make(root: &OwnedFd, devices: &[Device]) -> Result<()> {
+pub(super) fn make(root: &OwnedFd, devices: &[Device], fds: &Fds) -> Result<()> {
     for device in devices {
-        make_node(root.as_fd(), device).on("make device", &device.path)?;
+        match device.bound {
+            Some(tree) => {
+                let target = paths::make_target(root.as_fd(), Path::new(&device.path), false)
+                    .on("find or make the mount point", &device.path)?;
+                mount::attach(fds.get(tree)?, target.as_fd()).on("bind device", &device.path)?;
+            }
+            None => make_node(root.as_fd(), device).on("make device", &device.path)?,
+        }
     }
     let dev = paths::make_directory(root.as_fd(), "/dev").context("find or make /dev")?;
     for (name, target) in LINKS {
@@ -96,7 +103,7 @@ fn change_mode(node: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     let changed = unsafe { libc::syscall(SYS_FCHMODAT2, node.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     match sys::check(changed) {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
-            let proc = sys::mount::private_proc()?;
+            let proc = mount::private_proc()?;
             let path = cstring(format!("self/fd/{}", node.as_raw_fd()))?;
             // SAFETY: the path is NUL-terminated.
             sys::check(unsafe { libc::fchmodat(proc.as_raw_fd(), path.as_ptr(), mode, 0) }.into()).map(drop)

@@ -12,7 +12,22 @@ use crate::sys::{self, process::prctl};
 /// Room for the descriptors that the remaining steps open.
 const WORKING_FILES: u64 = 64;
 
-/// Gives the process a session keyring of its own, so that it cannot read its starter's keys.
+/// Becomes the root of its user namespace, where that has one: files that are made from here on belong to it.
+pub(super) fn become_root() -> Result<()> {
+    let failed = |e: nix::errno::Errno| (e != nix::errno::Errno::EINVAL).then_some(e);
+    // EINVAL: the namespace's mappings leave root out.
+    if let Some(e) = nix::unistd::setresgid(0.into(), 0.into(), 0.into()).err().and_then(failed) {
+        return Err(e).context("become the root group of the user namespace");
+    }
+    if let Some(e) = nix::unistd::setresuid(0.into(), 0.into(), 0.into()).err().and_then(failed) {
+        return Err(e).context("become root of the user namespace");
+    }
+    // A change of user makes a process readable for others again where it was not.
+    sys::process::set_undumpable().context("hide the process's memory")
+}
+
+/// Gives the process a session keyring of its own, so that it cannot read its starter's keys. An exec finds the
+/// container's by its name, which the first process allows its user.
 pub(super) fn join_session_keyring(name: &str) -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     let name = CString::new(name).map_err(|_| Error::spec("the container's id holds a NUL byte"))?;
@@ -22,8 +37,21 @@ pub(super) fn join_session_keyring(name: &str) -> Result<()> {
         // A kernel without keyrings has no keys to hide.
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         Err(e) => Err(e).context("join a new session keyring"),
-        Ok(_) => Ok(()),
+        Ok(keyring) => {
+            allow_search(keyring);
+            Ok(())
+        }
     }
+}
+
+/// Adds the permission to search a keyring for its owner's other processes. Where that fails, an exec gets a keyring
+/// of its own.
+fn allow_search(keyring: libc::c_long) {
+    const KEYCTL_SETPERM: libc::c_long = 5;
+    // All for who possesses it; view, read, search and link for its user.
+    const PERMISSIONS: libc::c_long = 0x3f1b_0000;
+    // SAFETY: only integers are passed.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, keyring, PERMISSIONS) };
 }
 
 fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {

@@ -5,19 +5,26 @@
 
 mod capabilities;
 mod console;
+mod copy_up;
 mod devices;
 mod identity;
+mod labels;
 mod mounts;
 mod network;
 mod paths;
 mod program;
 mod rootfs;
+mod scheduling;
+mod seccomp;
 mod sysctl;
+mod time;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use crate::error::{Context, Error, Result};
-use crate::plan::{ContainerPlan, Fd, Gate, Plan, ProcessPlan};
+use crate::hooks::{self, HookState};
+use crate::plan::{ContainerPlan, Fd, Gate, HooksPlan, Plan, ProcessPlan, UserNamespace};
 use crate::spawn::handshake::{FromChild, Handshake, ToChild};
 use crate::sys::{self, mount, process};
 use program::Program;
@@ -62,12 +69,21 @@ impl Parent {
         }
     }
 
-    fn wait_for_cgroup(&mut self) -> Result<()> {
-        while !self.in_cgroup {
+    /// Waits for one word; that we are in our cgroups may come before it.
+    fn wait_for(&mut self, wanted: fn(&ToChild) -> bool) -> Result<()> {
+        loop {
             match self.hear()?.0 {
+                word if wanted(&word) => return Ok(()),
                 ToChild::InCgroup => self.in_cgroup = true,
-                other => return Err(Error::Died(format!("expected InCgroup, heard {other:?}"))),
+                other => return Err(Error::Died(format!("heard {other:?} at a wrong time"))),
             }
+        }
+    }
+
+    fn wait_for_cgroup(&mut self) -> Result<()> {
+        if !self.in_cgroup {
+            self.wait_for(|word| matches!(word, ToChild::InCgroup))?;
+            self.in_cgroup = true;
         }
         Ok(())
     }
@@ -121,29 +137,52 @@ fn fail(handshake: &Handshake, error: Error) -> ! {
 /// parent.
 fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<Handshake>, Error)> {
     let mut fds = Fds::new(fds);
-    let Plan { join, container, mut process, gate } = plan;
+    let Plan { hold, join, user_namespace, container, mut process, gate } = plan;
+    if hold {
+        // Until the other end goes.
+        parent.wait_for(|_| false)?;
+    }
     // SAFETY: setsid has no arguments; it fails only for a group's leader, which a fresh clone is not.
     unsafe { libc::setsid() };
-    if let Some(name) = &process.keyring {
-        identity::join_session_keyring(name)?;
-    }
     for (fd, kind) in &join {
         process::setns(fds.get(*fd)?, *kind)
             .with_context(|| format!("join the {} namespace", namespace_name(*kind)))?;
+    }
+    if user_namespace == Some(UserNamespace::New) {
+        parent.wait_for(|word| matches!(word, ToChild::Mapped))?;
+    }
+    // Made before the old root goes: in a user namespace the kernel allows a new procfs only to one who
+    // can still see another.
+    let proc = match &container {
+        Some(_) => Some(mount::private_proc().context("mount a private procfs")?),
+        None => None,
+    };
+    if let (Some(container), Some(proc)) = (&container, &proc)
+        && let Some(offsets) = &container.new_time_namespace
+    {
+        time::enter(proc, offsets)?;
+    }
+    if user_namespace.is_some() {
+        identity::become_root()?;
+    }
+    if let Some(name) = &process.keyring {
+        identity::join_session_keyring(name)?;
     }
     let listener = match gate {
         Gate::Parent => None,
         Gate::Listener(fd) => Some(fds.get(fd)?.try_clone_to_owned().context("keep the start socket")?),
     };
-    match &container {
-        Some(container) => set_up_container(container, &process, &fds, parent)?,
-        None => {
+    match (&container, &proc) {
+        (Some(container), Some(proc)) => set_up_container(container, &process, proc, &fds, parent)?,
+        _ => {
             if process.terminal.is_some() {
                 console::open(None, &process, parent)?;
             }
         }
     }
+    drop(proc);
     parent.wait_for_cgroup()?;
+    scheduling::set_cpus(&process)?;
     if let (None, Some(stdio)) = (process.terminal, process.stdio) {
         console::use_stdio(&fds, stdio)?;
     }
@@ -152,8 +191,10 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         Some((fd, flags)) => Some((sys::read_all(fds.get(fd)?).context("read the seccomp program")?, flags)),
         None => None,
     };
+    let labels = process.labels.as_ref().map(|labels| labels::open(labels, &fds)).transpose()?;
     // What is not needed any more is closed now, so that a low limit on open files is not hit.
     fds.0.clear();
+    scheduling::set(&process)?;
     identity::set_limits(&process.rlimits)?;
     let early_cwd = identity::enter_directory(&process.cwd);
     identity::become_user(&process)?;
@@ -169,7 +210,8 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         mounts::detach_kernel_filesystems()?;
     }
     let handshake = wait_for_start(parent, listener)?;
-    let error = last_step(&process, program, seccomp).err();
+    let last = LastStep { hooks: container.and_then(|container| container.hooks), labels, seccomp };
+    let error = last.take(&process, program, handshake.as_ref().unwrap_or(&parent.handshake)).err();
     let error = error.unwrap_or_else(|| Error::Died("exec returned".into()));
     Ok((handshake, error))
 }
@@ -202,29 +244,61 @@ fn wait_for_start(parent: &Parent, listener: Option<OwnedFd>) -> Result<Option<H
     }
 }
 
-fn last_step(process: &ProcessPlan, program: Program, seccomp: Option<(Vec<u8>, u64)>) -> Result<()> {
-    process::reset_signals().context("reset signals")?;
-    let preserved = 3 + process.preserve_fds as i32;
-    sys::cloexec_from(preserved).context("close descriptors")?;
-    let exec = program.prepare(process)?;
-    identity::set_final_file_limit(&process.rlimits)?;
-    capabilities::before_filter(process)?;
-    if let Some((instructions, flags)) = seccomp {
-        crate::seccomp::load(&instructions, flags)?;
-    }
-    capabilities::set_final(process)?;
-    exec.execute()
+/// What takes effect with the exec.
+struct LastStep {
+    hooks: Option<HooksPlan>,
+    labels: Option<labels::Pending>,
+    seccomp: Option<(Vec<u8>, u64)>,
 }
 
-fn set_up_container(plan: &ContainerPlan, process: &ProcessPlan, fds: &Fds, parent: &mut Parent) -> Result<()> {
-    // Made before the old root goes: in a user namespace the kernel allows a new procfs only to one who
-    // can still see another.
-    let proc = mount::private_proc().context("mount a private procfs")?;
+impl LastStep {
+    fn take(self, process: &ProcessPlan, program: Program, starter: &Handshake) -> Result<()> {
+        process::reset_signals().context("reset signals")?;
+        let preserved = 3 + process.preserve_fds as i32;
+        sys::cloexec_from(preserved).context("close descriptors")?;
+        let exec = program.prepare(process)?;
+        if let Some(HooksPlan { state, start_container, .. }) = &self.hooks {
+            let state = HookState { status: "created".into(), pid: std::process::id() as i32, ..state.clone() };
+            hooks::run_all("startContainer", start_container, &state, Path::new(&process.cwd))?;
+        }
+        identity::set_final_file_limit(&process.rlimits)?;
+        if let Some(labels) = self.labels {
+            labels.apply()?;
+        }
+        capabilities::before_filter(process)?;
+        match self.seccomp {
+            Some((instructions, flags)) if process.seccomp_listener => {
+                seccomp::load_with_listener(&instructions, flags, starter)?;
+            }
+            Some((instructions, flags)) => crate::seccomp::load(&instructions, flags)?,
+            None => {}
+        }
+        capabilities::set_final(process)?;
+        exec.execute()
+    }
+}
+
+fn set_up_container(
+    plan: &ContainerPlan,
+    process: &ProcessPlan,
+    proc: &OwnedFd,
+    fds: &Fds,
+    parent: &mut Parent,
+) -> Result<()> {
     let filesystems = mounts::make(&plan.mounts)?;
-    let root = rootfs::enter(plan, fds)?;
+    rootfs::attach(plan, fds)?;
+    let early = plan.hooks.as_ref().filter(|hooks| hooks.host_rootfs.is_some());
+    if early.is_none() {
+        rootfs::enter(plan, fds)?;
+    }
+    let root = fds.get(plan.rootfs)?.try_clone_to_owned().context("keep the root filesystem")?;
     mounts::attach_all(plan, filesystems, fds, &root, parent)?;
     if let Some(list) = &plan.devices {
-        devices::make(&root, list)?;
+        devices::make(&root, list, fds)?;
+    }
+    if let Some(hooks) = early {
+        run_hooks_before_pivot(hooks, parent)?;
+        rootfs::enter(plan, fds)?;
     }
     if process.terminal.is_some() {
         console::open(Some(&root), process, parent)?;
@@ -237,13 +311,25 @@ fn set_up_container(plan: &ContainerPlan, process: &ProcessPlan, fds: &Fds, pare
         network::bring_loopback_up()?;
     }
     sysctl::set_names(plan)?;
-    sysctl::set_all(&proc, &plan.sysctl)?;
+    sysctl::set_all(proc, &plan.sysctl)?;
     rootfs::hide(plan, fds, &root)?;
     parent.enter_cgroup_namespace(plan)?;
     rootfs::finish(plan, &root)
 }
 
-fn namespace_name(kind: i32) -> &'static str {
+/// Lets the runtime run its hooks, then runs those of the container.
+fn run_hooks_before_pivot(hooks: &HooksPlan, parent: &mut Parent) -> Result<()> {
+    // They may look for the process in its cgroup.
+    parent.wait_for_cgroup()?;
+    parent.tell(&FromChild::BeforePivot, &[])?;
+    parent.wait_for(|word| matches!(word, ToChild::HooksRun))?;
+    let state = HookState { status: "creating".into(), pid: std::process::id() as i32, ..hooks.state.clone() };
+    let directory = hooks.host_rootfs.as_deref().unwrap_or("/");
+    hooks::run_all("createContainer", &hooks.create_container, &state, Path::new(directory))
+}
+
+/// The name of a namespace in messages, by its `CLONE_NEW*` flag.
+pub(crate) fn namespace_name(kind: i32) -> &'static str {
     match kind {
         libc::CLONE_NEWNS => "mount",
         libc::CLONE_NEWUTS => "UTS",
@@ -252,6 +338,7 @@ fn namespace_name(kind: i32) -> &'static str {
         libc::CLONE_NEWPID => "PID",
         libc::CLONE_NEWNET => "network",
         libc::CLONE_NEWCGROUP => "cgroup",
+        process::CLONE_NEWTIME => "time",
         _ => "container's",
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::{Fds, Parent, paths};
+use super::{Fds, Parent, copy_up, paths};
 use crate::error::{Context, Error, Result};
 use crate::plan::{CgroupView, ContainerPlan, MountPlan, MountSource};
 use crate::sys::mount::{self, NewFilesystem, attr};
@@ -21,7 +21,7 @@ pub(super) fn make(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>> {
     plans
         .iter()
         .map(|plan| match &plan.source {
-            MountSource::New { kind, attributes, data } if !is_cgroup(kind) => {
+            MountSource::New { kind, attributes, data, .. } if !is_cgroup(kind) => {
                 make_one(plan, kind, *attributes, data).map(Some)
             }
             _ => Ok(None),
@@ -30,6 +30,8 @@ pub(super) fn make(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>> {
 }
 
 fn make_one(plan: &MountPlan, kind: &str, attributes: u64, data: &[(String, Option<String>)]) -> Result<OwnedFd> {
+    // A tmpfs is made read-only once its mode is set and its content there.
+    let attributes = if kind == "tmpfs" { attributes & !attr::RDONLY } else { attributes };
     filesystem(kind, attributes, data).with_context(|| format!("mount {kind} for {}", plan.destination))
 }
 
@@ -62,11 +64,21 @@ pub(super) fn attach_all(
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(fds.get(*tree)?, target.as_fd(), mount).with_context(what)?;
             }
-            (MountSource::New { kind, data, .. }, Some(made)) => attach_new(mount, kind, data, made, root)?,
-            (MountSource::New { kind, attributes, data }, None) => {
-                parent.enter_cgroup_namespace(plan)?;
-                let made = make_one(mount, kind, *attributes, data)?;
-                attach_new(mount, kind, data, made, root)?;
+            (MountSource::New { kind, attributes, data, copy_up }, made) => {
+                let made = match made {
+                    Some(made) => made,
+                    None => {
+                        parent.enter_cgroup_namespace(plan)?;
+                        make_one(mount, kind, *attributes, data)?
+                    }
+                };
+                let target = prepare_new(mount, kind, data, *copy_up, &made, root)?;
+                if kind == "tmpfs" && attributes & attr::RDONLY != 0 {
+                    mount::set_attributes(made.as_fd(), attr::RDONLY, 0, 0, false)
+                        .on("make read-only", &mount.destination)?;
+                }
+                attach(made.as_fd(), target.as_fd(), mount)
+                    .with_context(|| format!("mount {kind} on {}", mount.destination))?;
             }
             (MountSource::CgroupV1 { attributes, hierarchies, links }, _) => {
                 parent.enter_cgroup_namespace(plan)?;
@@ -85,13 +97,15 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, plan: &MountPlan) -> io:
     Ok(())
 }
 
-fn attach_new(
+/// Finds the place for a new filesystem, and finishes the filesystem after what is there.
+fn prepare_new(
     plan: &MountPlan,
     kind: &str,
     data: &[(String, Option<String>)],
-    made: OwnedFd,
+    copy_up: bool,
+    made: &OwnedFd,
     root: &OwnedFd,
-) -> Result<()> {
+) -> Result<OwnedFd> {
     let target = if matches!(kind, "proc" | "sysfs") {
         ordinary_directory(root.as_fd(), &plan.destination, kind)?
     } else {
@@ -103,7 +117,10 @@ fn attach_new(
         let mode = sys::fstat(target.as_fd()).on("look at", &plan.destination)?.st_mode & 0o7777;
         set_mode(made.as_fd(), mode).on("set the mode of", &plan.destination)?;
     }
-    attach(made.as_fd(), target.as_fd(), plan).with_context(|| format!("mount {kind} on {}", plan.destination))
+    if copy_up {
+        copy_up::copy(target.as_fd(), made.as_fd()).on("copy to the tmpfs what is in", &plan.destination)?;
+    }
+    Ok(target)
 }
 
 /// `fchmod` for the root of a detached mount, whose descriptor is `O_PATH`.

@@ -10,19 +10,25 @@ use crate::plan::ContainerPlan;
 use crate::sys::mount::{self, NewFilesystem, attr};
 use crate::sys::{self};
 
-/// Makes the root filesystem this process's root, and the host's mounts disappear.
-pub(super) fn enter(plan: &ContainerPlan, fds: &Fds) -> Result<OwnedFd> {
+/// Attaches the root filesystem: over `/`, or in a copy of the host's mounts at its own path, where the hooks that
+/// run before pivot_root look for it.
+pub(super) fn attach(plan: &ContainerPlan, fds: &Fds) -> Result<()> {
     // Before anything is detached: what is shared would be detached on the node too.
     mount::set_propagation_of_all(libc::MS_PRIVATE).context("make all mounts private")?;
     let rootfs = fds.get(plan.rootfs)?;
-    let at = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open /")?;
-    mount::attach(rootfs, at.as_fd()).context("attach the root filesystem")?;
+    let path = plan.hooks.as_ref().and_then(|hooks| hooks.host_rootfs.as_deref()).unwrap_or("/");
+    let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open", path)?;
+    mount::attach(rootfs, at.as_fd()).context("attach the root filesystem")
+}
+
+/// Makes the root filesystem this process's root, and the host's mounts disappear.
+pub(super) fn enter(plan: &ContainerPlan, fds: &Fds) -> Result<()> {
+    let rootfs = fds.get(plan.rootfs)?;
     if plan.no_pivot {
-        mount::move_into(&rootfs).context("move the root filesystem over /")?;
+        mount::move_into(&rootfs).context("move the root filesystem over /")
     } else {
-        mount::pivot_into(&rootfs).context("pivot into the root filesystem")?;
+        mount::pivot_into(&rootfs).context("pivot into the root filesystem")
     }
-    sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open the new /")
 }
 
 /// Masks paths and makes paths read-only.

@@ -27,6 +27,13 @@ pub enum FromChild {
         /// As the user named it.
         name: String,
     },
+    /// Its mounts are there, and it waits before pivot_root for the hooks of the runtime.
+    BeforePivot,
+    /// It is about to load a seccomp filter whose listener will be this descriptor of it, and waits.
+    Listener {
+        /// The descriptor's number.
+        number: i32,
+    },
     /// All is set up but for the last step.
     Ready,
     /// It has failed, and exits.
@@ -36,8 +43,14 @@ pub enum FromChild {
 /// What the new process is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
+    /// The ids of its new user namespace are mapped.
+    Mapped,
     /// It is in its cgroups.
     InCgroup,
+    /// The hooks of the runtime have run.
+    HooksRun,
+    /// The filter may be loaded; its listener will be fetched.
+    Fetch,
     /// The runner's and the compiled artifact's descriptors go with this message.
     Runner,
     /// Its module cannot be run; exit.
@@ -122,6 +135,17 @@ impl Handshake {
     pub fn send<M: Serialize>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let data = postcard::to_stdvec(message).map_err(io::Error::other)?;
         socket::send(self.0.as_fd(), &data, fds)
+    }
+
+    /// Whether there is something to receive, or becomes so within `timeout`.
+    pub fn readable(&self, timeout: std::time::Duration) -> io::Result<bool> {
+        let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&self.0), events: libc::POLLIN, revents: 0 };
+        // SAFETY: poll is one valid pollfd.
+        let ready = unsafe { libc::poll(&mut poll, 1, timeout.as_millis().min(i32::MAX as u128) as i32) };
+        match crate::sys::check(ready.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(false),
+            other => other.map(|n| n > 0),
+        }
     }
 
     /// Receives a message; `None` at the end of the stream.

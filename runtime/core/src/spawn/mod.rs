@@ -13,12 +13,12 @@ use std::sync::Arc;
 use crate::error::{Context, Error, Result};
 use crate::init;
 use crate::plan::Plan;
-use crate::sys;
 use crate::sys::process::{self, Cloned};
+use crate::sys::{self, pidfd};
 use handshake::Handshake;
 
 /// A process to be made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Request {
     /// What it does.
     pub plan: Plan,
@@ -33,6 +33,13 @@ pub struct Request {
     /// To be born in the mount namespace of that pidfd, too. Others in a PID namespace could otherwise reach
     /// the host's files through /proc/PID/root, until the new process has left them behind.
     pub mount_namespace: bool,
+    /// Namespaces that are joined, in this order, by a process that then makes the wanted one and ends: with their
+    /// `CLONE_NEW*` flags. For user namespaces, which nobody leaves again.
+    pub first: Vec<(OwnedFd, i32)>,
+    /// To be born with a copy of the host's mounts, whatever the caller's mount namespace is.
+    pub host_mounts: bool,
+    /// The CPUs to be born on, a bit each.
+    pub cpus: Option<Vec<u64>>,
 }
 
 /// A process that is being set up.
@@ -76,7 +83,7 @@ fn spawn_here(request: Request) -> Result<Spawned> {
     // SAFETY: refuse_threads made sure that there is no other thread.
     let cloned = unsafe { clone_for(&request, 0) }?;
     match cloned {
-        Cloned::Child => {
+        Made::Child => {
             // The caller's other descriptors would be held for as long as the process waits for its
             // start: the lock on its own state among them.
             let keep = request.fds.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_fd().as_raw_fd()]);
@@ -84,7 +91,10 @@ fn spawn_here(request: Request) -> Result<Spawned> {
             std::mem::forget(ours);
             init::run(request.plan, request.fds, theirs)
         }
-        Cloned::Parent { pid, pidfd } => {
+        Made::Process { pid, pidfd, helper } => {
+            if let Some(helper) = helper {
+                pidfd::wait(helper.as_fd()).context("wait for the process that joined namespaces")?;
+            }
             if let Some(home) = home {
                 home.return_to()?;
             }
@@ -127,16 +137,128 @@ fn refuse_threads() -> Result<()> {
     Ok(())
 }
 
+/// What [`clone_for`] returns.
+enum Made {
+    /// In the new process.
+    Child,
+    /// In the caller.
+    Process {
+        pid: i32,
+        pidfd: OwnedFd,
+        /// A process that helped and has ended. It is a child of whoever is the new process's parent.
+        helper: Option<OwnedFd>,
+    },
+}
+
+impl From<Cloned> for Made {
+    fn from(cloned: Cloned) -> Self {
+        match cloned {
+            Cloned::Child => Self::Child,
+            Cloned::Parent { pid, pidfd } => Self::Process { pid, pidfd, helper: None },
+        }
+    }
+}
+
 /// Clones into the request's namespaces and cgroup.
 ///
 /// # Safety
 /// As for [`process::clone`].
-unsafe fn clone_for(request: &Request, extra: u64) -> Result<Cloned> {
+unsafe fn clone_for(request: &Request, extra: u64) -> Result<Made> {
+    let Some(cpus) = &request.cpus else {
+        // SAFETY: the caller vouches for there being one thread.
+        return unsafe { clone_here_or_through(request, extra) };
+    };
+    let own = process::affinity().context("read the CPU affinity")?;
+    process::set_affinity(cpus).context("set process.execCPUAffinity.initial")?;
+    // SAFETY: the caller vouches for there being one thread.
+    let made = unsafe { clone_here_or_through(request, extra) };
+    if !matches!(made, Ok(Made::Child)) {
+        process::set_affinity(&own).context("return to the own CPU affinity")?;
+    }
+    made
+}
+
+unsafe fn clone_here_or_through(request: &Request, extra: u64) -> Result<Made> {
+    if !request.first.is_empty() {
+        // SAFETY: the caller vouches for there being one thread.
+        return unsafe { clone_through(request, extra) };
+    }
     if let Some(namespace) = &request.pid_namespace {
         let kinds = libc::CLONE_NEWPID | if request.mount_namespace { libc::CLONE_NEWNS } else { 0 };
         process::setns(namespace.as_fd(), kinds).context("join the container's namespaces")?;
     }
     let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
     // SAFETY: the caller vouches for there being one thread.
-    unsafe { process::clone(request.namespaces | extra, cgroup) }.context("clone a process into its namespaces")
+    let cloned = unsafe { process::clone(request.namespaces | extra, cgroup) };
+    cloned.context("clone a process into its namespaces").map(Made::from)
+}
+
+/// Clones by a helper that joins namespaces first. It hands back the new process's descriptor, or its failure.
+///
+/// # Safety
+/// As for [`process::clone`].
+unsafe fn clone_through(request: &Request, extra: u64) -> Result<Made> {
+    let (ours, theirs) = Handshake::pair()?;
+    let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
+    // SAFETY: the caller vouches for there being one thread.
+    match unsafe { process::clone(extra, cgroup) }.context("clone a process to join namespaces")? {
+        Cloned::Child => {
+            drop(ours);
+            // SAFETY: a process that was just cloned has one thread.
+            match unsafe { join_and_clone(request) } {
+                Ok(Cloned::Child) => {
+                    drop(theirs);
+                    return Ok(Made::Child);
+                }
+                Ok(Cloned::Parent { pidfd, .. }) => drop(theirs.send(&Helped::Made, &[pidfd.as_fd()])),
+                Err(e) => drop(theirs.send(&Helped::Failed(e.into()), &[])),
+            }
+            // SAFETY: ends this process without running destructors that belong to the caller's copy.
+            unsafe { libc::_exit(0) }
+        }
+        Cloned::Parent { pidfd: helper, .. } => {
+            drop(theirs);
+            let answer = ours.receive::<Helped>().context("hear from the process that joins namespaces")?;
+            match answer {
+                Some((Helped::Made, fds)) if fds.len() == 1 => {
+                    let pidfd = fds.into_iter().next().ok_or(Error::SpawnerGone)?;
+                    let pid = pidfd::pid(pidfd.as_fd()).context("find the new process's pid")?;
+                    pidfd::wait_ended(helper.as_fd(), -1).context("wait for the process that joined namespaces")?;
+                    Ok(Made::Process { pid, pidfd, helper: Some(helper) })
+                }
+                Some((Helped::Failed(failure), _)) => {
+                    pidfd::wait_ended(helper.as_fd(), -1).context("wait for the process that joined namespaces")?;
+                    if extra & libc::CLONE_PARENT as u64 == 0 {
+                        pidfd::wait(helper.as_fd()).context("reap the process that joined namespaces")?;
+                    }
+                    Err(failure.into())
+                }
+                _ => Err(Error::Died("the process that joins namespaces said nothing".into())),
+            }
+        }
+    }
+}
+
+/// What the helper of [`clone_through`] says.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+enum Helped {
+    /// The new process's pidfd goes with this message.
+    Made,
+    /// It could not join, or not clone.
+    Failed(handshake::Failure),
+}
+
+/// # Safety
+/// As for [`process::clone`].
+unsafe fn join_and_clone(request: &Request) -> Result<Cloned> {
+    for (fd, kind) in &request.first {
+        let name = init::namespace_name(*kind);
+        process::setns(fd.as_fd(), *kind).with_context(|| format!("join the {name} namespace"))?;
+    }
+    if let Some(namespace) = &request.pid_namespace {
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join the PID namespace")?;
+    }
+    // SAFETY: the caller vouches for there being one thread.
+    unsafe { process::clone(request.namespaces | libc::CLONE_PARENT as u64, None) }
+        .context("clone a process into its namespaces")
 }

@@ -12,12 +12,12 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Handshake;
-use super::{Request, Spawned, clone_for};
+use super::{Made, Request, Spawned, clone_for};
 use crate::error::{Context, Error, Result};
 use crate::init;
 use crate::sys::mount::{self, NewFilesystem, attr};
-use crate::sys::process::{self, Cloned};
-use crate::sys::{self, socket};
+use crate::sys::process;
+use crate::sys::{self, pidfd, socket};
 
 /// Longest message of this protocol; plans and descriptors travel beside it.
 const LIMIT: usize = 4096;
@@ -30,10 +30,13 @@ struct Header {
     cgroup: bool,
     pid_namespace: bool,
     mount_namespace: bool,
+    first: Vec<i32>,
+    host_mounts: bool,
+    cpus: Option<Vec<u64>>,
     descriptors: u32,
 }
 
-/// The answer; a pidfd goes with `Ok`.
+/// The answer; a pidfd goes with `Ok`, and a second one of a helper that is to be reaped.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Ok { pid: i32 },
@@ -63,6 +66,9 @@ impl Client {
             cgroup: request.cgroup.is_some(),
             pid_namespace: request.pid_namespace.is_some(),
             mount_namespace: request.mount_namespace,
+            first: request.first.iter().map(|(_, kind)| *kind).collect(),
+            host_mounts: request.host_mounts,
+            cpus: request.cpus.clone(),
             descriptors: request.fds.len() as u32,
         };
         let header =
@@ -70,6 +76,7 @@ impl Client {
         let mut first = vec![plan.as_fd(), theirs.as_fd()];
         first.extend(request.cgroup.as_ref().map(AsFd::as_fd));
         first.extend(request.pid_namespace.as_ref().map(AsFd::as_fd));
+        first.extend(request.first.iter().map(|(fd, _)| fd.as_fd()));
         // A poisoned lock only says that another request panicked; the protocol's state is the socket's.
         let socket = self.socket.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let gone = |e: io::Error| match e.raw_os_error() {
@@ -86,7 +93,13 @@ impl Client {
         let answer = socket::receive(socket.as_fd(), LIMIT).map_err(gone)?;
         let Some((data, mut fds)) = answer else { return Err(Error::SpawnerGone) };
         match postcard::from_bytes(&data) {
-            Ok(Answer::Ok { pid }) if fds.len() == 1 => Ok(Spawned { pid, pidfd: fds.remove(0), handshake: ours }),
+            Ok(Answer::Ok { pid }) if !fds.is_empty() => {
+                let pidfd = fds.remove(0);
+                for helper in fds {
+                    pidfd::wait(helper.as_fd()).context("reap the process that joined namespaces")?;
+                }
+                Ok(Spawned { pid, pidfd, handshake: ours })
+            }
             Ok(Answer::Failed { message, errno }) => Err(Error::Init { message, errno }),
             _ => Err(Error::Died("the spawner answered something else".into())),
         }
@@ -101,6 +114,7 @@ pub fn serve(control: OwnedFd) -> Result<()> {
     process::set_undumpable().context("hide the spawner's memory")?;
     // SAFETY: the name is NUL-terminated and fits the kernel's 16 bytes.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"runx-spawner".as_ptr()) };
+    let host_mounts = sys::open("/proc/self/ns/mnt", libc::O_RDONLY).context("open /proc/self/ns/mnt")?;
     if let Err(e) = trim_mount_namespace() {
         let answer = Answer::Failed { message: format!("start the spawner: {e}"), errno: e.errno().unwrap_or(0) };
         if let Ok(answer) = postcard::to_stdvec(&answer) {
@@ -112,25 +126,32 @@ pub fn serve(control: OwnedFd) -> Result<()> {
     let own_mounts = sys::open("/proc/self/ns/mnt", libc::O_RDONLY).context("open /proc/self/ns/mnt")?;
     while let Some((data, fds)) = socket::receive(control.as_fd(), LIMIT).context("hear a request")? {
         let (request, plan, theirs) = receive_request(&control, &data, fds)?;
+        let prepared = if request.host_mounts {
+            process::setns(host_mounts.as_fd(), libc::CLONE_NEWNS).context("enter the host's mount namespace")
+        } else {
+            Ok(())
+        };
         // SAFETY: the spawner never starts a thread.
-        let cloned = unsafe { clone_for(&request, libc::CLONE_PARENT as u64) };
-        let (answer, pidfd) = match cloned {
-            Ok(Cloned::Child) => {
-                drop((control, own_pids, own_mounts));
+        let cloned = prepared.and_then(|()| unsafe { clone_for(&request, libc::CLONE_PARENT as u64) });
+        let (answer, pidfds) = match cloned {
+            Ok(Made::Child) => {
+                drop((control, own_pids, own_mounts, host_mounts));
                 init::run_encoded(&plan, request.fds, theirs)
             }
-            Ok(Cloned::Parent { pid, pidfd }) => (Answer::Ok { pid }, Some(pidfd)),
-            Err(e) => (Answer::Failed { message: e.to_string(), errno: e.errno().unwrap_or(0) }, None),
-        };
-        if request.pid_namespace.is_some() {
-            process::setns(own_pids.as_fd(), libc::CLONE_NEWPID).context("return to the spawner's PID namespace")?;
-            if request.mount_namespace {
-                process::setns(own_mounts.as_fd(), libc::CLONE_NEWNS).context("return to the spawner's mounts")?;
+            Ok(Made::Process { pid, pidfd, helper }) => {
+                (Answer::Ok { pid }, [pidfd].into_iter().chain(helper).collect::<Vec<OwnedFd>>())
             }
+            Err(e) => (Answer::Failed { message: e.to_string(), errno: e.errno().unwrap_or(0) }, Vec::new()),
+        };
+        if request.pid_namespace.is_some() && request.first.is_empty() {
+            process::setns(own_pids.as_fd(), libc::CLONE_NEWPID).context("return to the spawner's PID namespace")?;
+        }
+        if request.mount_namespace || request.host_mounts {
+            process::setns(own_mounts.as_fd(), libc::CLONE_NEWNS).context("return to the spawner's mounts")?;
         }
         let answer = postcard::to_stdvec(&answer).map_err(|e| Error::system("write an answer", io::Error::other(e)))?;
-        let pidfd: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
-        socket::send(control.as_fd(), &answer, &pidfd).context("answer a request")?;
+        let pidfds: Vec<_> = pidfds.iter().map(AsFd::as_fd).collect();
+        socket::send(control.as_fd(), &answer, &pidfds).context("answer a request")?;
     }
     Ok(())
 }
@@ -143,6 +164,10 @@ fn receive_request(control: &OwnedFd, data: &[u8], fds: Vec<OwnedFd>) -> Result<
     let theirs = Handshake::from_fd(fds.next().ok_or_else(broken)?);
     let cgroup = if header.cgroup { Some(fds.next().ok_or_else(broken)?) } else { None };
     let pid_namespace = if header.pid_namespace { Some(fds.next().ok_or_else(broken)?) } else { None };
+    let mut first = Vec::with_capacity(header.first.len());
+    for kind in header.first {
+        first.push((fds.next().ok_or_else(broken)?, kind));
+    }
     let mut table = Vec::with_capacity(header.descriptors as usize);
     while table.len() < header.descriptors as usize {
         let (_, more) = socket::receive(control.as_fd(), LIMIT).context("hear a request")?.ok_or_else(broken)?;
@@ -155,6 +180,9 @@ fn receive_request(control: &OwnedFd, data: &[u8], fds: Vec<OwnedFd>) -> Result<
         cgroup,
         pid_namespace,
         mount_namespace: header.mount_namespace,
+        first,
+        host_mounts: header.host_mounts,
+        cpus: header.cpus,
     };
     Ok((request, plan, theirs))
 }

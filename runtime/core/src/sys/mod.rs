@@ -159,6 +159,14 @@ pub fn set_cloexec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, flag) }.into()).map(drop)
 }
 
+/// Makes reads and writes fail with `WouldBlock` where they would wait.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: only reads and changes flags of a borrowed descriptor.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }.into())? as libc::c_int;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
+}
+
 /// `memfd_create(2)` filled with `data` and sealed against every change.
 pub fn sealed_memfd(name: &CStr, data: &[u8]) -> io::Result<OwnedFd> {
     use std::io::Write;

@@ -63,6 +63,30 @@ pub fn set_attributes(fd: BorrowedFd<'_>, set: u64, clear: u64, propagation: u64
     .map(drop)
 }
 
+/// Shows a detached mount, and all below it if `recursive`, with ids as the user namespace `users` maps them:
+/// `MOUNT_ATTR_IDMAP`.
+pub fn set_id_map(fd: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: users.as_raw_fd() as u64,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty NUL-terminated string and attributes has the size that is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &attributes as *const libc::mount_attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
 /// `move_mount(2)`: attaches the mount behind `mount` on the place behind `target`.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;

@@ -11,6 +11,22 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// The pid of the process behind `pidfd`, as this PID namespace sees it.
+///
+/// # Errors
+/// `NotFound` if it has ended and was reaped, or is not visible from here.
+pub fn pid(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+    pid.filter(|pid| *pid > 0).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
+/// `pidfd_getfd(2)`: a duplicate of descriptor `number` of the process behind `pidfd`.
+pub fn take_fd(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: only integers are passed.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
+}
+
 /// `pidfd_send_signal(2)`; signal 0 only asks whether the process is there.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: a NULL siginfo is what kill(2) would send.

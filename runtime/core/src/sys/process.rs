@@ -64,6 +64,9 @@ pub unsafe fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cl
     Ok(Cloned::Parent { pid: pid as i32, pidfd: owned(pidfd.into())? })
 }
 
+/// `CLONE_NEWTIME`, which the C library's bindings lack.
+pub const CLONE_NEWTIME: libc::c_int = 0x80;
+
 /// `setns(2)`; `fd` is a namespace file, or a pidfd with one or more `CLONE_NEW*` flags.
 pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
     // SAFETY: only a borrowed descriptor and flags are passed.
@@ -74,6 +77,23 @@ pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
 pub fn unshare(kinds: libc::c_int) -> io::Result<()> {
     // SAFETY: only flags are passed.
     check(unsafe { libc::unshare(kinds) }.into()).map(drop)
+}
+
+/// `sched_setaffinity(2)` of the calling thread; a bit for each CPU.
+pub fn set_affinity(cpus: &[u64]) -> io::Result<()> {
+    // SAFETY: the mask is valid for its size in bytes.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(cpus), cpus.as_ptr()) }).map(drop)
+}
+
+/// `sched_getaffinity(2)` of the calling thread.
+pub fn affinity() -> io::Result<Vec<u64>> {
+    let mut cpus = vec![0u64; 128];
+    // SAFETY: the mask is writable for the size that is passed.
+    let bytes = check(unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(cpus.as_slice()), cpus.as_mut_ptr())
+    })?;
+    cpus.truncate((bytes as usize).div_ceil(8));
+    Ok(cpus)
 }
 
 /// `prctl(2)` with up to three integers.
