@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
-use crate::container::users;
+use crate::container::{net_devices, users};
 use crate::error::{Context, Error, Result};
 use crate::mount_options;
 
@@ -101,7 +101,7 @@ impl Bundle {
         self.check_namespaces()?;
         self.check_mounts()?;
         self.check_sysctl()?;
-        self.check_refused()
+        net_devices::check(self)
     }
 
     fn check_namespaces(&self) -> Result<()> {
@@ -216,19 +216,6 @@ impl Bundle {
             }
         }
         Ok(())
-    }
-
-    /// Valid fields that have no effect yet are refused, not ignored.
-    fn check_refused(&self) -> Result<()> {
-        let linux = self.linux()?;
-        let refused = [
-            ("linux.intelRdt", linux.intel_rdt().is_some()),
-            ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-        ];
-        match refused.into_iter().find(|(_, set)| *set) {
-            Some((field, _)) => Err(Error::unsupported(field, "it is not implemented")),
-            None => Ok(()),
-        }
     }
 }
 

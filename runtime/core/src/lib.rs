@@ -16,6 +16,7 @@ pub mod init;
 pub mod lsm;
 pub mod mount_options;
 pub mod plan;
+pub mod rdt;
 pub mod seccomp;
 pub mod spawn;
 pub mod sys;

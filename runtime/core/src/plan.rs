@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::{Hook, HookState};
+use crate::sys::netlink::Address;
 
 /// A place in the descriptor table that goes with a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +85,17 @@ pub struct ContainerPlan {
     pub sysctl: Vec<(String, String)>,
     /// Bring the loopback interface of the new network namespace up.
     pub loopback: bool,
+    /// Interfaces that come from the host, there once the process is in its cgroups.
+    pub net_devices: Vec<NetDevice>,
+}
+
+/// A network interface that comes from the host, without its addresses and down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// Its name in the container.
+    pub name: String,
+    /// The addresses that it had.
+    pub addresses: Vec<Address>,
 }
 
 /// Hooks that the new process runs, or for which it waits.

@@ -162,34 +162,41 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> ScmpAction {
     }
 }
 
+/// The architectures that libseccomp knows and the runtime-spec names.
+const ARCHITECTURES: &[(&str, Arch, ScmpArch)] = &[
+    ("SCMP_ARCH_X86", Arch::ScmpArchX86, ScmpArch::X86),
+    ("SCMP_ARCH_X86_64", Arch::ScmpArchX86_64, ScmpArch::X8664),
+    ("SCMP_ARCH_X32", Arch::ScmpArchX32, ScmpArch::X32),
+    ("SCMP_ARCH_ARM", Arch::ScmpArchArm, ScmpArch::Arm),
+    ("SCMP_ARCH_AARCH64", Arch::ScmpArchAarch64, ScmpArch::Aarch64),
+    ("SCMP_ARCH_MIPS", Arch::ScmpArchMips, ScmpArch::Mips),
+    ("SCMP_ARCH_MIPS64", Arch::ScmpArchMips64, ScmpArch::Mips64),
+    ("SCMP_ARCH_MIPS64N32", Arch::ScmpArchMips64n32, ScmpArch::Mips64N32),
+    ("SCMP_ARCH_MIPSEL", Arch::ScmpArchMipsel, ScmpArch::Mipsel),
+    ("SCMP_ARCH_MIPSEL64", Arch::ScmpArchMipsel64, ScmpArch::Mipsel64),
+    ("SCMP_ARCH_MIPSEL64N32", Arch::ScmpArchMipsel64n32, ScmpArch::Mipsel64N32),
+    ("SCMP_ARCH_PPC", Arch::ScmpArchPpc, ScmpArch::Ppc),
+    ("SCMP_ARCH_PPC64", Arch::ScmpArchPpc64, ScmpArch::Ppc64),
+    ("SCMP_ARCH_PPC64LE", Arch::ScmpArchPpc64le, ScmpArch::Ppc64Le),
+    ("SCMP_ARCH_S390", Arch::ScmpArchS390, ScmpArch::S390),
+    ("SCMP_ARCH_S390X", Arch::ScmpArchS390x, ScmpArch::S390X),
+    ("SCMP_ARCH_PARISC", Arch::ScmpArchParisc, ScmpArch::Parisc),
+    ("SCMP_ARCH_PARISC64", Arch::ScmpArchParisc64, ScmpArch::Parisc64),
+    ("SCMP_ARCH_RISCV64", Arch::ScmpArchRiscv64, ScmpArch::Riscv64),
+];
+
+/// The names of the architectures that a profile may mention.
+pub fn architectures() -> Vec<&'static str> {
+    ARCHITECTURES.iter().map(|(name, ..)| *name).collect()
+}
+
 fn architecture(arch: Arch) -> Result<ScmpArch> {
-    Ok(match arch {
-        Arch::ScmpArchNative => ScmpArch::native(),
-        Arch::ScmpArchX86 => ScmpArch::X86,
-        Arch::ScmpArchX86_64 => ScmpArch::X8664,
-        Arch::ScmpArchX32 => ScmpArch::X32,
-        Arch::ScmpArchArm => ScmpArch::Arm,
-        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
-        Arch::ScmpArchMips => ScmpArch::Mips,
-        Arch::ScmpArchMips64 => ScmpArch::Mips64,
-        Arch::ScmpArchMips64n32 => ScmpArch::Mips64N32,
-        Arch::ScmpArchMipsel => ScmpArch::Mipsel,
-        Arch::ScmpArchMipsel64 => ScmpArch::Mipsel64,
-        Arch::ScmpArchMipsel64n32 => ScmpArch::Mipsel64N32,
-        Arch::ScmpArchPpc => ScmpArch::Ppc,
-        Arch::ScmpArchPpc64 => ScmpArch::Ppc64,
-        Arch::ScmpArchPpc64le => ScmpArch::Ppc64Le,
-        Arch::ScmpArchS390 => ScmpArch::S390,
-        Arch::ScmpArchS390x => ScmpArch::S390X,
-        Arch::ScmpArchParisc => ScmpArch::Parisc,
-        Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
-        Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
-        other => {
-            return Err(Error::unsupported(
-                format!("linux.seccomp architecture {other:?}"),
-                "this libseccomp does not know it",
-            ));
-        }
+    if arch == Arch::ScmpArchNative {
+        return Ok(ScmpArch::native());
+    }
+    ARCHITECTURES.iter().find(|(_, known, _)| *known == arch).map(|(.., arch)| *arch).ok_or_else(|| {
+        let field = format!("linux.seccomp architecture {arch:?}");
+        Error::unsupported(field, "this libseccomp does not know it")
     })
 }
 

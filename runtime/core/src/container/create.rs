@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::{Linux, LinuxIdMapping};
 
 use super::listener::Listener;
+use super::net_devices;
 use super::prepare::{self, Surroundings, Table};
 use super::process::{self, Defaults};
 use super::state::{self, State, Status};
@@ -18,6 +19,7 @@ use crate::cgroup::{self, Cgroup, Layout};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, HookState, Hooks};
 use crate::plan::{Gate, Plan, UserNamespace};
+use crate::rdt::Rdt;
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
 
@@ -92,6 +94,7 @@ impl Runtime {
             cgroup,
             seccomp_listener: filter.as_ref().filter(|filter| filter.asks_listener).and_then(|_| listener(linux)),
             defaults,
+            rdt: linux.intel_rdt().as_ref().map(|spec| Rdt::place(spec, id)).transpose()?,
             hooks: Hooks { poststart: hooks.poststart.clone(), poststop: hooks.poststop.clone(), ..Hooks::default() },
             own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
             namespaces: all & !libc::CLONE_NEWPID,
@@ -101,14 +104,16 @@ impl Runtime {
         };
         // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
         state.write(directory)?;
-        let mut cleanup = Cleanup { cgroup: &state.cgroup, made: false };
+        let mut cleanup = Cleanup { cgroup: &state.cgroup, rdt: state.rdt.as_ref(), made: false };
         // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
         // before the plan; otherwise it is made while the child already works.
         let early = matches!(layout, Layout::V2 { .. }) || !namespaces.new_cgroup;
         if early {
             cleanup.make(bundle)?;
         }
+        let (moved, net_devices): (Vec<_>, Vec<_>) = net_devices::find(linux)?.into_iter().unzip();
         let around = Surroundings {
+            net_devices,
             namespaces: &namespaces,
             layout,
             cgroup: &state.cgroup,
@@ -169,6 +174,11 @@ impl Runtime {
                 cleanup.make(bundle)?;
             }
             state.cgroup.join(process.pid)?;
+            if let (Some(rdt), Some(spec)) = (&state.rdt, linux.intel_rdt()) {
+                rdt.set_up(spec)?;
+                rdt.join(process.pid)?;
+            }
+            net_devices::move_all(&moved, process.pid)?;
             set_oom_score(process.pid, oom_score_adj)?;
             Ok(())
         };
@@ -311,6 +321,7 @@ impl Process {
 /// Makes a container's cgroups, and removes them if the container could not be made.
 struct Cleanup<'a> {
     cgroup: &'a Cgroup,
+    rdt: Option<&'a Rdt>,
     /// Whether they are this container's: a directory that another one uses was refused and stays.
     made: bool,
 }
@@ -334,10 +345,13 @@ impl Cleanup<'_> {
 
 impl Drop for Cleanup<'_> {
     fn drop(&mut self) {
-        if self.made
-            && let Err(e) = self.cgroup.remove()
-        {
-            log::warn!("after a failed create: {e}");
+        if !self.made {
+            return;
+        }
+        for removed in [self.cgroup.remove(), self.rdt.map_or(Ok(()), Rdt::remove)] {
+            if let Err(e) = removed {
+                log::warn!("after a failed create: {e}");
+            }
         }
     }
 }

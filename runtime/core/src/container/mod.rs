@@ -5,6 +5,7 @@ mod devices;
 mod exec;
 mod listener;
 mod mounts;
+pub(crate) mod net_devices;
 mod prepare;
 pub(crate) mod process;
 mod state;
@@ -367,8 +368,11 @@ impl Container {
         // Processes that outlived the first one, in a PID namespace shared with others.
         self.state.cgroup.kill_all()?;
         self.state.cgroup.remove()?;
-        remove_directory(&self.directory)?;
         let state = &current.state;
+        if let Some(rdt) = &state.rdt {
+            rdt.remove()?;
+        }
+        remove_directory(&self.directory)?;
         hooks::run_each("poststop", &state.hooks.poststop, &state.told(Status::Stopped), &state.bundle);
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::cgroup::{Cgroup, Layout};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{HookState, Hooks};
 use crate::mount_options;
-use crate::plan::{ContainerPlan, Fd, HooksPlan, UserNamespace};
+use crate::plan::{ContainerPlan, Fd, HooksPlan, NetDevice, UserNamespace};
 use crate::spawn::Spawner;
 use crate::sys::mount;
 use crate::sys::process::CLONE_NEWTIME;
@@ -138,12 +138,13 @@ pub(super) struct Surroundings<'a> {
     pub(super) spawner: &'a Spawner,
     pub(super) hooks: &'a Hooks,
     pub(super) hook_state: HookState,
+    pub(super) net_devices: Vec<NetDevice>,
     pub(super) no_pivot: bool,
 }
 
 /// The part of the plan that makes the container.
 pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut Table) -> Result<ContainerPlan> {
-    let Surroundings { namespaces, layout, cgroup, spawner, hooks, hook_state, no_pivot } = around;
+    let Surroundings { namespaces, layout, cgroup, spawner, hooks, hook_state, net_devices, no_pivot } = around;
     let spec = bundle.spec();
     let linux = bundle.linux()?;
     let propagation = linux.rootfs_propagation().as_deref().and_then(mount_options::propagation).unwrap_or(0);
@@ -176,6 +177,7 @@ pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut T
         domainname: filled(spec.domainname()),
         sysctl: linux.sysctl().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
         loopback: namespaces.new & libc::CLONE_NEWNET as u64 != 0,
+        net_devices,
     })
 }
 

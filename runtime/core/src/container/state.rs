@@ -19,6 +19,7 @@ use super::process::Defaults;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::hooks::{HookState, Hooks};
+use crate::rdt::Rdt;
 use crate::spawn::handshake::Handshake;
 use crate::sys::{self, process};
 
@@ -87,6 +88,9 @@ pub struct State {
     /// What its description says of every process in it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub defaults: Defaults,
+    /// Its place in resctrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<Rdt>,
     /// Hooks that are still to be run.
     #[serde(default, skip_serializing_if = "Hooks::is_empty")]
     pub hooks: Hooks,

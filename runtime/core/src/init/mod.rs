@@ -310,6 +310,10 @@ fn set_up_container(
     if plan.loopback {
         network::bring_loopback_up()?;
     }
+    if !plan.net_devices.is_empty() {
+        parent.wait_for_cgroup()?;
+        network::set_up(&plan.net_devices)?;
+    }
     sysctl::set_names(plan)?;
     sysctl::set_all(proc, &plan.sysctl)?;
     rootfs::hide(plan, fds, &root)?;

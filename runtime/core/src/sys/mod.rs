@@ -4,6 +4,7 @@
 //! what was attempted.
 
 pub mod mount;
+pub mod netlink;
 pub mod pidfd;
 pub mod process;
 pub mod socket;
