@@ -1,0 +1,250 @@
+"""The machine that tests are run in: a root filesystem of the distribution that runs here, and its kernel.
+
+It is built once and kept in a cache directory, as `base-KEY`: base.img, vmlinuz and base.json. The key is a hash
+of what it is made from, this file included.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux", "apparmor"]
+# By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
+KERNELS = {"debian": ["linux-image-cloud-amd64", "linux-image-amd64"],
+           "ubuntu": ["linux-image-virtual", "linux-image-generic"]}
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", "mke2fs": "e2fsprogs",
+         "unshare": "util-linux", "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
+# Sparse: this is what the tests can fill.
+IMAGE_SIZE = "3G"
+
+# The second disk is a run's own: our programs, and what is to be done with them.
+START = """#!/bin/sh
+# Started by systemd in the virtual machine that runx's tests run in.
+mkdir -p /opt/runx
+mount -o ro LABEL=runx-payload /opt/runx || exit
+exec /opt/runx/run
+"""
+SERVICE = """[Unit]
+Description=What runx's tests do in this machine
+After=dbus.service local-fs.target systemd-tmpfiles-setup.service
+
+[Service]
+ExecStart=/usr/local/sbin/runx-vm
+Environment=HOME=/root LC_ALL=C
+Delegate=yes
+TasksMax=infinity
+TimeoutStartSec=infinity
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+class Unavailable(Exception):
+    """Why there cannot be such a machine here."""
+
+
+def say(text):
+    print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+def cache_directory():
+    """Where the base is kept."""
+    shared = os.environ.get("RUNX_CI_CACHE")
+    top = pathlib.Path(__file__).resolve().parent.parent
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or top / "target")
+    return pathlib.Path(shared) / "vm" if shared else target / "vm"
+
+
+def distribution():
+    """The distribution's id and codename."""
+    fields = {}
+    for line in pathlib.Path("/etc/os-release").read_text().splitlines():
+        name, _, value = line.partition("=")
+        fields[name] = value.strip('"')
+    return fields.get("ID", ""), fields.get("VERSION_CODENAME", "")
+
+
+def check():
+    """Raises Unavailable where no machine can be had."""
+    if platform.machine() != "x86_64":
+        raise Unavailable(f"the machine is made for amd64, and this is {platform.machine()}")
+    if os.geteuid() != 0:
+        raise Unavailable("it needs root")
+    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    if missing:
+        raise Unavailable(f"missing: {' '.join(missing)}; run scripts/setup test")
+    name, codename = distribution()
+    if name not in KERNELS or not codename:
+        raise Unavailable(f"it is made of Debian or Ubuntu, and this is {name or 'neither'} {codename}".strip())
+
+
+def run(command, limit, **more):
+    """Runs a program to its end, which is Unavailable's reason if it is not a good one."""
+    # A group of its own, so that its children end with it.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, errors="replace", start_new_session=True, **more)
+    try:
+        said, _ = child.communicate(timeout=limit)
+    except BaseException as e:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if isinstance(e, subprocess.TimeoutExpired):
+            raise Unavailable(f"{command[0]} did not end within {limit} s") from None
+        raise
+    if child.returncode != 0:
+        last = "\n".join(said.splitlines()[-15:])
+        raise Unavailable(f"{' '.join(map(str, command))} failed with {child.returncode}:\n{last}")
+    return said
+
+
+def mirror(codename):
+    """The address that the machine's own apt has the distribution from, and the components that it uses."""
+    form = "$(RELEASE) $(COMPONENT) $(REPO_URI)"
+    listed = run(["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"], 60)
+    found = [line.split() for line in listed.splitlines()]
+    found = [line for line in found if len(line) == 3 and line[0] == codename]
+    if not found:
+        raise Unavailable(f"apt has no source for {codename}")
+    address = found[0][2]
+    if address.startswith("mirror+file:"):
+        address = pathlib.Path(address.removeprefix("mirror+file:").rstrip("/")).read_text().split()[0]
+    components = sorted({line[1] for line in found} & {"main", "universe"})
+    return address, components
+
+
+def proxy():
+    """The environment with apt's proxies, which debootstrap's downloads do not ask apt for."""
+    environment = dict(os.environ)
+    for scheme in ("http", "https"):
+        said = run(["apt-config", "dump", "--format", "%v%n", f"Acquire::{scheme}::Proxy"], 60).strip()
+        if said and said != "DIRECT":
+            environment.setdefault(f"{scheme}_proxy", said)
+    return environment
+
+
+def kernel_packages(name):
+    """The packages that hold the kernel and its modules."""
+    for attempt in ("with the lists that are there", "updated"):
+        if attempt == "updated":
+            say("updating the package lists")
+            run(["apt-get", "update", "-qq"], 600)
+        for meta in KERNELS[name]:
+            try:
+                said = run(["apt-cache", "depends", "--recurse", "--important", meta], 60)
+            except Unavailable:
+                continue
+            found = sorted(set(re.findall(r"^(linux-(?:image|modules)-[0-9]\S+)", said, re.M)))
+            if found:
+                return found
+    raise Unavailable(f"apt has none of {' '.join(KERNELS[name])}")
+
+
+def install_kernel(name, work, rootfs):
+    """Unpacks kernel and modules; returns what the disks have to be connected with."""
+    packages = kernel_packages(name)
+    say(f"kernel: {' '.join(packages)}")
+    unpacked = work / "kernel"
+    unpacked.mkdir()
+    # Not as user _apt, who may not write here.
+    run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages], 600, cwd=work)
+    for package in work.glob("*.deb"):
+        run(["dpkg-deb", "-x", package, unpacked], 300)
+    image = next(unpacked.glob("boot/vmlinuz-*"))
+    version = image.name.removeprefix("vmlinuz-")
+    config = (unpacked / f"boot/config-{version}").read_text()
+    # Without an initramfs, what the root filesystem is on has to be built in.
+    lacking = [option for option in ("EXT4_FS", "SERIAL_8250_CONSOLE", "DEVTMPFS") if f"CONFIG_{option}=y" not in config]
+    disks = [kind for kind, option in (("nvme", "BLK_DEV_NVME"), ("virtio", "VIRTIO_BLK"))
+             if f"CONFIG_{option}=y" in config]
+    if lacking or not disks or (disks == ["virtio"] and "CONFIG_VIRTIO_PCI=y" not in config):
+        raise Unavailable(f"the kernel {version} has drivers as modules that the root disk needs, it has no initramfs "
+                          f"here: {' '.join(lacking) or 'NVMe, virtio-blk'}")
+    shutil.copyfile(image, work / "vmlinuz")
+    modules = next(path for path in (unpacked / "lib/modules", unpacked / "usr/lib/modules") if path.is_dir())
+    target = rootfs / "usr/lib/modules"
+    target.mkdir(parents=True, exist_ok=True)
+    run(["cp", "-a", modules / version, target], 300)
+    run(["chroot", rootfs, "depmod", version], 300)
+    return {"kernel": version, "disk": disks[0]}
+
+
+def configure(rootfs):
+    """Makes it boot into our service, and into little else."""
+    units = rootfs / "etc/systemd/system"
+    (units / "runx-vm.service").write_text(SERVICE)
+    wants = units / "multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / "runx-vm.service").symlink_to("../runx-vm.service")
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+    start = rootfs / "usr/local/sbin/runx-vm"
+    start.write_text(START)
+    start.chmod(0o755)
+    # Tests start containerd themselves. The others only make the start slower.
+    (wants / "containerd.service").unlink(missing_ok=True)
+    for unit in ("getty.target", "serial-getty@ttyS0.service", "timers.target", "systemd-logind.service",
+                 "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service", "e2scrub_reap.service"):
+        (units / unit).unlink(missing_ok=True)
+        (units / unit).symlink_to("/dev/null")
+    # With an id it is not a first boot.
+    (rootfs / "etc/machine-id").write_text("72756e7800000000000000000000766d\n")
+    (rootfs / "etc/hostname").write_text("runx-vm\n")
+    (rootfs / "etc/fstab").write_text("")
+    shutil.rmtree(rootfs / "var/cache/apt", ignore_errors=True)
+    shutil.rmtree(rootfs / "var/lib/apt/lists", ignore_errors=True)
+
+
+def build(work, name, codename):
+    """Makes base.img, vmlinuz and base.json in a directory."""
+    rootfs = work / "rootfs"
+    address, components = mirror(codename)
+    say(f"making a root filesystem of {codename} (once)")
+    # Its mounts are in a namespace, so that none is left whenever this ends.
+    run(["unshare", "--mount", "--propagation", "private", "debootstrap", "--variant=minbase",
+         f"--components={','.join(components)}", f"--include={','.join(PACKAGES)}", codename, rootfs, address],
+        1200, env=proxy())
+    about = install_kernel(name, work, rootfs)
+    configure(rootfs)
+    # No journal: every run starts from this image as it is, and no run is taken up again.
+    run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", "runx-root", "-d", rootfs, work / "base.img",
+         IMAGE_SIZE], 300)
+    (work / "base.json").write_text(json.dumps(about))
+    for path in work.iterdir():
+        if path.name == "rootfs" or path.name == "kernel":
+            shutil.rmtree(path)
+        elif path.name not in ("base.img", "vmlinuz", "base.json"):
+            path.unlink()
+
+
+def prepare(cache):
+    """The directory of the base, which is built if it is not there."""
+    check()
+    name, codename = distribution()
+    source = pathlib.Path(__file__).read_bytes()
+    key = hashlib.sha256(source + f"{name} {codename}".encode()).hexdigest()[:16]
+    base = cache / f"base-{key}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if base.is_dir():
+            return base
+        work = cache / f"base-{key}.partial"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            build(work, name, codename)
+            for old in cache.glob("base-*"):
+                if old != work:
+                    shutil.rmtree(old, ignore_errors=True)
+            work.rename(base)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return base

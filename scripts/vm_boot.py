@@ -1,0 +1,214 @@
+"""Boots the machine with a disk of a run's own, passes on what it says, and returns its verdict."""
+
+import json
+import os
+import pathlib
+import re
+import secrets
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from vm_base import run, say
+
+# A boot takes 7 s if it is emulated, on a machine that has nothing else to do, and 2 s if it is not.
+BOOT_LIMIT = {"tcg": 180, "kvm": 40}
+ENVIRONMENT = "export PATH=/opt/runx/bin:$PATH RUNX_DIST=/opt/runx/bin RUNX_TEST_VM=1"
+
+
+class Failed(Exception):
+    """The machine did not do what it was asked for."""
+
+
+class NotUp(Failed):
+    """It did not even get to what it was asked for."""
+
+
+class Kvm:
+    """Whether machines can be run with the processor's help. /dev/kvm promises more than some hosts keep."""
+
+    def __init__(self, cache):
+        # What was found out lasts until the next boot of this machine.
+        self.note = cache / "no-kvm"
+        self.boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+
+    def promising(self):
+        if self.note.exists() and self.note.read_text() == self.boot:
+            return False
+        try:
+            os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
+
+    def disappointed(self):
+        self.note.write_text(self.boot)
+
+
+class Payload:
+    """What a run brings with it: programs, files, and a script that ends with the verdict."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        # What tells the end cannot be written by anybody who does not know it.
+        self.nonce = secrets.token_hex(8)
+        self.lines = []
+        for name in ("bin", "tests", "files"):
+            (self.directory / name).mkdir(parents=True)
+
+    def add_programs(self, dist):
+        for program in pathlib.Path(dist).iterdir():
+            if program.is_file():
+                shutil.copy2(program, self.directory / "bin")
+
+    def add_file(self, path):
+        path = pathlib.Path(path)
+        target = self.directory / "files" / path.name
+        if path.is_dir():
+            shutil.copytree(path, target, symlinks=True)
+        else:
+            shutil.copy2(path, target)
+
+    def add_test(self, path, arguments):
+        # Cargo adds a hash to the name.
+        name = re.sub(r"-[0-9a-f]{16}$", "", pathlib.Path(path).name)
+        shutil.copy2(path, self.directory / "tests" / name)
+        command = shlex.join([f"/opt/runx/tests/{name}", "--color", "never", *arguments])
+        self.lines += [f"echo '== {name}, in the machine'", f"{command} || {{ code=1; echo '== {name} failed'; }}"]
+
+    def add_command(self, command):
+        self.lines += [f"{shlex.join(command)} || code=$?"]
+
+    def image(self, path, emulated, terminal=False):
+        """Writes the disk."""
+        slow = " RUNX_TESTS_SLOW=1" if emulated else ""
+        marker = f"RUNX-VM {self.nonce}"
+        body = "\n".join(self.lines)
+        # Through a pipe: what is run shall not see a terminal where it will not have one elsewhere.
+        into = "</dev/ttyS1 >/dev/ttyS1 2>&1" if terminal else "</dev/null 2>&1 | cat >/dev/ttyS1"
+        settings = "sane -ixon" if terminal else "raw -echo"
+        script = self.directory / "run"
+        script.write_text(
+            f"#!/bin/sh\n{ENVIRONMENT}{slow}\nstty -F /dev/ttyS1 {settings}\ncd /opt/runx/files\ncode=0\n"
+            f"{{\necho '{marker} begin'\n{body}\necho\necho \"{marker} end $code\"\n}} {into}\n")
+        script.chmod(0o755)
+        used = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+        size = used * 5 // 4 // 2**20 + 16
+        run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", "runx-payload", "-d", self.directory, path,
+             f"{size}M"], 120)
+
+
+def qemu(base, payload, console, accelerator):
+    """The command line. Its standard streams are the machine's second serial line."""
+    about = json.loads((base / "base.json").read_text())
+    drives, devices, disk = {
+        # One controller with two namespaces: controllers are numbered in whatever order they answer.
+        "nvme": (("system", "payload"), ["nvme,id=c,serial=runx", "nvme-ns,drive=system,bus=c,nsid=1",
+                                         "nvme-ns,drive=payload,bus=c,nsid=2"], "nvme0n1"),
+        "virtio": (("system", "payload"), ["virtio-blk-pci,drive=system", "virtio-blk-pci,drive=payload"], "vda"),
+    }[about["disk"]]
+    images = {"system": base / "base.img", "payload": payload}
+    command = ["qemu-system-x86_64"]
+    # The emulation of cmpxchg16b in qemu 7.2 breaks the kernel.
+    command += {"kvm": ["-accel", "kvm", "-cpu", "host"],
+                "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]}[accelerator]
+    command += ["-smp", str(min(4, len(os.sched_getaffinity(0)))), "-m", "2048", "-display", "none", "-monitor", "none",
+                "-nic", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
+                "-kernel", str(base / "vmlinuz"),
+                "-append", f"root=/dev/{disk} rw console=ttyS0 panic=-1 oops=panic quiet systemd.show_status=0"]
+    for name in drives:
+        command += ["-drive", f"file={images[name]},if=none,id={name},format=raw,snapshot=on,cache=unsafe"]
+    for device in devices:
+        command += ["-device", device]
+    return command
+
+
+def stop(child):
+    """Ends the machine, which has nothing that is worth keeping."""
+    if child.poll() is None:
+        child.kill()
+    child.wait()
+
+
+def follow(child, nonce, limit, boot_limit):
+    """Passes on the machine's output, and returns the verdict."""
+    pattern = re.compile(rb"^RUNX-VM " + nonce.encode() + rb" (begin|end (\d+))$")
+    started = time.monotonic()
+    begun = False
+    rest = b""
+    while True:
+        kind, allowed = (Failed, limit) if begun else (NotUp, min(limit, boot_limit))
+        left = started + allowed - time.monotonic()
+        if left <= 0:
+            raise kind(f"the machine did not {'end' if begun else 'reach its tests'} within {allowed} s")
+        if not select.select([child.stdout], [], [], left)[0]:
+            continue
+        data = os.read(child.stdout.fileno(), 65536)
+        if not data:
+            raise kind("the machine ended without a verdict" if begun else "the machine ended before its tests")
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            verdict = pattern.match(line)
+            if not verdict:
+                sys.stdout.buffer.write(line + b"\n")
+            elif verdict[2] is None:
+                begun = True
+                say(f"up after {time.monotonic() - started:.1f} s")
+            else:
+                sys.stdout.flush()
+                say(f"done after {time.monotonic() - started:.1f} s")
+                return int(verdict[2])
+        sys.stdout.flush()
+
+
+def interrupted(number, _frame):
+    raise SystemExit(128 + number)
+
+
+def boot_with(accelerator, base, work, payload, limit, terminal):
+    """Runs a payload to its end."""
+    image, console = work / "payload.img", work / "console"
+    payload.image(image, emulated=accelerator == "tcg", terminal=terminal)
+    # It ends with us, however we end.
+    command = ["setpriv", "--pdeathsig", "KILL", "--", *qemu(base, image, console, accelerator)]
+    say(f"booting ({'with KVM' if accelerator == 'kvm' else 'emulated'})")
+    if terminal:
+        child = subprocess.Popen(command)
+        try:
+            return child.wait()
+        finally:
+            stop(child)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        return follow(child, payload.nonce, limit, BOOT_LIMIT[accelerator])
+    except Failed:
+        stop(child)
+        if console.exists():
+            last = console.read_text(errors="replace").splitlines()[-40:]
+            print("--- the last lines of the machine's console", *last, "---", sep="\n", file=sys.stderr)
+        raise
+    finally:
+        stop(child)
+
+
+def boot(base, prepare_payload, limit, accelerator=None, terminal=False):
+    """Runs a payload, which `prepare_payload` fills, to its end."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    kvm = Kvm(base.parent)
+    with tempfile.TemporaryDirectory(prefix="runx-vm-") as work:
+        work = pathlib.Path(work)
+        payload = Payload(work / "payload")
+        prepare_payload(payload)
+        if accelerator is None and kvm.promising():
+            try:
+                return boot_with("kvm", base, work, payload, limit, terminal)
+            except NotUp as e:
+                kvm.disappointed()
+                say(f"{e}; without KVM from now on")
+        return boot_with(accelerator or "tcg", base, work, payload, limit, terminal)
