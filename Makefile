@@ -12,10 +12,13 @@ PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 RELEASE = $(TARGET)/$$(rustc -vV | sed -n 's/^host: //p')/release
 
+# What is run in the virtual machine, all suites if it is empty. Emulated, everything takes 5 to 20 times as long.
+VM_SUITES ?=
+
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all help build demo test bench soak test-k8s lint install uninstall clean
+.PHONY: all help build demo test test-vm in-vm bench soak test-k8s lint install uninstall clean
 
 all: build
 
@@ -23,6 +26,7 @@ help:
 	@echo "make build     the three programs, to target/dist"
 	@echo "make demo      shows what runx does, with a containerd of its own (root)"
 	@echo "make test      all tests (root)"
+	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
 	@echo "make bench     compares with runc and crun (root)"
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
@@ -56,6 +60,18 @@ test:
 	cargo test --locked -p runx-wasm --test lean
 	@echo "== Kernel and containerd"
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+	@$(MAKE) --no-print-directory in-vm
+
+test-vm:
+	@scripts/setup test
+	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory in-vm
+
+# The same suites with cgroup v2, systemd and AppArmor, which not every machine has. It says SKIPPED where it cannot.
+in-vm:
+	@echo "== Kernel and containerd, in a virtual machine with cgroup v2 and systemd"
+	@if command -v python3 >/dev/null; then scripts/vm test --dist $(DIST) $(VM_SUITES); \
+	else echo "vm: SKIPPED: python3 is missing"; fi
 
 bench:
 	@scripts/setup bench

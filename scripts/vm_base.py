@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux", "apparmor"]
 # By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
@@ -197,6 +198,9 @@ def configure(rootfs):
     # With an id it is not a first boot.
     (rootfs / "etc/machine-id").write_text("72756e7800000000000000000000766d\n")
     (rootfs / "etc/hostname").write_text("runx-vm\n")
+    # Mounted into containers by those who give them the host's network.
+    (rootfs / "etc/hosts").write_text("127.0.0.1 localhost runx-vm\n")
+    (rootfs / "etc/resolv.conf").write_text("")
     (rootfs / "etc/fstab").write_text("")
     shutil.rmtree(rootfs / "var/cache/apt", ignore_errors=True)
     shutil.rmtree(rootfs / "var/lib/apt/lists", ignore_errors=True)
@@ -214,7 +218,7 @@ def build(work, name, codename):
     about = install_kernel(name, work, rootfs)
     configure(rootfs)
     # No journal: every run starts from this image as it is, and no run is taken up again.
-    run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", "runx-root", "-d", rootfs, work / "base.img",
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "runx-root", "-d", rootfs, work / "base.img",
          IMAGE_SIZE], 300)
     (work / "base.json").write_text(json.dumps(about))
     for path in work.iterdir():
@@ -222,6 +226,13 @@ def build(work, name, codename):
             shutil.rmtree(path)
         elif path.name not in ("base.img", "vmlinuz", "base.json"):
             path.unlink()
+
+
+def drop_unused(cache):
+    """Removes bases that nobody has used for days. Other checkouts may share the cache."""
+    for old in cache.glob("base-*"):
+        if old.stat().st_mtime < time.time() - 5 * 86400:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def prepare(cache):
@@ -235,16 +246,15 @@ def prepare(cache):
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if base.is_dir():
+            os.utime(base)
             return base
         work = cache / f"base-{key}.partial"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
             build(work, name, codename)
-            for old in cache.glob("base-*"):
-                if old != work:
-                    shutil.rmtree(old, ignore_errors=True)
             work.rename(base)
+            drop_unused(cache)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return base

@@ -24,6 +24,9 @@ ENVIRONMENT = "export PATH=/opt/runx/bin:$PATH RUNX_DIST=/opt/runx/bin RUNX_TEST
 class Failed(Exception):
     """The machine did not do what it was asked for."""
 
+    # Of its console, and of qemu.
+    last_words = ()
+
 
 class NotUp(Failed):
     """It did not even get to what it was asked for."""
@@ -74,9 +77,7 @@ class Payload:
         else:
             shutil.copy2(path, target)
 
-    def add_test(self, path, arguments):
-        # Cargo adds a hash to the name.
-        name = re.sub(r"-[0-9a-f]{16}$", "", pathlib.Path(path).name)
+    def add_test(self, name, path, arguments):
         shutil.copy2(path, self.directory / "tests" / name)
         command = shlex.join([f"/opt/runx/tests/{name}", "--color", "never", *arguments])
         self.lines += [f"echo '== {name}, in the machine'", f"{command} || {{ code=1; echo '== {name} failed'; }}"]
@@ -95,11 +96,11 @@ class Payload:
         script = self.directory / "run"
         script.write_text(
             f"#!/bin/sh\n{ENVIRONMENT}{slow}\nstty -F /dev/ttyS1 {settings}\ncd /opt/runx/files\ncode=0\n"
-            f"{{\necho '{marker} begin'\n{body}\necho\necho \"{marker} end $code\"\n}} {into}\n")
+            f"{{\necho '{marker} begin'\n{body}\nprintf '\\n%s\\n' \"{marker} end $code\"\n}} {into}\n")
         script.chmod(0o755)
         used = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
         size = used * 5 // 4 // 2**20 + 16
-        run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", "runx-payload", "-d", self.directory, path,
+        run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "runx-payload", "-d", self.directory, path,
              f"{size}M"], 120)
 
 
@@ -117,8 +118,8 @@ def qemu(base, payload, console, accelerator):
     # The emulation of cmpxchg16b in qemu 7.2 breaks the kernel.
     command += {"kvm": ["-accel", "kvm", "-cpu", "host"],
                 "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]}[accelerator]
-    command += ["-smp", str(min(4, len(os.sched_getaffinity(0)))), "-m", "2048", "-display", "none", "-monitor", "none",
-                "-nic", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
+    command += ["-smp", str(min(4, len(os.sched_getaffinity(0)))), "-m", "2048", "-display", "none", "-vga", "none",
+                "-monitor", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
                 "-kernel", str(base / "vmlinuz"),
                 "-append", f"root=/dev/{disk} rw console=ttyS0 panic=-1 oops=panic quiet systemd.show_status=0"]
     for name in drives:
@@ -183,14 +184,16 @@ def boot_with(accelerator, base, work, payload, limit, terminal):
             return child.wait()
         finally:
             stop(child)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+    said = work / "qemu"
+    with open(said, "wb") as errors:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                                 start_new_session=True)
     try:
         return follow(child, payload.nonce, limit, BOOT_LIMIT[accelerator])
-    except Failed:
+    except Failed as e:
         stop(child)
-        if console.exists():
-            last = console.read_text(errors="replace").splitlines()[-40:]
-            print("--- the last lines of the machine's console", *last, "---", sep="\n", file=sys.stderr)
+        e.last_words = [line for path in (console, said) if path.exists()
+                        for line in path.read_text(errors="replace").splitlines()[-40:]]
         raise
     finally:
         stop(child)

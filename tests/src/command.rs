@@ -6,7 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// No step of a test takes this long unless it hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+fn limit() -> Duration {
+    Duration::from_secs(if crate::slow() { 240 } else { 60 })
+}
 
 /// What a command did.
 #[derive(Debug)]
@@ -79,7 +81,7 @@ pub fn run_with(command: &mut Command, input: &str) -> Done {
     };
     let stdout = reader(child.stdout.take().map(|s| Box::new(s) as _));
     let stderr = reader(child.stderr.take().map(|s| Box::new(s) as _));
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit();
     loop {
         match child.try_wait().expect("wait for a child") {
             Some(status) => {
@@ -91,7 +93,7 @@ pub fn run_with(command: &mut Command, input: &str) -> Done {
                 // SAFETY: the group is the child's own, and the child has not been reaped.
                 unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
                 let _ = child.wait();
-                panic!("{shown} did not end within {LIMIT:?}");
+                panic!("{shown} did not end within {:?}", limit());
             }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
@@ -110,7 +112,7 @@ pub fn run(command: &mut Command) -> Done {
 /// When it never becomes true.
 #[track_caller]
 pub fn eventually(what: &str, mut test: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit();
     while !test() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -131,7 +133,7 @@ pub fn run_detached(command: &mut Command, output: &std::path::Path) -> Done {
         .stderr(file())
         .spawn()
         .unwrap_or_else(|e| panic!("start {shown}: {e}"));
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit();
     loop {
         if let Some(status) = child.try_wait().expect("wait for a child") {
             let text = std::fs::read(output).unwrap_or_default();
@@ -140,7 +142,7 @@ pub fn run_detached(command: &mut Command, output: &std::path::Path) -> Done {
         if Instant::now() > end {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("{shown} did not end within {LIMIT:?}");
+            panic!("{shown} did not end within {:?}", limit());
         }
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -18,13 +18,24 @@ pub const BUSYBOX: &str = "runx.test/busybox:1";
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.runx.v1";
 
+/// Where units are until the next boot.
+const UNITS: &str = "/run/systemd/system";
+
 /// A containerd with directories, sockets and a namespace of its own. It is stopped, and what its
 /// containers left is removed, when this goes.
 #[derive(Debug)]
 pub struct Containerd {
     directory: TempDir,
-    daemon: Option<Child>,
+    daemon: Option<Daemon>,
+    /// The unit's name, where systemd is to have it.
+    unit: Option<String>,
     namespace: String,
+}
+
+#[derive(Debug)]
+enum Daemon {
+    Child(Child),
+    Unit(String),
 }
 
 /// Why tests with containerd cannot run here, if they cannot.
@@ -43,7 +54,7 @@ pub fn obstacle() -> Option<String> {
 macro_rules! needs_containerd {
     () => {
         if let Some(why) = $crate::containerd::obstacle() {
-            eprintln!("SKIPPED {}: {why}", module_path!());
+            $crate::skip_outside_machine(&why);
             return;
         }
     };
@@ -55,9 +66,23 @@ impl Containerd {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Self {
+        Self::start_with(|_| None)
+    }
+
+    /// Starts it as a service of systemd, with what packages of containerd set for theirs.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_as_service() -> Self {
+        // Not the namespace's name, by which leftovers are found.
+        Self::start_with(|directory| Some(format!("{directory}.service")))
+    }
+
+    fn start_with(unit: impl FnOnce(&str) -> Option<String>) -> Self {
         let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
-        let namespace = directory.path().file_name().expect("it has a name").to_string_lossy().replace(['.', '-'], "");
-        let mut this = Self { directory, daemon: None, namespace };
+        let name = directory.path().file_name().expect("it has a name").to_string_lossy().into_owned();
+        let namespace = name.replace(['.', '-'], "");
+        let mut this = Self { directory, daemon: None, unit: unit(&name), namespace };
         let config = format!(
             "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{0}/c.sock\"\n",
@@ -88,28 +113,52 @@ impl Containerd {
     }
 
     fn launch(&mut self) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path().join("log")).expect("open the log");
         let path = format!("{}:{}", dist().display(), std::env::var("PATH").unwrap_or_default());
-        let daemon = Command::new("containerd")
-            .arg("--config")
-            .arg(self.path().join("config.toml"))
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .expect("start containerd");
-        self.daemon = Some(daemon);
+        let (config, log) = (self.path().join("config.toml"), self.path().join("log"));
+        self.daemon = Some(if let Some(unit) = &self.unit {
+            // What packages of containerd have, as far as it decides about the shims.
+            let text = format!(
+                "[Service]\nExecStart=containerd --config {}\nEnvironment=PATH={path}\nStandardError=append:{}\n\
+                 Type=notify\nDelegate=yes\nKillMode=process\nOOMScoreAdjust=-999\nTasksMax=infinity\n",
+                config.display(),
+                log.display()
+            );
+            fs::write(Path::new(UNITS).join(unit), text).expect("write the unit");
+            run(Command::new("systemctl").arg("daemon-reload")).ok();
+            run(Command::new("systemctl").args(["start", unit])).ok();
+            Daemon::Unit(unit.clone())
+        } else {
+            let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the log");
+            let child = Command::new("containerd")
+                .arg("--config")
+                .arg(config)
+                .env("PATH", path)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .process_group(0)
+                .spawn()
+                .expect("start containerd");
+            Daemon::Child(child)
+        });
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
 
     /// Stops the daemon and nothing else.
     pub fn stop_daemon(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            // SAFETY: the child has not been reaped, so the pid is its own.
-            unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
-            let _ = daemon.wait();
+        match self.daemon.take() {
+            Some(Daemon::Child(mut child)) => {
+                // SAFETY: the child has not been reaped, so the pid is its own.
+                unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+                let _ = child.wait();
+            }
+            Some(Daemon::Unit(unit)) => {
+                let _ = Command::new("systemctl").args(["stop", &unit]).output();
+                let _ = fs::remove_file(Path::new(UNITS).join(&unit));
+                let _ = Command::new("systemctl").args(["reset-failed", &unit]).output();
+                let _ = Command::new("systemctl").arg("daemon-reload").output();
+            }
+            None => {}
         }
     }
 

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Everything that carries `name`: cgroups, mounts, processes by cgroup or command line; and what is in the
-/// given directories, which should be empty or missing.
+/// Everything that carries `name`: cgroups of either version, units of systemd, mounts, processes by cgroup or
+/// command line; and what is in the given directories, which should be empty or missing.
 pub fn find(name: &str, directories: &[PathBuf]) -> Vec<String> {
     let mut left = Vec::new();
     find_cgroups(Path::new("/sys/fs/cgroup"), name, 0, &mut left);
+    find_units(name, &mut left);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     left.extend(mounts.lines().filter(|line| line.contains(name)).map(|line| format!("mount {line}")));
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -31,8 +32,18 @@ pub fn find(name: &str, directories: &[PathBuf]) -> Vec<String> {
     left
 }
 
+/// Units that were made through systemd's interface. Those that failed stay there without a cgroup.
+fn find_units(name: &str, left: &mut Vec<String>) {
+    for entry in fs::read_dir("/run/systemd/transient").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().contains(name) {
+            left.push(format!("unit {}", entry.file_name().display()));
+        }
+    }
+}
+
+/// Version 2 has one tree here, version 1 one in each directory.
 fn find_cgroups(directory: &Path, name: &str, depth: usize, left: &mut Vec<String>) {
-    if depth > 6 {
+    if depth > 10 {
         return;
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

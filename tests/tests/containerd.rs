@@ -5,7 +5,7 @@ use std::path::Path;
 
 use runx_tests::command::eventually;
 use runx_tests::containerd::{BUSYBOX, Containerd, RUNTIME};
-use runx_tests::needs_containerd;
+use runx_tests::{needs_containerd, repeats, slow};
 use serde_json::{Value, json};
 
 #[test]
@@ -21,7 +21,7 @@ fn a_container_runs_and_its_exit_code_comes_back() {
     let numbers: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
     assert!(containerd.run(&[], "c4", &["seq", "1", "200000"]).ok().stdout == numbers, "output is lost or changed");
     // Programs that end before anybody looks are not lost.
-    for _ in 0..10 {
+    for _ in 0..repeats(10) {
         containerd.run(&[], "c3", &["true"]).ok();
     }
     containerd.assert_nothing_left();
@@ -274,7 +274,8 @@ fn bad_input_is_named_and_leaves_nothing() {
 fn a_client_that_dies_in_the_middle_of_a_create_leaves_no_shim() {
     needs_containerd!();
     let containerd = Containerd::start();
-    for step in 0..12u64 {
+    let (steps, apart) = if slow() { (6, 160) } else { (12, 8) };
+    for step in 0..steps {
         let id = format!("k{step}");
         let mut client = std::process::Command::new("ctr")
             .arg("-a")
@@ -286,7 +287,7 @@ fn a_client_that_dies_in_the_middle_of_a_create_leaves_no_shim() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(10 + step * 8));
+        std::thread::sleep(std::time::Duration::from_millis(10 + step * apart));
         let _ = client.kill();
         let _ = client.wait();
     }

@@ -7,8 +7,7 @@ use std::process::Command;
 
 use runx_tests::bundle::Bundle;
 use runx_tests::command::{eventually, run};
-use runx_tests::descriptors;
-use runx_tests::needs_root;
+use runx_tests::{descriptors, needs_root, repeats, slow};
 use serde_json::json;
 
 #[test]
@@ -438,7 +437,7 @@ fn the_log_is_in_the_format_asked_for() {
 fn short_lived_containers_never_hang() {
     needs_root!();
     let bundle = Bundle::new(&["true"]);
-    for _ in 0..60 {
+    for _ in 0..repeats(60) {
         bundle.run().ok();
     }
     bundle.assert_nothing_left();
@@ -448,7 +447,8 @@ fn short_lived_containers_never_hang() {
 fn a_create_killed_at_any_moment_leaves_nothing_after_delete_force() {
     needs_root!();
     let bundle = Bundle::script("true");
-    for step in 0..40u64 {
+    let (steps, apart) = if slow() { (12, 20_000) } else { (40, 400) };
+    for step in 0..steps {
         let mut child = bundle
             .command(&["create", bundle.id()])
             .stdin(std::process::Stdio::null())
@@ -456,7 +456,7 @@ fn a_create_killed_at_any_moment_leaves_nothing_after_delete_force() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_micros(step * 400));
+        std::thread::sleep(std::time::Duration::from_micros(step * apart));
         let _ = child.kill();
         let _ = child.wait();
         bundle.runx(&["delete", "--force", bundle.id()]).ok();
