@@ -265,3 +265,51 @@ fn an_idmap_option_alone_takes_the_containers_own_mappings() {
     bundle.run().fails(1, &["/data", "uidMappings"]);
     bundle.assert_nothing_left();
 }
+
+// covers: linux.netDevices
+#[test]
+fn a_network_interface_moves_with_its_addresses_and_another_name() {
+    needs_root!();
+    let mut bundle = Bundle::script("ip addr show inside; ip link show | grep -c ': '");
+    let unique = std::process::id() % 100_000;
+    let (ours, peer) = (format!("rxa{unique}"), format!("rxb{unique}"));
+    let ip = |args: &[&str]| runx_tests::command::run(std::process::Command::new("ip").args(args));
+    if ip(&["link", "add", &ours, "type", "veth", "peer", "name", &peer]).code != 0 {
+        runx_tests::skip("it needs ip(8) and a kernel with veth");
+        return;
+    }
+    ip(&["addr", "add", "10.231.7.9/24", "dev", &ours]).ok();
+    ip(&["link", "set", &ours, "up"]).ok();
+    bundle.set("/linux", "netDevices", json!({ours.clone(): {"name": "inside"}}));
+    let done = bundle.run();
+    // It goes with the namespace; after a failure it does not.
+    let gone = ip(&["link", "del", &peer]);
+    let out = done.ok().stdout;
+    assert!(out.contains("inet 10.231.7.9/24") && out.contains("UP"), "{out}");
+    assert_eq!(out.lines().last(), Some("2"), "{out}");
+    drop(gone);
+    bundle.assert_nothing_left();
+    for (value, words) in [
+        (json!({"no-such-device": {}}), ["no-such-device", "No such device"]),
+        (json!({"lo": {"name": "a name"}}), ["netDevices", "a name"]),
+        (json!({"lo": {"name": "x"}, "eth0": {"name": "x"}}), ["netDevices", "\"x\""]),
+    ] {
+        bundle.set("/linux", "netDevices", value);
+        bundle.run().fails(1, &words);
+        bundle.assert_nothing_left();
+    }
+}
+
+// covers: linux.intelRdt
+#[test]
+fn resource_director_is_refused_where_the_machine_has_none() {
+    needs_root!();
+    if Path::new("/sys/fs/resctrl/schemata").exists() {
+        runx_tests::skip("this machine has resctrl");
+        return;
+    }
+    let mut bundle = Bundle::script("true");
+    bundle.set("/linux", "intelRdt", json!({"closID": "gold", "l3CacheSchema": "L3:0=f"}));
+    bundle.run().fails(1, &["linux.intelRdt", "resctrl"]);
+    bundle.assert_nothing_left();
+}
