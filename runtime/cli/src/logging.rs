@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::sync::Mutex;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -11,7 +11,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::arguments::{Global, LogFormat};
 
 struct Logger {
-    file: Option<Mutex<File>>,
+    file: Option<File>,
     format: LogFormat,
 }
 
@@ -29,9 +29,15 @@ impl Logger {
             LogFormat::Json => {
                 format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time.to_string()}))
             }
-            LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
+            LogFormat::Text if needs_quotes(&message) => format!("time=\"{time}\" level={level} msg={message:?}\n"),
+            LogFormat::Text => format!("time=\"{time}\" level={level} msg={message}\n"),
         }
     }
+}
+
+/// Whether a message is more than one plain word.
+fn needs_quotes(message: &str) -> bool {
+    message.is_empty() || !message.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._/@^+".contains(&byte))
 }
 
 impl Log for Logger {
@@ -41,12 +47,10 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let line = self.line(record);
-        // There is nowhere to report that the report failed.
+        // One write each, so that the lines of several commands do not mix. There is nowhere to report that the
+        // report failed.
         let _ = match &self.file {
-            Some(file) => match file.lock() {
-                Ok(mut file) => file.write_all(line.as_bytes()),
-                Err(poisoned) => poisoned.into_inner().write_all(line.as_bytes()),
-            },
+            Some(file) => Write::write_all(&mut &*file, line.as_bytes()),
             None => std::io::stderr().write_all(line.as_bytes()),
         };
     }
@@ -58,8 +62,8 @@ impl Log for Logger {
 pub(crate) fn begin(global: &Global) -> anyhow::Result<bool> {
     let file = match &global.log {
         Some(path) => {
-            let opened = OpenOptions::new().append(true).create(true).open(path);
-            Some(Mutex::new(opened.with_context(|| format!("open log file {}", path.display()))?))
+            let opened = OpenOptions::new().append(true).create(true).mode(0o644).open(path);
+            Some(opened.with_context(|| format!("open log file {}", path.display()))?)
         }
         None => None,
     };

@@ -5,22 +5,23 @@ mod arguments;
 mod logging;
 mod oci;
 mod reexec;
+mod version;
 mod wasm;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::Context as _;
 use runx_core::container::Runtime;
 use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 
-use arguments::{Arguments, Command, WasmCommand};
+use arguments::{Command, Global};
 
 /// What every command needs.
 pub(crate) struct Context {
-    /// Where the state of containers is.
-    root: PathBuf,
+    global: Global,
     /// This program's own path.
     executable: PathBuf,
 }
@@ -28,7 +29,7 @@ pub(crate) struct Context {
 impl Context {
     /// The containers below the root.
     fn runtime(&self) -> Runtime {
-        Runtime::new(&self.root, Spawner::Direct, WasmConfig::beside(&self.executable))
+        Runtime::new(&self.global.root, Spawner::Direct, WasmConfig::beside(&self.executable))
     }
 }
 
@@ -44,24 +45,24 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+impl Failure {
+    /// What failed as a whole, in runc's words.
+    fn of(self, what: &'static str) -> Self {
+        Self { error: self.error.context(what), ..self }
+    }
+}
+
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(e) => {
-            // Help and version are no failures.
-            let code = if e.use_stderr() { 1 } else { 0 };
-            let _ = e.print();
-            return ExitCode::from(code);
-        }
-    };
-    let to_file = match logging::begin(&arguments.global) {
-        Ok(to_file) => to_file,
+    let (global, command) = arguments::parse(std::env::args_os().skip(1));
+    let begun = global.and_then(|global| logging::begin(&global).map(|to_file| (global, to_file)));
+    let (global, to_file) = match begun {
+        Ok(begun) => begun,
         Err(e) => {
             eprintln!("runx: {e:#}");
             return ExitCode::FAILURE;
         }
     };
-    match run(arguments) {
+    match command.map_err(Failure::from).and_then(|command| run(global, command)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             log::error!("{:#}", failure.error);
@@ -73,28 +74,48 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let Arguments { global, command } = arguments;
-    if global.systemd_cgroup {
-        return Err(anyhow::anyhow!("--systemd-cgroup: the systemd cgroup driver is not implemented yet").into());
+fn run(global: Global, command: Command) -> Result<u8, Failure> {
+    if global.criu {
+        log::warn!("--criu is ignored: it has no effect any more");
+    }
+    if global.rootless == Some(true) && command.makes_processes() {
+        return Err(anyhow::anyhow!("--rootless=true is not supported: containers always get their cgroups").into());
     }
     let executable = if command.makes_processes() { reexec::from_read_only_clone()? } else { reexec::own_path()? };
-    let context = Context { root: global.root, executable };
+    let context = Context { global, executable };
     match command {
-        Command::Create(create) => oci::create::create(&context, create),
-        Command::Run(run) => oci::create::run(&context, run),
+        Command::Create(create) => oci::create::create(&context, create).map_err(|e| e.of("runx create failed")),
+        Command::Run(run) => oci::create::run(&context, run).map_err(|e| e.of("runx run failed")),
         Command::Start { id } => oci::manage::start(&context, &id),
-        Command::Exec(exec) => oci::exec::exec(&context, exec).map_err(|mut failure| {
-            failure.code = 255;
-            failure
-        }),
-        Command::State { id } => oci::manage::state(&context, &id),
-        Command::Kill { all, id, signal } => oci::manage::kill(&context, &id, &signal, all),
-        Command::Delete { force, id } => oci::manage::delete(&context, &id, force),
+        Command::Exec(exec) => {
+            oci::exec::exec(&context, *exec).map_err(|e| Failure { code: 255, ..e.of("exec failed") })
+        }
+        Command::State { id } => oci::list::state(&context, &id),
+        Command::Kill { id, signal, all } => oci::manage::kill(&context, &id, &signal, all),
+        Command::Delete { id, force } => oci::manage::delete(&context, &id, force),
+        Command::List { format, quiet } => oci::list::list(&context, format, quiet),
+        Command::Ps { id, format, options } => oci::ps::ps(&context, &id, format, &options),
         Command::Pause { id } => oci::manage::pause(&context, &id),
         Command::Resume { id } => oci::manage::resume(&context, &id),
-        Command::List { format, quiet } => oci::manage::list(&context, format, quiet),
-        Command::Spec { bundle } => oci::spec::spec(bundle),
-        Command::Wasm(WasmCommand::Compile(compile)) => wasm::compile(compile),
+        Command::Update(update) => oci::update::update(&context, *update),
+        Command::Events { id, interval, once } => oci::events::events(&context, &id, interval, once),
+        Command::Spec { bundle, rootless } => oci::spec::spec(bundle, rootless),
+        Command::Features => {
+            let text = serde_json::to_string_pretty(&runx_core::features::features());
+            print(&format!("{}\n", text.context("print the features")?))
+        }
+        Command::Compile(compile) => wasm::compile(compile),
+        Command::Version => print(&version::text()),
+        Command::Help(of) => print(&arguments::help(of)),
+        Command::Missing(why) => Err(anyhow::Error::msg(why).into()),
+    }
+}
+
+/// Prints a text to standard output. A reader that went away has read enough.
+pub(crate) fn print(text: &str) -> Result<u8, Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("print to standard output")?,
+        _ => Ok(0),
     }
 }

@@ -29,8 +29,15 @@ impl Bundle {
     /// [`Error::InvalidSpec`] and [`Error::Unsupported`] name the field; system errors the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = fs::canonicalize(path.as_ref()).on("find bundle", path.as_ref())?;
-        let config = path.join("config.json");
-        let spec: Spec = parse_file(&config)?;
+        let spec = parse_file(&path.join("config.json"))?;
+        Self::new(path, spec)
+    }
+
+    /// Checks a configuration that is at hand; `path` is the absolute one of its bundle.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn new(path: PathBuf, spec: Spec) -> Result<Self> {
         let bundle = Self { path, spec };
         bundle.check()?;
         Ok(bundle)

@@ -76,6 +76,12 @@ fn asks_listener(profile: &LinuxSeccomp) -> Result<bool> {
     Ok(asks)
 }
 
+/// The version of libseccomp, which knows the system calls' names.
+pub fn library_version() -> Option<String> {
+    let version = ScmpVersion::current().ok()?;
+    Some(format!("{}.{}.{}", version.major, version.minor, version.micro))
+}
+
 fn key(profile: &LinuxSeccomp) -> Result<String> {
     let canonical = serde_json::to_vec(profile).map_err(|e| Error::spec(format!("linux.seccomp: {e}")))?;
     let version = ScmpVersion::current().map_err(|e| Error::spec(format!("libseccomp: {e}")))?;

@@ -1,41 +1,74 @@
 //! `create` and `run`.
 
-use anyhow::{Context as _, Result};
-use runx_core::bundle::Bundle;
+use anyhow::{Context as _, Result, bail};
+use runx_core::bundle::{self, Bundle};
 use runx_core::container::{Container, CreateOptions, Process};
-use runx_core::spec::Process as ProcessSpec;
+use runx_core::spec::Spec;
 
 use super::foreground::{self, Signals};
-use super::{console, pid_file};
+use super::{console, pid_file, pidfd_socket};
 use crate::arguments::{Create, Run};
 use crate::{Context, Failure};
 
-fn has_terminal(process: &ProcessSpec) -> bool {
-    process.terminal().unwrap_or(false)
+/// How many descriptors systemd's socket activation passes to this process, sd_listen_fds(3).
+fn listening() -> u32 {
+    let variable = |name| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    // They may be meant for a parent of ours that did not take the variables away.
+    if variable("LISTEN_PID") != Some(std::process::id()) {
+        return 0;
+    }
+    variable("LISTEN_FDS").unwrap_or(0)
 }
 
-/// Descriptors that systemd's socket activation passes are handed on, as runc does it.
-pub(super) fn preserved(asked: u32) -> u32 {
-    let listening = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
-    asked.saturating_add(listening)
+/// Makes sure that descriptors which are to be inherited are there, and nothing of ours that took their place.
+pub(super) fn check_preserved(first: u32, count: u32) -> Result<()> {
+    for number in first..first.saturating_add(count) {
+        // SAFETY: F_GETFD takes no argument; on a number that is no descriptor it fails.
+        let flags = unsafe { libc::fcntl(number as i32, libc::F_GETFD) };
+        if flags == -1 || flags & libc::FD_CLOEXEC != 0 {
+            bail!("unable to stat preserved-fd {} (of {count}): descriptor {number} is not open", number - first);
+        }
+    }
+    Ok(())
 }
 
 fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) -> Result<(Container, Process)> {
-    let bundle = Bundle::load(&create.bundle)?;
-    console::check(has_terminal(bundle.process()?), create.console_socket.as_deref(), detach)?;
+    let path =
+        std::fs::canonicalize(&create.bundle).with_context(|| format!("find bundle {}", create.bundle.display()))?;
+    let config = create.config.as_deref().map(std::path::absolute).transpose().context("find the configuration")?;
+    let mut spec: Spec = bundle::parse_file(config.as_deref().unwrap_or(&path.join("config.json")))?;
+    let listening = listening();
+    if listening > 0
+        && let Some(process) = spec.process_mut()
+    {
+        let mut env = process.env().clone().unwrap_or_default();
+        // It will be the first process of its PID namespace.
+        env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
+        process.set_env(Some(env));
+    }
+    let bundle = Bundle::new(path, spec)?;
+    let terminal = bundle.process()?.terminal().unwrap_or(false);
+    console::check(terminal, create.console_socket.as_deref(), detach)?;
+    check_preserved(3 + listening, create.preserve_fds)?;
     let socket = create.console_socket.as_deref().map(console::connect).transpose()?;
+    let pidfd_socket = create.pidfd_socket.as_deref().map(pidfd_socket::connect).transpose()?;
     let options = CreateOptions {
         stdio: None,
         detached_start,
-        preserve_fds: preserved(create.preserve_fds),
+        preserve_fds: listening + create.preserve_fds,
         no_pivot: create.no_pivot,
         no_new_keyring: create.no_new_keyring,
+        systemd_cgroup: context.global.systemd_cgroup,
+        config,
     };
     let (container, mut process) = context.runtime().create(&create.id, &bundle, options)?;
     let finish = |process: &mut Process| -> Result<()> {
         if let Some(socket) = &socket {
             let master = process.take_terminal().context("the container has no terminal to hand over")?;
             console::hand_over(socket, &master)?;
+        }
+        if let Some(socket) = &pidfd_socket {
+            pidfd_socket::send(socket, "standard", process.pidfd())?;
         }
         if let Some(path) = &create.pid_file {
             pid_file::write(path, process.pid())?;

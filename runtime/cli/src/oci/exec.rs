@@ -2,14 +2,15 @@
 
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context as _, Result, bail};
-use runx_core::bundle::{self, Bundle};
-use runx_core::container::{Container, ExecOptions, Process};
-use runx_core::spec::{Capability, LinuxCapabilities, Process as ProcessSpec};
+use anyhow::{Context as _, Result, anyhow, bail};
+use runx_core::Error;
+use runx_core::bundle;
+use runx_core::container::{Container, ExecOptions, Group, Process};
+use runx_core::spec::{Capabilities, Capability, LinuxCapabilities, Process as ProcessSpec, Spec};
 
-use super::create::preserved;
+use super::create::check_preserved;
 use super::foreground::{self, Signals};
-use super::{console, pid_file};
+use super::{console, pid_file, pidfd_socket};
 use crate::arguments::Exec;
 use crate::{Context, Failure};
 
@@ -20,11 +21,20 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
     let description = describe(&container, &exec)?;
     let terminal = description.terminal().unwrap_or(false);
     console::check(terminal, exec.console_socket.as_deref(), exec.detach)?;
-    let socket = exec.console_socket.as_deref().map(console::connect).transpose()?;
+    check_preserved(3, exec.preserve_fds)?;
+    let sockets = Sockets {
+        console: exec.console_socket.as_deref().map(console::connect).transpose()?,
+        pidfd: exec.pidfd_socket.as_deref().map(pidfd_socket::connect).transpose()?,
+    };
     let signals = if exec.detach { None } else { Some(Signals::hold()?) };
-    let options = ExecOptions { stdio: None, preserve_fds: preserved(exec.preserve_fds) };
-    let mut process = runtime.exec(&container, &description, options)?;
-    let started = begin(&mut process, &exec, socket.as_ref());
+    let options = ExecOptions {
+        stdio: None,
+        preserve_fds: exec.preserve_fds,
+        groups: parse_groups(&exec.cgroup)?,
+        ignore_paused: exec.ignore_paused,
+    };
+    let mut process = runtime.exec(&container, &description, options).map_err(in_runcs_words)?;
+    let started = begin(&mut process, &exec, &sockets);
     if let Err(e) = started {
         process.discard();
         if let Some(path) = &exec.pid_file {
@@ -37,11 +47,31 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
     Ok(foreground::wait(&process, &signals, master)?.code as u8)
 }
 
+/// Who wants to have what the process has to give.
+struct Sockets {
+    console: Option<UnixStream>,
+    pidfd: Option<UnixStream>,
+}
+
+/// What runc says of a container that nothing can be executed in.
+fn in_runcs_words(error: Error) -> anyhow::Error {
+    match &error {
+        Error::WrongState { id, status, .. } if status == "paused" => {
+            anyhow!("cannot exec in a paused container (use --ignore-paused to override): {id:?}")
+        }
+        Error::WrongState { id, status, .. } => anyhow!("cannot exec in a {status} container: {id:?}"),
+        _ => error.into(),
+    }
+}
+
 /// Hands out what the process has to give, and starts it.
-fn begin(process: &mut Process, exec: &Exec, socket: Option<&UnixStream>) -> Result<()> {
-    if let Some(socket) = socket {
+fn begin(process: &mut Process, exec: &Exec, sockets: &Sockets) -> Result<()> {
+    if let Some(socket) = &sockets.console {
         let master = process.take_terminal().context("the process has no terminal to hand over")?;
         console::hand_over(socket, &master)?;
+    }
+    if let Some(socket) = &sockets.pidfd {
+        pidfd_socket::send(socket, "setns", process.pidfd())?;
     }
     if let Some(path) = &exec.pid_file {
         pid_file::write(path, process.pid())?;
@@ -49,18 +79,26 @@ fn begin(process: &mut Process, exec: &Exec, socket: Option<&UnixStream>) -> Res
     Ok(process.start()?)
 }
 
-/// The process: from a file, or the container's own with another command line and changes.
+/// The process: from a file, or the container's own with another command line; then what the flags change.
 fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
-    if let Some(path) = &exec.process {
-        return Ok(bundle::parse_file(path)?);
+    let mut process = match &exec.process {
+        Some(path) => bundle::parse_file(path)?,
+        None => {
+            let config: Spec = bundle::parse_file(&container.state().config_path())?;
+            let mut process = config.process().clone().context("the container's configuration has no process")?;
+            if exec.args.is_empty() {
+                bail!("exec args cannot be empty");
+            }
+            process.set_terminal(Some(false));
+            process
+        }
+    };
+    if !exec.args.is_empty() {
+        process.set_args(Some(exec.args.clone()));
     }
-    let bundle = Bundle::load(&container.state().bundle)?;
-    let mut process = bundle.process()?.clone();
-    if exec.args.is_empty() {
-        bail!("process args cannot be empty");
+    if let Some(tty) = exec.tty {
+        process.set_terminal(Some(tty));
     }
-    process.set_args(Some(exec.args.clone()));
-    process.set_terminal(Some(exec.tty));
     if let Some(cwd) = &exec.cwd {
         process.set_cwd(cwd.clone());
     }
@@ -69,8 +107,14 @@ fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
         env.extend(exec.env.iter().cloned());
         process.set_env(Some(env));
     }
-    if exec.no_new_privs {
-        process.set_no_new_privileges(Some(true));
+    if let Some(label) = &exec.process_label {
+        process.set_selinux_label(Some(label.clone()));
+    }
+    if let Some(profile) = &exec.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    if let Some(on) = exec.no_new_privs {
+        process.set_no_new_privileges(Some(on));
     }
     if let Some(text) = &exec.user {
         let (uid, gid) = parse_user(text)?;
@@ -86,6 +130,30 @@ fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
     }
     add_capabilities(&mut process, &exec.cap)?;
     Ok(process)
+}
+
+/// `PATH`, or `CONTROLLER,CONTROLLER:PATH` once or several times.
+fn parse_groups(arguments: &[String]) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for argument in arguments {
+        let Some((controllers, path)) = argument.split_once(':') else {
+            if arguments.len() > 1 {
+                bail!("invalid --cgroup argument: {argument} (missing <controller>: prefix)");
+            }
+            groups.push(Group { controllers: Vec::new(), path: argument.into() });
+            continue;
+        };
+        let controllers: Vec<String> = controllers.split(',').map(str::to_owned).collect();
+        if controllers.iter().any(String::is_empty) {
+            bail!("invalid --cgroup argument: {argument} (empty <controller> prefix)");
+        }
+        let mut before = groups.iter().flat_map(|group| &group.controllers);
+        if let Some(twice) = before.find(|controller| controllers.contains(controller)) {
+            bail!("invalid --cgroup argument(s): controller {twice} specified multiple times");
+        }
+        groups.push(Group { controllers, path: path.into() });
+    }
+    Ok(groups)
 }
 
 /// Adds capabilities; never to the inheritable set (CVE-2022-29162).
@@ -104,15 +172,23 @@ fn add_capabilities(process: &mut ProcessSpec, names: &[String]) -> Result<()> {
         // The type's own default is not empty.
         None => serde_json::from_value::<LinuxCapabilities>(serde_json::json!({}))?,
     };
-    let with = |set: &Option<runx_core::spec::Capabilities>| {
+    let with = |set: &Option<Capabilities>, added: &[Capability]| {
         let mut set = set.clone().unwrap_or_default();
-        set.extend(&added);
+        set.extend(added);
         Some(set)
     };
-    let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
+    let (bounding, effective, permitted) =
+        (with(sets.bounding(), &added), with(sets.effective(), &added), with(sets.permitted(), &added));
     sets.set_bounding(bounding);
     sets.set_effective(effective);
     sets.set_permitted(permitted);
+    // The kernel lets no capability be ambient that is not inheritable.
+    let inheritable = sets.inheritable().clone().unwrap_or_default();
+    added.retain(|capability| inheritable.contains(capability));
+    if !added.is_empty() {
+        let ambient = with(sets.ambient(), &added);
+        sets.set_ambient(ambient);
+    }
     process.set_capabilities(Some(sets));
     Ok(())
 }
@@ -139,6 +215,25 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_named_with_their_controllers_or_alone() {
+        let parse = |arguments: &[&str]| {
+            parse_groups(&arguments.iter().map(|argument| (*argument).to_owned()).collect::<Vec<_>>())
+        };
+        let group = |controllers: &[&str], path: &str| Group {
+            controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+            path: path.into(),
+        };
+        assert_eq!(parse(&["sub"]).unwrap(), [group(&[], "sub")]);
+        assert_eq!(
+            parse(&["cpu,cpuacct:a", "memory:b"]).unwrap(),
+            [group(&["cpu", "cpuacct"], "a"), group(&["memory"], "b")]
+        );
+        for bad in [&["a", "b"][..], &["cpu:a", "b"], &[":a"], &["cpu,:a"], &["cpu:a", "cpuacct,cpu:b"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn users_are_numbers_and_nothing_else() {

@@ -1,10 +1,17 @@
 //! The commands of an OCI runtime.
 
 pub(crate) mod create;
+pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod list;
 pub(crate) mod manage;
+pub(crate) mod ps;
 pub(crate) mod spec;
+pub(crate) mod update;
 
 mod console;
 mod foreground;
 mod pid_file;
+mod pidfd_socket;
+mod signal;
+mod stats;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use serde_json::json;
 
 use crate::Failure;
 
@@ -12,13 +13,17 @@ use crate::Failure;
 const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
 
 /// `runx spec`.
-pub(crate) fn spec(bundle: PathBuf) -> Result<u8, Failure> {
-    let path = bundle.join("config.json");
+pub(crate) fn spec(bundle: Option<PathBuf>, rootless: bool) -> Result<u8, Failure> {
+    let path = bundle.unwrap_or_default().join("config.json");
     let write = || -> anyhow::Result<()> {
         if path.exists() {
-            bail!("file {} exists. Remove it first", path.display());
+            bail!("File {} exists. Remove it first", path.display());
         }
-        let text = serde_json::to_string_pretty(&example()).context("write config.json")?;
+        let mut config = example();
+        if rootless {
+            make_rootless(&mut config);
+        }
+        let text = serde_json::to_string_pretty(&config).context("write config.json")?;
         OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -30,11 +35,38 @@ pub(crate) fn spec(bundle: PathBuf) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Changes the example so that somebody who is not root can run it: in a user namespace where he is root, on the
+/// host's network, with the host's /sys and without limits.
+fn make_rootless(config: &mut serde_json::Value) {
+    // SAFETY: geteuid and getegid cannot fail and touch no memory.
+    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let linux = &mut config["linux"];
+    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(json!({"type": "user"}));
+    }
+    linux["uidMappings"] = json!([{"containerID": 0, "hostID": user, "size": 1}]);
+    linux["gidMappings"] = json!([{"containerID": 0, "hostID": group, "size": 1}]);
+    if let Some(linux) = linux.as_object_mut() {
+        linux.remove("resources");
+    }
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys" {
+            *mount = json!({"destination": "/sys", "type": "none", "source": "/sys",
+                            "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]});
+        }
+        // Other users and groups have no number in the namespace.
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| !option.as_str().is_some_and(|o| o.starts_with("gid=") || o.starts_with("uid=")));
+        }
+    }
+}
+
 /// A shell on a read-only root, in namespaces of its own and with few capabilities: what `runc spec`
 /// gives.
 fn example() -> serde_json::Value {
-    serde_json::json!({
-        "ociVersion": "1.2.1",
+    json!({
+        "ociVersion": "1.3.0",
         "process": {
             "terminal": true,
             "user": {"uid": 0, "gid": 0},

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping};
@@ -37,6 +37,10 @@ pub struct CreateOptions {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// Let systemd make the cgroup.
+    pub systemd_cgroup: bool,
+    /// The absolute path of the configuration, if it is not config.json in the bundle. Execs read it again.
+    pub config: Option<PathBuf>,
 }
 
 impl Runtime {
@@ -46,22 +50,26 @@ impl Runtime {
     /// Everything that can be wrong with a bundle, and the kernel's refusals; nothing is left behind.
     pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
         let directory = self.directory(id)?;
+        if options.systemd_cgroup {
+            return Err(Error::unsupported("--systemd-cgroup", "the systemd cgroup driver is not implemented"));
+        }
         let layout = Layout::of_this_machine()?;
         let cgroup =
             cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
         state::make_directory(&self.root, &directory, id)?;
-        let made = state::lock(&directory).and_then(|lock| {
-            self.create_locked(id, bundle, options, layout, cgroup, &directory).map(|made| (made, lock))
-        });
-        match made {
-            Ok((made, _lock)) => Ok(made),
-            Err(e) => {
-                if let Err(left) = remove_directory(&directory) {
-                    log::warn!("after a failed create of {id}: {left}");
-                }
-                Err(e)
-            }
+        // A `delete --force` may come in between, and even another create after it: then this directory is
+        // the other one's.
+        let _lock = state::lock(&directory, id).inspect_err(|_| drop(fs::remove_dir(&directory)))?;
+        if directory.join(state::STATE_FILE).exists() {
+            return Err(Error::AlreadyExists(id.to_owned()));
         }
+        let made = self.create_locked(id, bundle, options, layout, cgroup, &directory);
+        if made.is_err()
+            && let Err(left) = remove_directory(&directory)
+        {
+            log::warn!("after a failed create of {id}: {left}");
+        }
+        made
     }
 
     fn create_locked(
@@ -88,6 +96,7 @@ impl Runtime {
             pid: 0,
             start_time: 0,
             bundle: bundle.path().to_owned(),
+            config: options.config,
             rootfs: bundle.rootfs()?,
             created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
             owner: nix::unistd::geteuid().as_raw(),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
@@ -12,7 +12,7 @@ use super::prepare::Table;
 use super::{Container, Process, Runtime, Status, process};
 use crate::bundle;
 use crate::cgroup::Cgroup;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::plan::{Gate, Plan, UserNamespace};
 use crate::spawn::Request;
 use crate::sys;
@@ -24,6 +24,19 @@ pub struct ExecOptions {
     pub stdio: Option<[OwnedFd; 3]>,
     /// How many descriptors after the first three it inherits.
     pub preserve_fds: u32,
+    /// Groups below the container's to be in instead.
+    pub groups: Vec<Group>,
+    /// In a paused container, wait until it is resumed.
+    pub ignore_paused: bool,
+}
+
+/// A group below the container's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The version 1 controllers whose group this is; none for all, or for the one tree of version 2.
+    pub controllers: Vec<String>,
+    /// The path below the container's group.
+    pub path: PathBuf,
 }
 
 impl Runtime {
@@ -36,12 +49,14 @@ impl Runtime {
         bundle::check_process(spec)?;
         match container.status() {
             Status::Running | Status::Created => {}
+            Status::Paused if options.ignore_paused => {}
             status => return Err(container.wrong_state("exec in", status)),
         }
-        let init = container.init()?;
+        let init = container.first_process()?;
         let state = &container.state;
+        let cgroup = group_below(&state.cgroup, &options.groups)?;
         let mut table = Table::default();
-        let spec = with_defaults(spec, &state.bundle)?;
+        let spec = with_defaults(spec, &state.config_path())?;
         let mut process = process::plan(&spec, &state.defaults, &mut table)?;
         let (initial_cpus, final_cpus) = process::affinity(&spec)?;
         process.scheduling.cpus = final_cpus.or_else(|| state.defaults.final_cpus.clone());
@@ -64,13 +79,14 @@ impl Runtime {
             plan,
             fds: table.into_fds(),
             namespaces: 0,
-            cgroup: state.cgroup.birthplace()?,
+            cgroup: cgroup.birthplace()?,
             pid_namespace: Some(pid_namespace),
             mount_namespace: true,
             cpus: initial_cpus.or_else(|| state.defaults.initial_cpus.clone()),
             ..Request::default()
         };
-        if let Cgroup::V2 { path } = &state.cgroup
+        if let Cgroup::V2 { path } = &*cgroup
+            && options.groups.is_empty()
             && delegated(path)
         {
             // Processes cannot be born in a group that has given its controllers away.
@@ -78,8 +94,7 @@ impl Runtime {
         }
         let mut process = Process::of(self.spawner.spawn(request)?, address_space);
         process.listener = state.seccomp_listener.clone().map(|listener| (listener, state.told(Status::Running)));
-        let made = state
-            .cgroup
+        let made = cgroup
             .join(process.pid)
             .and_then(|()| state.rdt.as_ref().map_or(Ok(()), |rdt| rdt.join(process.pid)))
             .and_then(|()| set_oom_score(process.pid, oom_score_adj))
@@ -97,12 +112,12 @@ impl Runtime {
 
 /// Capabilities and limits that a description leaves out are those of the container's first process, as runc
 /// has it.
-fn with_defaults<'a>(spec: &'a ProcessSpec, bundle: &Path) -> Result<Cow<'a, ProcessSpec>> {
+fn with_defaults<'a>(spec: &'a ProcessSpec, config: &Path) -> Result<Cow<'a, ProcessSpec>> {
     let no_limits = spec.rlimits().as_ref().is_none_or(Vec::is_empty);
     if spec.capabilities().is_some() && !no_limits {
         return Ok(Cow::Borrowed(spec));
     }
-    let config: Spec = bundle::parse_file(&bundle.join("config.json"))?;
+    let config: Spec = bundle::parse_file(config)?;
     let Some(first) = config.process() else { return Ok(Cow::Borrowed(spec)) };
     let mut spec = spec.clone();
     if spec.capabilities().is_none() {
@@ -112,6 +127,37 @@ fn with_defaults<'a>(spec: &'a ProcessSpec, bundle: &Path) -> Result<Cow<'a, Pro
         spec.set_rlimits(first.rlimits().clone());
     }
     Ok(Cow::Owned(spec))
+}
+
+/// The container's cgroups with some replaced by groups below them.
+fn group_below<'a>(cgroup: &'a Cgroup, groups: &[Group]) -> Result<Cow<'a, Cgroup>> {
+    let mut cgroup = Cow::Borrowed(cgroup);
+    for Group { controllers, path } in groups {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        if below.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+            return Err(Error::unsupported(
+                format!("cgroup {path:?}"),
+                "bad sub cgroup path: it leaves the container's",
+            ));
+        }
+        let mut unknown = controllers.clone();
+        match cgroup.to_mut() {
+            Cgroup::V1 { directories } => {
+                for directory in directories {
+                    let named = |controller: &String| directory.controllers.contains(controller);
+                    if controllers.is_empty() || controllers.iter().any(named) {
+                        unknown.retain(|controller| !named(controller));
+                        directory.path.push(below);
+                    }
+                }
+            }
+            Cgroup::V2 { path } => path.push(below),
+        }
+        if let Some(controller) = unknown.first() {
+            return Err(Error::unsupported(format!("cgroup {controller}:{}", path.display()), "unknown controller"));
+        }
+    }
+    Ok(cgroup)
 }
 
 fn delegated(path: &Path) -> bool {
@@ -125,4 +171,38 @@ fn own_group_of(pid: i32) -> Result<Option<OwnedFd>> {
     let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
     let directory = Path::new("/sys/fs/cgroup").join(own);
     sys::open(&directory, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", &directory).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Directory;
+
+    fn group(controllers: &[&str], path: &str) -> Group {
+        Group { controllers: controllers.iter().map(|name| (*name).to_owned()).collect(), path: path.into() }
+    }
+
+    #[test]
+    fn groups_are_below_the_containers_own() {
+        let directory = |controllers: &[&str], path: &str| Directory {
+            controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+            path: path.into(),
+        };
+        let own =
+            Cgroup::V1 { directories: vec![directory(&["cpu", "cpuacct"], "/c/a"), directory(&["memory"], "/m/a")] };
+        let paths = |groups: &[Group]| {
+            group_below(&own, groups)
+                .map(|cgroup| cgroup.paths().iter().map(|p| p.display().to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(paths(&[]).unwrap(), ["/c/a", "/m/a"]);
+        assert_eq!(paths(&[group(&["cpu", "cpuacct"], "/x/y")]).unwrap(), ["/c/a/x/y", "/m/a"]);
+        assert_eq!(paths(&[group(&[], "x")]).unwrap(), ["/c/a/x", "/m/a/x"]);
+        for bad in [group(&[], ".."), group(&["memory"], "x/../../y"), group(&["whaat"], "/")] {
+            assert!(paths(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
+        }
+        let own = Cgroup::V2 { path: "/c/a".into() };
+        let below = |group: Group| group_below(&own, &[group]).map(|cgroup| cgroup.paths()[0].to_owned());
+        assert_eq!(below(group(&[], "x")).unwrap(), Path::new("/c/a/x"));
+        assert!(below(group(&["cpu"], "x")).is_err());
+    }
 }

@@ -28,10 +28,11 @@ use crate::sys::pidfd::{self, Exit};
 use crate::workload::WasmConfig;
 
 pub use create::CreateOptions;
-pub use exec::ExecOptions;
+pub use exec::{ExecOptions, Group};
 pub use listener::Listener;
 pub use process::Defaults;
 pub(crate) use process::rlimit_name;
+use state::Lock;
 pub use state::{State, Status};
 
 /// Containers below one root directory.
@@ -100,7 +101,9 @@ impl Runtime {
             let Some(id) = name.to_str().filter(|id| !id.starts_with('.')) else { continue };
             match self.load(id) {
                 Ok(container) => containers.push(container),
-                Err(e) => log::debug!("list {id}: {e}"),
+                // It is being made, or has just gone.
+                Err(Error::NotFound(_)) => {}
+                Err(e) => log::warn!("list {id}: {e}"),
             }
         }
         containers.sort_by(|a, b| a.state.id.cmp(&b.state.id));
@@ -110,14 +113,20 @@ impl Runtime {
     /// Removes everything that a killed `create` may have left of `id`, whether or not there is a
     /// state to read. What is not there is fine.
     pub fn delete_force(&self, id: &str) -> Result<()> {
-        match self.load(id) {
-            Ok(container) => container.delete(true),
-            Err(Error::NotFound(_)) => Ok(()),
+        let directory = self.directory(id)?;
+        let _lock = match state::lock(&directory, id) {
+            Err(Error::NotFound(_)) => return Ok(()),
+            other => other?,
+        };
+        match State::read(&directory, id) {
+            Ok(state) => Container { directory, state }.delete_locked(true),
             Err(e) => {
                 // A state that cannot be read names no process and no cgroup: it was never written
                 // whole, so neither was made.
-                log::warn!("container {id}: {e}; removing its directory");
-                remove_directory(&self.directory(id)?)
+                if !matches!(e, Error::NotFound(_)) {
+                    log::warn!("container {id}: {e}; removing its directory");
+                }
+                remove_directory(&directory)
             }
         }
     }
@@ -224,11 +233,11 @@ impl Container {
         Error::WrongState { operation, id: self.state.id.clone(), status: status.to_string() }
     }
 
-    /// A descriptor of the first process.
+    /// A descriptor of the first process; readable once it has ended.
     ///
     /// # Errors
     /// [`Error::Finished`] if it has ended, even if its pid is another's by now.
-    fn init(&self) -> Result<OwnedFd> {
+    pub fn first_process(&self) -> Result<OwnedFd> {
         let pidfd = match pidfd::open(self.state.pid) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => return Err(Error::Finished),
             other => other.with_context(|| format!("open process {}", self.state.pid))?,
@@ -242,22 +251,20 @@ impl Container {
     /// # Errors
     /// [`Error::WrongState`] unless it is created; [`Error::Program`] if the exec failed.
     pub fn start(&self) -> Result<()> {
-        let _lock = state::lock(&self.directory)?;
-        let current = self.read_again()?;
-        let status = current.status_under_lock();
+        let (_lock, current, status) = self.lock()?;
         if status != Status::Created {
             return Err(self.wrong_state("start", status));
         }
         let handshake = state::connect_gate(&self.directory, &self.state.id)?;
-        let init = self.init()?;
-        let listener = self.state.seccomp_listener.as_ref().map(|listener| (listener, self.state.told(status)));
+        let init = current.first_process()?;
+        let listener = current.state.seccomp_listener.as_ref().map(|listener| (listener, current.state.told(status)));
         let started = start_over(&handshake, init.as_fd(), listener.as_ref().map(|(listener, told)| (*listener, told)));
-        if started.is_err() && self.state.seccomp_listener.is_some() {
+        if started.is_err() && current.state.seccomp_listener.is_some() {
             // It may wait for ever for an answer.
             let _ = pidfd::send_signal(init.as_fd(), libc::SIGKILL);
         }
         started?;
-        self.set_started()
+        current.set_started()
     }
 
     /// Notes that the program was started through [`Process::start`], and runs the hooks that come then.
@@ -269,7 +276,7 @@ impl Container {
         let told = self.state.told(Status::Running);
         let run = hooks::run_all("poststart", &self.state.hooks.poststart, &told, &self.state.bundle);
         if run.is_err() {
-            match self.init() {
+            match self.first_process() {
                 Ok(init) => drop(pidfd::send_signal(init.as_fd(), libc::SIGKILL)),
                 Err(e) => log::debug!("after a failed hook: {e}"),
             }
@@ -285,7 +292,15 @@ impl Container {
         if all {
             return self.kill_all(signal);
         }
-        let init = self.init()?;
+        let init = match self.first_process() {
+            // Processes in a PID namespace shared with others outlive the first one.
+            Err(Error::Finished)
+                if signal == libc::SIGKILL && !self.state.own_pid_namespace && !self.pids()?.is_empty() =>
+            {
+                return self.kill_all(signal);
+            }
+            other => other?,
+        };
         let sent = match pidfd::send_signal(init.as_fd(), signal) {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(Error::Finished),
             other => other.with_context(|| format!("send signal {signal} to container {:?}", self.state.id)),
@@ -298,44 +313,57 @@ impl Container {
             }
             if !self.state.own_pid_namespace {
                 // Nobody else would end what it leaves behind.
-                self.state.cgroup.kill_all()?;
+                self.kill_all(signal)?;
             }
         }
         Ok(())
     }
 
     fn kill_all(&self, signal: i32) -> Result<()> {
+        // Cgroups go by name: they shall not be those of another container that got this one's id since.
+        let (_lock, current, _) = self.lock()?;
+        if current.state.created != self.state.created {
+            return Err(Error::Finished);
+        }
         if signal == libc::SIGKILL {
             return self.state.cgroup.kill_all();
         }
-        for pid in self.state.cgroup.pids()? {
-            // SAFETY: the pid was read from the container's own cgroup just now.
-            unsafe { libc::kill(pid, signal) };
+        let processes: Vec<_> =
+            self.state.cgroup.pids()?.into_iter().filter_map(|pid| Some((pid, pidfd::open(pid).ok()?))).collect();
+        // A pid may have become another process's before it was opened. Those that are listed still, and are
+        // held now, are the container's.
+        let still = self.state.cgroup.pids()?;
+        for (_, process) in processes.iter().filter(|(pid, _)| still.contains(pid)) {
+            // It may have ended in this moment.
+            let _ = pidfd::send_signal(process.as_fd(), signal);
         }
         Ok(())
     }
 
     /// Stops all processes where they are.
     pub fn pause(&self) -> Result<()> {
-        match self.status() {
-            Status::Running | Status::Created => self.state.cgroup.freeze(),
+        let (_lock, current, status) = self.lock()?;
+        match status {
+            Status::Running | Status::Created => current.state.cgroup.freeze(),
             status => Err(self.wrong_state("pause", status)),
         }
     }
 
     /// Lets stopped processes go on.
     pub fn resume(&self) -> Result<()> {
-        match self.status() {
-            Status::Paused => self.state.cgroup.thaw(),
+        let (_lock, current, status) = self.lock()?;
+        match status {
+            Status::Paused => current.state.cgroup.thaw(),
             status => Err(self.wrong_state("resume", status)),
         }
     }
 
     /// Changes limits while it runs.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        match self.status() {
-            Status::Stopped => Err(self.wrong_state("update", Status::Stopped)),
-            _ => self.state.cgroup.apply(resources),
+        let (_lock, current, status) = self.lock()?;
+        match status {
+            Status::Stopped => Err(self.wrong_state("update", status)),
+            _ => current.state.cgroup.apply(resources),
         }
     }
 
@@ -356,19 +384,22 @@ impl Container {
     /// # Errors
     /// [`Error::WrongState`] if it runs and `force` is not given.
     pub fn delete(&self, force: bool) -> Result<()> {
-        let _lock = state::lock(&self.directory)?;
-        let current = self.read_again()?;
-        let status = current.status_under_lock();
-        match status {
+        let (_lock, current, _) = self.lock()?;
+        current.delete_locked(force)
+    }
+
+    /// As [`Self::delete`], for the holder of the lock who has read the state under it.
+    fn delete_locked(&self, force: bool) -> Result<()> {
+        match self.status_under_lock() {
             Status::Stopped => {}
-            Status::Created | Status::Creating => current.end()?,
-            _ if force => current.end()?,
-            _ => return Err(self.wrong_state("delete", status)),
+            Status::Created | Status::Creating => self.end()?,
+            _ if force => self.end()?,
+            status => return Err(self.wrong_state("delete", status)),
         }
         // Processes that outlived the first one, in a PID namespace shared with others.
         self.state.cgroup.kill_all()?;
         self.state.cgroup.remove()?;
-        let state = &current.state;
+        let state = &self.state;
         if let Some(rdt) = &state.rdt {
             rdt.remove()?;
         }
@@ -377,11 +408,14 @@ impl Container {
         Ok(())
     }
 
-    /// The container as it is now that its lock is ours: it may have been created, or deleted, while we
-    /// waited.
-    fn read_again(&self) -> Result<Self> {
+    /// Locks the container, and tells what it is now and its status: it may have been created, or deleted,
+    /// while we waited.
+    fn lock(&self) -> Result<(Lock, Self, Status)> {
+        let lock = state::lock(&self.directory, &self.state.id)?;
         let state = State::read(&self.directory, &self.state.id)?;
-        Ok(Self { directory: self.directory.clone(), state })
+        let current = Self { directory: self.directory.clone(), state };
+        let status = current.status_under_lock();
+        Ok((lock, current, status))
     }
 
     /// As [`Self::status`], for the holder of the lock: nobody else is creating it.
@@ -390,7 +424,7 @@ impl Container {
     }
 
     fn end(&self) -> Result<()> {
-        let init = match self.init() {
+        let init = match self.first_process() {
             Ok(init) => init,
             Err(Error::Finished) => return Ok(()),
             Err(e) => return Err(e),

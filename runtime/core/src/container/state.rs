@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,9 @@ pub struct State {
     pub start_time: u64,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// Its configuration, if that is not config.json in the bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
     /// Its root filesystem.
     pub rootfs: PathBuf,
     /// When it was created, RFC 3339.
@@ -125,7 +128,8 @@ impl State {
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|e| Error::InvalidSpec { document: path.display().to_string(), reason: e.to_string() }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !directory.exists() => Err(Error::NotFound(id.to_owned())),
+            // Without the file the directory is one that is being made or removed, or was left by a killed create.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::NotFound(id.to_owned())),
             Err(e) => Err(e).on("read", path),
         }
     }
@@ -144,6 +148,11 @@ impl State {
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| fs::rename(&temporary, &path))
             .on("write", path)
+    }
+
+    /// The path of its configuration.
+    pub fn config_path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| self.bundle.join("config.json"))
     }
 
     /// Whether the first process is alive.
@@ -198,14 +207,27 @@ pub(super) fn make_directory(root: &Path, directory: &Path, id: &str) -> Result<
 #[derive(Debug)]
 pub(super) struct Lock(#[allow(dead_code, reason = "held for what closing it does")] OwnedFd);
 
-pub(super) fn lock(directory: &Path) -> Result<Lock> {
-    let fd = sys::open(directory, libc::O_RDONLY | libc::O_DIRECTORY).on("open", directory)?;
+/// Waits for the lock of the container that is in `directory` then.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is none any more.
+pub(super) fn lock(directory: &Path, id: &str) -> Result<Lock> {
     loop {
+        let fd = match sys::open(directory, libc::O_RDONLY | libc::O_DIRECTORY) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound(id.to_owned())),
+            other => other.on("open", directory)?,
+        };
         // SAFETY: flock takes a descriptor and flags.
         match sys::check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX) }.into()) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e).on("lock", directory),
-            Ok(_) => return Ok(Lock(fd)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.on("lock", directory)?,
+        };
+        // While we waited, the container may have been deleted, and another one made in its place. What is
+        // locked then is nobody's any more.
+        let ours = sys::fstat(fd.as_fd()).on("look at", directory)?;
+        let there = fs::metadata(directory);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino)) {
+            return Ok(Lock(fd));
         }
     }
 }

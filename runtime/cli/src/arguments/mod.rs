@@ -1,0 +1,483 @@
+//! The command line: runc's commands and flags.
+
+mod scan;
+mod tables;
+mod units;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use scan::{Order, Words};
+pub(crate) use tables::help;
+use tables::{COMMANDS, GLOBAL, Syntax, WASM};
+use units::{bytes, duration};
+
+/// What all commands share.
+#[derive(Debug)]
+pub(crate) struct Global {
+    /// Where the state of containers is.
+    pub(crate) root: PathBuf,
+    /// Whether that was said, or is the default.
+    pub(crate) root_given: bool,
+    /// File to write the log to, instead of standard error.
+    pub(crate) log: Option<PathBuf>,
+    /// Format of the log.
+    pub(crate) log_format: LogFormat,
+    /// Log what is done, too.
+    pub(crate) debug: bool,
+    /// Let systemd manage cgroups.
+    pub(crate) systemd_cgroup: bool,
+    /// Whether lacking permission on cgroups is fine; `None`: find out.
+    pub(crate) rootless: Option<bool>,
+    /// A flag that runc used to have was given.
+    pub(crate) criu: bool,
+}
+
+/// Formats of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs, a JSON object a line.
+    Json,
+}
+
+/// Formats of listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Create(Create),
+    Run(Run),
+    Start {
+        id: String,
+    },
+    Exec(Box<Exec>),
+    State {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: String,
+        all: bool,
+    },
+    Delete {
+        id: String,
+        force: bool,
+    },
+    List {
+        format: ListFormat,
+        quiet: bool,
+    },
+    Ps {
+        id: String,
+        format: ListFormat,
+        options: Vec<OsString>,
+    },
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    Update(Box<Update>),
+    Events {
+        id: String,
+        interval: Duration,
+        once: bool,
+    },
+    Spec {
+        bundle: Option<PathBuf>,
+        rootless: bool,
+    },
+    Features,
+    Compile(Compile),
+    Version,
+    Help(Option<&'static Syntax>),
+    /// A command of runc's that is not there, and why.
+    Missing(String),
+}
+
+impl Command {
+    /// Whether this command forks into containers.
+    pub(crate) fn makes_processes(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
+    }
+}
+
+/// What `create` and `run` share.
+#[derive(Debug)]
+pub(crate) struct Create {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) no_pivot: bool,
+    pub(crate) no_new_keyring: bool,
+    pub(crate) preserve_fds: u32,
+}
+
+/// `run`.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) create: Create,
+    pub(crate) detach: bool,
+    pub(crate) keep: bool,
+    pub(crate) no_subreaper: bool,
+}
+
+/// `exec`.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) process: Option<PathBuf>,
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    pub(crate) cwd: Option<PathBuf>,
+    pub(crate) env: Vec<String>,
+    /// `None` if the flag was not given.
+    pub(crate) tty: Option<bool>,
+    pub(crate) user: Option<String>,
+    pub(crate) additional_gids: Vec<u32>,
+    pub(crate) detach: bool,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) process_label: Option<String>,
+    pub(crate) apparmor: Option<String>,
+    /// `None` if the flag was not given.
+    pub(crate) no_new_privs: Option<bool>,
+    pub(crate) cap: Vec<String>,
+    pub(crate) preserve_fds: u32,
+    pub(crate) cgroup: Vec<String>,
+    pub(crate) ignore_paused: bool,
+}
+
+/// `update`.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    pub(crate) id: String,
+    pub(crate) resources: Option<PathBuf>,
+    pub(crate) blkio_weight: Option<u16>,
+    pub(crate) cpu_period: Option<u64>,
+    pub(crate) cpu_quota: Option<i64>,
+    pub(crate) cpu_burst: Option<u64>,
+    pub(crate) cpu_share: Option<u64>,
+    pub(crate) cpu_rt_period: Option<u64>,
+    pub(crate) cpu_rt_runtime: Option<i64>,
+    pub(crate) cpu_idle: Option<i64>,
+    pub(crate) cpuset_cpus: Option<String>,
+    pub(crate) cpuset_mems: Option<String>,
+    /// Whether a flag was given that has had no effect for years.
+    pub(crate) kernel_memory: bool,
+    pub(crate) memory: Option<i64>,
+    pub(crate) memory_reservation: Option<i64>,
+    pub(crate) memory_swap: Option<i64>,
+    pub(crate) pids_limit: Option<i64>,
+    pub(crate) l3_cache_schema: Option<String>,
+    pub(crate) mem_bw_schema: Option<String>,
+}
+
+/// `wasm compile`.
+#[derive(Debug)]
+pub(crate) struct Compile {
+    pub(crate) name: String,
+    pub(crate) compact: bool,
+    pub(crate) confined: bool,
+}
+
+/// Reads the command line, without the program's name. The global flags come back even if there is a mistake
+/// in the rest, so that it is reported where they say.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> (Result<Global>, Result<Command>) {
+    let mut words = Words::default();
+    if let Err(e) = words.read(args, &[GLOBAL], Order::BeforeFirst) {
+        return (global(&words), Err(e));
+    }
+    let rest = std::mem::take(&mut words.others);
+    let command = command(rest, &mut words);
+    (global(&words), command)
+}
+
+fn global(words: &Words) -> Result<Global> {
+    let root_given = words.given("root");
+    let root = match words.path("root") {
+        Some(root) => root,
+        None if root_given => PathBuf::from("/"),
+        None => default_root(),
+    };
+    let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
+    if root.components().all(|part| matches!(part, std::path::Component::RootDir)) {
+        bail!("--root must not be empty or /");
+    }
+    let log_format = match words.text("log-format")? {
+        None | Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(other) => bail!("invalid --log-format {other:?}: it is text or json"),
+    };
+    let rootless = match words.text("rootless")? {
+        None => None,
+        Some(text) => match text.to_ascii_lowercase().as_str() {
+            "auto" => None,
+            "1" | "t" | "true" => Some(true),
+            "0" | "f" | "false" => Some(false),
+            _ => bail!("invalid --rootless {text:?}: it is true, false or auto"),
+        },
+    };
+    Ok(Global {
+        root,
+        root_given,
+        log: words.path("log"),
+        log_format,
+        debug: words.on("debug") || words.on("verbose"),
+        systemd_cgroup: words.on("systemd-cgroup"),
+        rootless,
+        criu: words.given("criu"),
+    })
+}
+
+/// Where people who are not root may write, as runc has it.
+fn default_root() -> PathBuf {
+    // SAFETY: geteuid cannot fail and touches no memory.
+    let root = unsafe { libc::geteuid() } == 0;
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !root && !directory.is_empty()) {
+        Some(directory) => Path::new(&directory).join("runx"),
+        None => PathBuf::from("/run/runx"),
+    }
+}
+
+fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
+    let mut rest = rest.into_iter();
+    if words.on("version") {
+        return Ok(Command::Version);
+    }
+    let Some(mut name) = rest.next() else {
+        let version = words.on("verbose") && !words.on("help");
+        return Ok(if version { Command::Version } else { Command::Help(None) });
+    };
+    let asked = words.on("help") || matches!(name.to_str(), Some("help" | "h"));
+    if matches!(name.to_str(), Some("help" | "h")) {
+        match rest.next() {
+            Some(of) => name = of,
+            None => return Ok(Command::Help(None)),
+        }
+    }
+    let syntax = match name.to_str() {
+        Some("wasm") => {
+            let sub = rest.next().unwrap_or_default();
+            WASM.iter().find(|syntax| syntax.name.strip_prefix("wasm ").is_some_and(|name| sub == *name))
+        }
+        Some("checkpoint" | "restore") if !asked => {
+            let name = name.display();
+            return Ok(Command::Missing(format!("{name}: checkpoints of containers are not supported")));
+        }
+        name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
+    };
+    let Some(syntax) = syntax else {
+        bail!("unknown command {name:?}: \"runx help\" lists all");
+    };
+    if asked {
+        return Ok(Command::Help(Some(syntax)));
+    }
+    let tables: Vec<_> = syntax.flags.iter().copied().chain([GLOBAL]).collect();
+    words.read(rest, &tables, syntax.order).with_context(|| format!("{} (see \"runx help {0}\")", syntax.name))?;
+    if words.on("help") {
+        return Ok(Command::Help(Some(syntax)));
+    }
+    let (least, most) = syntax.count;
+    let count = words.others.len();
+    if count < least || count > most {
+        let wanted = match (least, most) {
+            (least, most) if least == most => format!("exactly {least}"),
+            (least, _) if count < least => format!("a minimum of {least}"),
+            (_, most) => format!("a maximum of {most}"),
+        };
+        bail!("{:?} requires {wanted} argument(s), not {count} (see \"runx help {0}\")", syntax.name);
+    }
+    build(syntax.name, words).with_context(|| syntax.name.to_owned())
+}
+
+fn build(name: &str, words: &mut Words) -> Result<Command> {
+    let mut others = std::mem::take(&mut words.others).into_iter();
+    let mut next = || others.next().map(text).transpose();
+    let id = next()?.unwrap_or_default();
+    Ok(match name {
+        "create" => Command::Create(create(id, words)?),
+        "run" => Command::Run(Run {
+            create: create(id, words)?,
+            detach: words.on("detach"),
+            keep: words.on("keep"),
+            no_subreaper: words.on("no-subreaper"),
+        }),
+        "start" => Command::Start { id },
+        "exec" => Command::Exec(Box::new(exec(id, others, words)?)),
+        "state" => Command::State { id },
+        "kill" => {
+            let signal = next()?.filter(|signal| !signal.is_empty()).unwrap_or_else(|| "SIGTERM".to_owned());
+            Command::Kill { id, signal, all: words.on("all") }
+        }
+        "delete" => Command::Delete { id, force: words.on("force") },
+        "list" => Command::List { format: list_format(words)?, quiet: words.on("quiet") },
+        "ps" if id.is_empty() => Command::List { format: list_format(words)?, quiet: false },
+        "ps" => Command::Ps { id, format: list_format(words)?, options: others.collect() },
+        "pause" => Command::Pause { id },
+        "resume" => Command::Resume { id },
+        "update" => Command::Update(Box::new(update(id, words)?)),
+        "events" => {
+            let interval = words.text("interval")?.map_or(Ok(Duration::from_secs(5)), duration)?;
+            Command::Events { id, interval, once: words.on("stats") }
+        }
+        "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },
+        "features" => Command::Features,
+        "wasm compile" => Command::Compile(Compile {
+            name: words.text("name")?.unwrap_or("module").to_owned(),
+            compact: words.on("compact"),
+            confined: words.on("confined"),
+        }),
+        other => bail!("command {other:?} has no meaning"),
+    })
+}
+
+fn text(word: OsString) -> Result<String> {
+    word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))
+}
+
+fn list_format(words: &Words) -> Result<ListFormat> {
+    match words.text("format")? {
+        None | Some("table") => Ok(ListFormat::Table),
+        Some("json") => Ok(ListFormat::Json),
+        Some(other) => bail!("invalid format option {other:?}: it is table or json"),
+    }
+}
+
+fn create(id: String, words: &Words) -> Result<Create> {
+    Ok(Create {
+        id,
+        bundle: words.path("bundle").unwrap_or_else(|| PathBuf::from(".")),
+        config: words.path("config"),
+        console_socket: words.path("console-socket"),
+        pidfd_socket: words.path("pidfd-socket"),
+        pid_file: words.path("pid-file"),
+        no_pivot: words.on("no-pivot"),
+        no_new_keyring: words.on("no-new-keyring"),
+        preserve_fds: words.number("preserve-fds")?.unwrap_or(0),
+    })
+}
+
+fn exec(id: String, args: impl Iterator<Item = OsString>, words: &Words) -> Result<Exec> {
+    let owned = |name| words.text(name).map(|text| text.map(str::to_owned));
+    // An empty user is a mistake and not the default one, which is root as a rule.
+    let user = if words.given("user") { Some(owned("user")?.unwrap_or_default()) } else { None };
+    Ok(Exec {
+        id,
+        args: args.map(text).collect::<Result<_>>()?,
+        process: words.path("process"),
+        console_socket: words.path("console-socket"),
+        pidfd_socket: words.path("pidfd-socket"),
+        cwd: words.path("cwd"),
+        env: words.texts("env")?,
+        tty: words.given("tty").then(|| words.on("tty")),
+        user,
+        additional_gids: words.numbers("additional-gids")?,
+        detach: words.on("detach"),
+        pid_file: words.path("pid-file"),
+        process_label: owned("process-label")?,
+        apparmor: owned("apparmor")?,
+        no_new_privs: words.given("no-new-privs").then(|| words.on("no-new-privs")),
+        cap: words.texts("cap")?,
+        preserve_fds: words.number("preserve-fds")?.unwrap_or(0),
+        cgroup: words.texts("cgroup")?,
+        ignore_paused: words.on("ignore-paused"),
+    })
+}
+
+fn update(id: String, words: &Words) -> Result<Update> {
+    let owned = |name| words.text(name).map(|text| text.map(str::to_owned));
+    let size = |name| words.text(name)?.map(|text| bytes(text).with_context(|| format!("--{name}"))).transpose();
+    Ok(Update {
+        id,
+        resources: words.path("resources"),
+        blkio_weight: words.number("blkio-weight")?,
+        cpu_period: words.number("cpu-period")?,
+        cpu_quota: words.number("cpu-quota")?,
+        cpu_burst: words.number("cpu-burst")?,
+        cpu_share: words.number("cpu-share")?,
+        cpu_rt_period: words.number("cpu-rt-period")?,
+        cpu_rt_runtime: words.number("cpu-rt-runtime")?,
+        cpu_idle: words.number("cpu-idle")?,
+        cpuset_cpus: owned("cpuset-cpus")?,
+        cpuset_mems: owned("cpuset-mems")?,
+        kernel_memory: size("kernel-memory")?.is_some() | size("kernel-memory-tcp")?.is_some(),
+        memory: size("memory")?,
+        memory_reservation: size("memory-reservation")?,
+        memory_swap: size("memory-swap")?,
+        pids_limit: words.number("pids-limit")?,
+        l3_cache_schema: owned("l3-cache-schema")?,
+        mem_bw_schema: owned("mem-bw-schema")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> (Result<Global>, Result<Command>) {
+        super::parse(line.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn a_lone_v_is_the_version_and_one_before_a_command_is_verbose() {
+        assert!(matches!(parse(&["-v"]).1, Ok(Command::Version)));
+        assert!(matches!(parse(&["--version"]).1, Ok(Command::Version)));
+        let (global, command) = parse(&["-v", "state", "c"]);
+        assert!(global.unwrap().debug && matches!(command, Ok(Command::State { .. })));
+    }
+
+    #[test]
+    fn global_flags_are_kept_when_the_rest_is_wrong() {
+        let (global, command) = parse(&["--log-format", "json", "state", "--nope", "c"]);
+        assert_eq!(global.unwrap().log_format, LogFormat::Json);
+        assert!(format!("{:#}", command.unwrap_err()).contains("--nope"));
+        let (global, command) = parse(&["state", "c", "--root", "/x"]);
+        assert_eq!(global.unwrap().root, Path::new("/x"));
+        assert!(command.is_ok());
+    }
+
+    #[test]
+    fn words_are_counted() {
+        for (line, wanted) in [
+            (&["state"][..], "exactly 1"),
+            (&["state", "a", "b"], "exactly 1"),
+            (&["exec"], "a minimum of 1"),
+            (&["kill", "a", "9", "b"], "a maximum of 2"),
+            (&["list", "a"], "exactly 0"),
+        ] {
+            assert!(format!("{:#}", parse(line).1.unwrap_err()).contains(wanted), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn roots_that_are_everything_are_refused() {
+        for bad in ["/", "", "//"] {
+            assert!(parse(&["--root", bad, "list"]).0.is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_user_is_not_the_default_user() {
+        match parse(&["exec", "-u", "", "c", "id"]).1 {
+            Ok(Command::Exec(exec)) => assert_eq!(exec.user.as_deref(), Some("")),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The commands and their flags: runc's, and what crun's users know besides.
+
+use super::scan::{Flag, Order, option, switch};
+
+/// One command.
+#[derive(Debug)]
+pub(crate) struct Syntax {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The words after it, for the help.
+    pub(crate) words: &'static str,
+    /// What it does.
+    pub(crate) about: &'static str,
+    /// Its flags, beside the global ones.
+    pub(crate) flags: &'static [&'static [Flag]],
+    /// Where they may be.
+    pub(crate) order: Order,
+    /// The least and the most words.
+    pub(crate) count: (usize, usize),
+}
+
+const NONE: &[&[Flag]] = &[];
+const ANY: usize = usize::MAX;
+
+/// Flags of every command, before or after its name.
+pub(crate) const GLOBAL: &[Flag] = &[
+    option("root", None, "DIR", "directory for the state of containers, best on a tmpfs (default /run/runx)"),
+    option("log", None, "FILE", "write the log to this file instead of standard error"),
+    option("log-format", None, "FORMAT", "format of the log: text or json (default text)"),
+    switch("debug", None, "log what is done, too"),
+    switch("verbose", Some('v'), "the same; without a command, -v prints the version"),
+    switch("systemd-cgroup", None, "let systemd manage the container's cgroup"),
+    option("rootless", None, "VALUE", "go on without permission to change cgroups: false or auto"),
+    option("criu", None, "PATH", ""),
+    switch("version", Some('V'), "print the version"),
+    switch("help", Some('h'), "print help"),
+];
+
+const MAKE: &[Flag] = &[
+    option("bundle", Some('b'), "DIR", "the bundle's directory (default: the current one)"),
+    option("config", Some('f'), "FILE", "the configuration, if it is not config.json in the bundle"),
+    option("console-socket", None, "SOCKET", "unix socket that receives the master of the container's terminal"),
+    option("pidfd-socket", None, "SOCKET", "unix socket that receives a pidfd of the container's first process"),
+    option("pid-file", None, "FILE", "file to write the pid of the container's first process to"),
+    switch("no-pivot", None, "enter the root filesystem without pivot_root, for hosts that run from an initramfs"),
+    switch("no-new-keyring", None, "keep the session keyring of the caller"),
+    option("preserve-fds", None, "N", "how many descriptors after the first three (and $LISTEN_FDS) are inherited"),
+];
+
+const RUN: &[Flag] = &[
+    switch("detach", Some('d'), "do not wait for the container's end"),
+    switch("keep", None, "do not delete the container when it ends"),
+    switch("no-subreaper", None, "leave processes that lose their parent to the host's init"),
+];
+
+const EXEC: &[Flag] = &[
+    option("process", Some('p'), "FILE", "file with a process description as in config.json; other flags change it"),
+    option("console-socket", None, "SOCKET", "unix socket that receives the master of the process's terminal"),
+    option("pidfd-socket", None, "SOCKET", "unix socket that receives a pidfd of the process"),
+    option("cwd", None, "DIR", "working directory in the container"),
+    option("env", Some('e'), "NAME=VALUE", "add a variable to the environment"),
+    switch("tty", Some('t'), "give the process a terminal"),
+    option("user", Some('u'), "UID[:GID]", "numeric user and group"),
+    option("additional-gids", Some('g'), "GID", "add a supplementary group"),
+    switch("detach", Some('d'), "do not wait for the process's end"),
+    option("pid-file", None, "FILE", "file to write the process's pid to"),
+    option("process-label", None, "LABEL", "SELinux label of the process"),
+    option("apparmor", None, "PROFILE", "AppArmor profile of the process"),
+    switch("no-new-privs", None, "set no_new_privs"),
+    option("cap", Some('c'), "CAP", "add a capability to the bounding, effective and permitted sets"),
+    option("preserve-fds", None, "N", "how many descriptors after the first three are inherited"),
+    option("cgroup", None, "[CONTROLLER,…:]PATH", "run in this group below the container's; it must be there"),
+    switch("ignore-paused", None, "if the container is paused, wait until it is resumed"),
+];
+
+const KILL: &[Flag] = &[switch("all", Some('a'), "to all of the container's processes; fine if it is not running")];
+
+const DELETE: &[Flag] = &[switch("force", Some('f'), "end it first if it runs; fine if it is not there")];
+
+const FORMAT: &[Flag] = &[option("format", Some('f'), "FORMAT", "how to print: table or json (default table)")];
+
+const QUIET: &[Flag] = &[switch("quiet", Some('q'), "print ids only")];
+
+const UPDATE: &[Flag] = &[
+    option("resources", Some('r'), "FILE", "JSON as linux.resources in config.json; - for standard input"),
+    option("blkio-weight", None, "N", "weight of its block I/O, 10 to 1000"),
+    option("cpu-period", None, "USEC", "period in which the quota holds"),
+    option("cpu-quota", None, "USEC", "processor time in each period; -1 for no limit"),
+    option("cpu-burst", None, "USEC", "unused time that may be used later"),
+    option("cpu-share", None, "N", "weight of its processor time"),
+    option("cpu-rt-period", None, "USEC", "period of realtime scheduling"),
+    option("cpu-rt-runtime", None, "USEC", "realtime in each period"),
+    option("cpu-idle", None, "0|1", "run only when nothing else wants to"),
+    option("cpuset-cpus", None, "LIST", "processors to run on"),
+    option("cpuset-mems", None, "LIST", "memory nodes to use"),
+    option("kernel-memory", None, "BYTES", ""),
+    option("kernel-memory-tcp", None, "BYTES", ""),
+    option("memory", None, "BYTES", "limit, with b, k, m or g; -1 for none"),
+    option("memory-reservation", None, "BYTES", "what it keeps when memory is short"),
+    option("memory-swap", None, "BYTES", "limit on memory and swap together; -1 for none"),
+    option("pids-limit", None, "N", "limit on processes and threads; -1 for none"),
+    option("l3-cache-schema", None, "SCHEMA", "Intel RDT: L3 cache"),
+    option("mem-bw-schema", None, "SCHEMA", "Intel RDT: memory bandwidth"),
+];
+
+const EVENTS: &[Flag] = &[
+    option("interval", None, "TIME", "time between statistics (default 5s)"),
+    switch("stats", None, "print statistics once and end"),
+];
+
+const SPEC: &[Flag] = &[
+    option("bundle", Some('b'), "DIR", "directory to write it to (default: the current one)"),
+    switch("rootless", None, "for a container that is not started by root"),
+];
+
+const COMPILE: &[Flag] = &[
+    option("name", None, "NAME", "the module's name in messages"),
+    switch("compact", None, "compile for a process with a small limit on its address space"),
+    switch("confined", None, "give up all privileges first and limit memory and time: the module is somebody else's"),
+];
+
+const fn command(
+    name: &'static str,
+    words: &'static str,
+    about: &'static str,
+    flags: &'static [&'static [Flag]],
+    order: Order,
+    count: (usize, usize),
+) -> Syntax {
+    Syntax { name, words, about, flags, order, count }
+}
+
+/// All commands.
+#[rustfmt::skip]
+pub(crate) const COMMANDS: &[Syntax] = &[
+    command("create", "CONTAINER", "create a container; start then starts its program",
+        &[MAKE], Order::Anywhere, (1, 1)),
+    command("run", "CONTAINER", "create a container, run its program, and delete it",
+        &[MAKE, RUN], Order::Anywhere, (1, 1)),
+    command("start", "CONTAINER", "start the program of a created container", NONE, Order::Anywhere, (1, 1)),
+    command("exec", "CONTAINER [COMMAND…]", "run another process in a running container",
+        &[EXEC], Order::BeforeSecond, (1, ANY)),
+    command("state", "CONTAINER", "print the state of a container as JSON", NONE, Order::Anywhere, (1, 1)),
+    command("kill", "CONTAINER [SIGNAL]", "send a signal, SIGTERM if none is named, to a container's first process",
+        &[KILL], Order::KnownAfterFirst, (1, 2)),
+    command("delete", "CONTAINER", "delete a container that has stopped", &[DELETE], Order::Anywhere, (1, 1)),
+    command("list", "", "list containers", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
+    command("ps", "[CONTAINER [OPTION OF PS…]]", "list the processes of a container; without one, containers",
+        &[FORMAT], Order::BeforeFirst, (0, ANY)),
+    command("pause", "CONTAINER", "stop all processes of a container where they are", NONE, Order::Anywhere, (1, 1)),
+    command("resume", "CONTAINER", "let the processes of a paused container go on", NONE, Order::Anywhere, (1, 1)),
+    command("update", "CONTAINER", "change the limits of a container", &[UPDATE], Order::Anywhere, (1, 1)),
+    command("events", "CONTAINER", "print statistics and out-of-memory events as JSON, until the container stops",
+        &[EVENTS], Order::Anywhere, (1, 1)),
+    command("spec", "", "write a config.json to begin with", &[SPEC], Order::Anywhere, (0, 0)),
+    command("features", "", "print what this runtime implements as JSON", NONE, Order::Anywhere, (0, 0)),
+];
+
+/// Commands that have a command of their own.
+#[rustfmt::skip]
+pub(crate) const WASM: &[Syntax] = &[
+    command("wasm compile", "", "compile a WASM module from standard input to standard output",
+        &[COMPILE], Order::Anywhere, (0, 0)),
+];
+
+fn describe(out: &mut String, flags: &[&[Flag]]) {
+    let shown = || flags.iter().flat_map(|table| table.iter()).filter(|flag| !flag.help.is_empty());
+    let name = |flag: &Flag| {
+        let short = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
+        format!("{short}--{}{}", flag.long, flag.value.map(|value| format!(" {value}")).unwrap_or_default())
+    };
+    let width = shown().map(|flag| name(flag).chars().count()).max().unwrap_or(0);
+    for flag in shown() {
+        let name = name(flag);
+        out.push_str(&format!("  {name:width$}  {}\n", flag.help));
+    }
+}
+
+/// The help on one command, or on all of them.
+pub(crate) fn help(of: Option<&Syntax>) -> String {
+    let mut out = String::new();
+    match of {
+        Some(syntax) => {
+            let gap = if syntax.words.is_empty() { "" } else { " " };
+            out.push_str(&format!("runx {}: {}\n\n", syntax.name, syntax.about));
+            out.push_str(&format!("Usage: runx [FLAGS] {} [FLAGS]{gap}{}\n", syntax.name, syntax.words));
+            if !syntax.flags.is_empty() {
+                out.push_str("\nFlags:\n");
+                describe(&mut out, syntax.flags);
+            }
+        }
+        None => {
+            out.push_str("runx: an OCI runtime for Linux containers and WASM modules\n\n");
+            out.push_str("Usage: runx [FLAGS] COMMAND [FLAGS]\n\nCommands:\n");
+            for syntax in COMMANDS.iter().chain(WASM) {
+                out.push_str(&format!("  {:12}  {}\n", syntax.name, syntax.about));
+            }
+            out.push_str("\n\"runx help COMMAND\" tells a command's flags.\n");
+        }
+    }
+    out.push_str("\nGlobal flags:\n");
+    describe(&mut out, &[GLOBAL]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_flags_of_a_command_have_the_same_name() {
+        for syntax in COMMANDS.iter().chain(WASM) {
+            let all = || syntax.flags.iter().chain(&[GLOBAL]).flat_map(|table| table.iter());
+            let names: Vec<_> = all().map(|flag| flag.long).collect();
+            let letters: Vec<_> = all().filter_map(|flag| flag.short).collect();
+            let twice = |i: usize, same: bool| assert!(!same, "{}: flag {i} is there twice", syntax.name);
+            for i in 0..names.len() {
+                // `spec --rootless` is a switch of its own, as with runc.
+                twice(i, names[i + 1..].contains(&names[i]) && names[i] != "rootless");
+            }
+            for i in 0..letters.len() {
+                twice(i, letters[i + 1..].contains(&letters[i]));
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_command_and_flag() {
+        let all = help(None);
+        for syntax in COMMANDS {
+            assert!(all.contains(syntax.name));
+            let one = help(Some(syntax));
+            for flag in syntax.flags.iter().flat_map(|table| table.iter()).filter(|flag| !flag.help.is_empty()) {
+                assert!(one.contains(&format!("--{}", flag.long)), "{}", flag.long);
+            }
+        }
+    }
+}
