@@ -58,20 +58,34 @@ fn main() -> ExitCode {
     let (global, to_file) = match begun {
         Ok(begun) => begun,
         Err(e) => {
-            eprintln!("runx: {e:#}");
+            eprintln!("runx: {}", message(&e));
             return ExitCode::FAILURE;
         }
     };
-    match command.map_err(Failure::from).and_then(|command| run(global, command)) {
+    let done = command.map_err(Failure::from).and_then(|command| run(global, command));
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            log::error!("{:#}", failure.error);
+            let message = message(&failure.error);
+            log::error!("{message}");
             if to_file {
-                eprintln!("{:#}", failure.error);
+                eprintln!("{message}");
             }
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// An error and what is behind it. The library's errors tell their cause themselves.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !out.ends_with(&cause) {
+            out.push_str(if out.is_empty() { "" } else { ": " });
+            out.push_str(&cause);
+        }
+    }
+    out
 }
 
 fn run(global: Global, command: Command) -> Result<u8, Failure> {
@@ -83,6 +97,7 @@ fn run(global: Global, command: Command) -> Result<u8, Failure> {
     }
     let executable = if command.makes_processes() { reexec::from_read_only_clone()? } else { reexec::own_path()? };
     let context = Context { global, executable };
+    log::debug!("runx {} with state below {}", env!("CARGO_PKG_VERSION"), context.global.root.display());
     match command {
         Command::Create(create) => oci::create::create(&context, create).map_err(|e| e.of("runx create failed")),
         Command::Run(run) => oci::create::run(&context, run).map_err(|e| e.of("runx run failed")),
@@ -117,5 +132,17 @@ pub(crate) fn print(text: &str) -> Result<u8, Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("print to standard output")?,
         _ => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let kernel = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let error = anyhow::Error::from(runx_core::Error::system("open /x", kernel)).context("exec failed");
+        assert_eq!(message(&error), "exec failed: open /x: No such file or directory (os error 2)");
     }
 }

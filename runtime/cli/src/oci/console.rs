@@ -1,11 +1,14 @@
 //! Terminals: handing one to whoever asked for it, or connecting it to the user's own.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use runx_core::sys::socket;
 
 /// Checks the combinations of terminal, console socket and detaching, in runc's words.
@@ -29,45 +32,77 @@ pub(super) fn hand_over(socket: &UnixStream, master: &OwnedFd) -> Result<()> {
     socket::send(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]).context("send the terminal to the console socket")
 }
 
-/// The user's terminal in raw mode, until this is dropped.
-pub(super) struct RawMode {
-    saved: libc::termios,
+/// The user's terminal: that of the standard streams that is one, or the controlling one.
+struct UsersTerminal {
+    terminal: ManuallyDrop<File>,
+    saved: Termios,
 }
 
-impl RawMode {
-    /// Puts standard input into raw mode, if it is a terminal.
-    pub(super) fn begin() -> Option<Self> {
-        // SAFETY: termios is plain data for which all zeroes is a valid value.
-        let mut saved: libc::termios = unsafe { std::mem::zeroed() };
-        // SAFETY: saved is writable; on anything but a terminal the call fails.
-        if unsafe { libc::tcgetattr(0, &mut saved) } == -1 {
-            return None;
+impl UsersTerminal {
+    /// Puts it into raw mode until this is dropped, if there is one.
+    fn raw() -> Option<Self> {
+        // SAFETY: the standard streams stay open for as long as this program runs; they are not closed here.
+        let standard = [2, 1, 0].map(|number| ManuallyDrop::new(unsafe { File::from_raw_fd(number) }));
+        let controlling = File::open("/dev/tty").ok().map(ManuallyDrop::new);
+        let mut all = standard.into_iter().chain(controlling);
+        let (terminal, saved) = all.find_map(|file| tcgetattr(&*file).ok().map(|saved| (file, saved)))?;
+        let mut raw = saved.clone();
+        cfmakeraw(&mut raw);
+        // Line ends are still made for a screen here, since the container's terminal leaves them alone.
+        raw.output_flags |= OutputFlags::OPOST;
+        tcsetattr(&*terminal, SetArg::TCSANOW, &raw).ok()?;
+        Some(Self { terminal, saved })
+    }
+
+    /// Gives the container's terminal the size of this one.
+    fn copy_size(&self, master: BorrowedFd<'_>) {
+        // SAFETY: winsize is plain data for which all zeroes is a valid value.
+        let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+        // SAFETY: size is writable; if the terminal has hung up the call fails and nothing is copied.
+        if unsafe { libc::ioctl(self.terminal.as_raw_fd(), libc::TIOCGWINSZ, &mut size) } == 0 {
+            // SAFETY: size is a valid winsize.
+            unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) };
         }
-        let mut raw = saved;
-        // SAFETY: raw is a valid termios.
-        unsafe {
-            libc::cfmakeraw(&mut raw);
-            libc::tcsetattr(0, libc::TCSANOW, &raw);
-        }
-        Some(Self { saved })
     }
 }
 
-impl Drop for RawMode {
+impl Drop for UsersTerminal {
     fn drop(&mut self) {
-        // SAFETY: saved was filled by tcgetattr.
-        unsafe { libc::tcsetattr(0, libc::TCSANOW, &self.saved) };
+        let _ = tcsetattr(&*self.terminal, SetArg::TCSANOW, &self.saved);
     }
 }
 
-/// Gives the container's terminal the size of the user's.
-pub(super) fn copy_size(master: BorrowedFd<'_>) {
-    // SAFETY: winsize is plain data for which all zeroes is a valid value.
-    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
-    // SAFETY: size is writable; on anything but a terminal the call fails and nothing is copied.
-    if unsafe { libc::ioctl(0, libc::TIOCGWINSZ, &mut size) } == 0 {
-        // SAFETY: size is a valid winsize.
-        unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+/// A container's terminal, connected to the user's.
+pub(super) struct Terminal {
+    master: OwnedFd,
+    users: Option<UsersTerminal>,
+}
+
+impl Terminal {
+    /// Connects it, before the program could look at its size or write to it.
+    pub(super) fn connect(master: OwnedFd) -> Result<Self> {
+        // Lines end as the program has it: the user's terminal does the rest, and a file shall hold no more.
+        tcgetattr(&master)
+            .and_then(|mut attributes| {
+                attributes.output_flags &= !OutputFlags::ONLCR;
+                tcsetattr(&master, SetArg::TCSANOW, &attributes)
+            })
+            .context("set up the container's terminal")?;
+        let this = Self { master, users: UsersTerminal::raw() };
+        this.resize();
+        Ok(this)
+    }
+
+    /// Follows the size of the user's terminal.
+    pub(super) fn resize(&self) {
+        if let Some(users) = &self.users {
+            users.copy_size(self.master.as_fd());
+        }
+    }
+
+    /// What the container writes, and where it reads from.
+    pub(super) fn master(&self) -> BorrowedFd<'_> {
+        self.master.as_fd()
     }
 }
 

@@ -1,14 +1,17 @@
 //! `create` and `run`.
 
 use anyhow::{Context as _, Result, bail};
+use runx_core::Error;
 use runx_core::bundle::{self, Bundle};
 use runx_core::container::{Container, CreateOptions, Process};
 use runx_core::spec::Spec;
 
+use super::console::Terminal;
 use super::foreground::{self, Signals};
-use super::{console, pid_file, pidfd_socket};
+use super::notify::Proxy;
+use super::{console, notify, pid_file, pidfd_socket};
 use crate::arguments::{Create, Run};
-use crate::{Context, Failure};
+use crate::{Context, Failure, message};
 
 /// How many descriptors systemd's socket activation passes to this process, sd_listen_fds(3).
 fn listening() -> u32 {
@@ -46,6 +49,11 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
         env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
         process.set_env(Some(env));
     }
+    let runtime = context.runtime();
+    let notify = notify::managers_socket().is_some();
+    if notify {
+        notify::add_to(&mut spec, &runtime.notify_directory(&create.id)?);
+    }
     let bundle = Bundle::new(path, spec)?;
     let terminal = bundle.process()?.terminal().unwrap_or(false);
     console::check(terminal, create.console_socket.as_deref(), detach)?;
@@ -59,9 +67,11 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
         no_pivot: create.no_pivot,
         no_new_keyring: create.no_new_keyring,
         systemd_cgroup: context.global.systemd_cgroup,
+        notify,
         config,
     };
-    let (container, mut process) = context.runtime().create(&create.id, &bundle, options)?;
+    log::debug!("creating container {} from {}", create.id, bundle.path().display());
+    let (container, mut process) = runtime.create(&create.id, &bundle, options)?;
     let finish = |process: &mut Process| -> Result<()> {
         if let Some(socket) = &socket {
             let master = process.take_terminal().context("the container has no terminal to hand over")?;
@@ -92,6 +102,16 @@ fn undo(container: &Container) {
     }
 }
 
+/// The way from a container that is about to start to the service manager, if both are there.
+pub(super) fn proxy(context: &Context, id: &str) -> Result<Option<Proxy>> {
+    let directory = context.runtime().notify_directory(id)?;
+    match notify::managers_socket() {
+        // A container that was created without a manager has no place for the socket.
+        Some(manager) if directory.exists() => Proxy::open(&directory, &manager).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// `runx create`.
 pub(crate) fn create(context: &Context, create: Create) -> Result<u8, Failure> {
     make(context, &create, true, true)?;
@@ -105,20 +125,40 @@ pub(crate) fn run(context: &Context, run: Run) -> Result<u8, Failure> {
     }
     let signals = if run.detach { None } else { Some(Signals::hold()?) };
     let (container, mut process) = make(context, &run.create, false, run.detach)?;
-    let started = process.start().and_then(|()| container.set_started());
-    if let Err(e) = started {
-        process.discard();
-        undo(&container);
-        if let Some(path) = &run.create.pid_file {
-            let _ = std::fs::remove_file(path);
+    let begin = |process: &mut Process| -> Result<(Option<Terminal>, Option<Proxy>)> {
+        let proxy = proxy(context, &run.create.id)?;
+        let terminal = process.take_terminal().map(Terminal::connect).transpose()?;
+        process.start()?;
+        container.set_started()?;
+        Ok((terminal, proxy))
+    };
+    let (terminal, proxy) = match begin(&mut process) {
+        Ok(begun) => begun,
+        Err(e) => {
+            process.discard();
+            undo(&container);
+            if let Some(path) = &run.create.pid_file {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(e.into());
         }
-        return Err(e.into());
-    }
-    let Some(signals) = signals else { return Ok(0) };
-    let master = process.take_terminal();
-    let exit = foreground::wait(&process, &signals, master)?;
+    };
+    let Some(signals) = signals else {
+        if let Some(proxy) = proxy
+            && let Err(e) = proxy.wait(process.pid(), process.pidfd())
+        {
+            // The container runs; the manager will find out by itself that it was told nothing.
+            log::warn!("{}", message(&e));
+        }
+        return Ok(0);
+    };
+    let exit = foreground::wait(&process, &signals, terminal.as_ref(), proxy.as_ref())?;
     if !run.keep {
-        container.delete(true)?;
+        match container.delete(true) {
+            // Somebody else was faster.
+            Err(Error::NotFound(_)) => {}
+            other => other?,
+        }
     }
     Ok(exit.code as u8)
 }

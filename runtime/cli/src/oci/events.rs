@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use runx_core::container::{Container, Status};
 
 use super::stats::{Event, Stats};
-use crate::{Context, Failure, print};
+use crate::{Context, Failure, message, print};
 
 /// `runx events`.
 pub(crate) fn events(context: &Context, id: &str, interval: Duration, once: bool) -> Result<u8, Failure> {
@@ -44,7 +44,7 @@ fn watch(container: &Container, interval: Duration) -> Result<u8, Failure> {
         if Instant::now() >= next {
             if let Err(failure) = print_stats(container) {
                 // The next time may go better; if the container has gone, that is seen first.
-                log::error!("{:#}", failure.error);
+                log::error!("{}", message(&failure.error));
             }
             // What was missed while this process was stopped is not made up for.
             next = (next + interval).max(Instant::now());

@@ -8,6 +8,7 @@ use runx_core::bundle;
 use runx_core::container::{Container, ExecOptions, Group, Process};
 use runx_core::spec::{Capabilities, Capability, LinuxCapabilities, Process as ProcessSpec, Spec};
 
+use super::console::Terminal;
 use super::create::check_preserved;
 use super::foreground::{self, Signals};
 use super::{console, pid_file, pidfd_socket};
@@ -33,18 +34,20 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
         groups: parse_groups(&exec.cgroup)?,
         ignore_paused: exec.ignore_paused,
     };
+    log::debug!("executing {:?} in container {}", description.args().as_deref().unwrap_or_default(), exec.id);
     let mut process = runtime.exec(&container, &description, options).map_err(in_runcs_words)?;
-    let started = begin(&mut process, &exec, &sockets);
-    if let Err(e) = started {
-        process.discard();
-        if let Some(path) = &exec.pid_file {
-            let _ = std::fs::remove_file(path);
+    let terminal = match begin(&mut process, &exec, &sockets) {
+        Ok(terminal) => terminal,
+        Err(e) => {
+            process.discard();
+            if let Some(path) = &exec.pid_file {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(e.into());
         }
-        return Err(e.into());
-    }
+    };
     let Some(signals) = signals else { return Ok(0) };
-    let master = process.take_terminal();
-    Ok(foreground::wait(&process, &signals, master)?.code as u8)
+    Ok(foreground::wait(&process, &signals, terminal.as_ref(), None)?.code as u8)
 }
 
 /// Who wants to have what the process has to give.
@@ -64,8 +67,8 @@ fn in_runcs_words(error: Error) -> anyhow::Error {
     }
 }
 
-/// Hands out what the process has to give, and starts it.
-fn begin(process: &mut Process, exec: &Exec, sockets: &Sockets) -> Result<()> {
+/// Hands out what the process has to give, and starts it. A terminal that nobody else wants is connected to ours.
+fn begin(process: &mut Process, exec: &Exec, sockets: &Sockets) -> Result<Option<Terminal>> {
     if let Some(socket) = &sockets.console {
         let master = process.take_terminal().context("the process has no terminal to hand over")?;
         console::hand_over(socket, &master)?;
@@ -76,7 +79,9 @@ fn begin(process: &mut Process, exec: &Exec, sockets: &Sockets) -> Result<()> {
     if let Some(path) = &exec.pid_file {
         pid_file::write(path, process.pid())?;
     }
-    Ok(process.start()?)
+    let terminal = process.take_terminal().map(Terminal::connect).transpose()?;
+    process.start()?;
+    Ok(terminal)
 }
 
 /// The process: from a file, or the container's own with another command line; then what the flags change.
@@ -104,7 +109,9 @@ fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
     }
     if !exec.env.is_empty() {
         let mut env = process.env().clone().unwrap_or_default();
-        env.extend(exec.env.iter().cloned());
+        for variable in &exec.env {
+            set_variable(&mut env, variable);
+        }
         process.set_env(Some(env));
     }
     if let Some(label) = &exec.process_label {
@@ -130,6 +137,13 @@ fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
     }
     add_capabilities(&mut process, &exec.cap)?;
     Ok(process)
+}
+
+/// Adds a variable, or gives it another value: of two with one name, programs would see the first.
+fn set_variable(env: &mut Vec<String>, variable: &str) {
+    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+    env.retain(|before| name(before) != name(variable));
+    env.push(variable.to_owned());
 }
 
 /// `PATH`, or `CONTROLLER,CONTROLLER:PATH` once or several times.
@@ -233,6 +247,15 @@ mod tests {
         for bad in [&["a", "b"][..], &["cpu:a", "b"], &[":a"], &["cpu,:a"], &["cpu:a", "cpuacct,cpu:b"]] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_variable_given_again_has_its_last_value() {
+        let mut env = vec!["A=1".to_owned(), "AB=2".to_owned()];
+        for variable in ["A=3", "C=", "A=4=5"] {
+            set_variable(&mut env, variable);
+        }
+        assert_eq!(env, ["AB=2", "C=", "A=4=5"]);
     }
 
     #[test]

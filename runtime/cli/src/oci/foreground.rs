@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use runx_core::container::Process;
 use runx_core::sys::pidfd::{self, Exit};
 
-use super::console::{self, RawMode};
+use super::console::{self, Terminal};
+use super::notify::Proxy;
+use crate::message;
 
 /// Signals that are held back from this process, to be read from a descriptor.
 pub(super) struct Signals(OwnedFd);
@@ -43,22 +45,19 @@ pub(super) fn become_subreaper() -> Result<()> {
     runx_core::sys::process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0).context("become a subreaper").map(drop)
 }
 
-/// Waits for the process's end, passing signals on to it and connecting its terminal to ours.
-pub(super) fn wait(process: &Process, signals: &Signals, master: Option<OwnedFd>) -> Result<Exit> {
-    let raw = master.as_ref().and_then(|_| RawMode::begin());
-    let exit = event_loop(process, signals, master.as_ref().map(AsFd::as_fd));
-    drop(raw);
-    exit
-}
-
-fn event_loop(process: &Process, signals: &Signals, master: Option<BorrowedFd<'_>>) -> Result<Exit> {
+/// Waits for the process's end, passing signals on to it and connecting its terminal to ours, and its word that
+/// it is ready to the service manager.
+pub(super) fn wait(
+    process: &Process,
+    signals: &Signals,
+    terminal: Option<&Terminal>,
+    proxy: Option<&Proxy>,
+) -> Result<Exit> {
+    let master = terminal.map(Terminal::master);
     // SAFETY: the standard streams stay open for as long as this program runs.
     let (stdin, stdout) = unsafe { (BorrowedFd::borrow_raw(0), BorrowedFd::borrow_raw(1)) };
     let mut from_user = master.is_some();
     let mut from_container = master.is_some();
-    if let Some(master) = master {
-        console::copy_size(master);
-    }
     let mut exit = None;
     loop {
         let poll = |fd: i32, on: bool| libc::pollfd { fd: if on { fd } else { -1 }, events: libc::POLLIN, revents: 0 };
@@ -67,6 +66,7 @@ fn event_loop(process: &Process, signals: &Signals, master: Option<BorrowedFd<'_
             poll(signals.0.as_raw_fd(), true),
             poll(0, from_user && exit.is_none()),
             poll(master.map_or(-1, |master| master.as_raw_fd()), from_container),
+            poll(proxy.map_or(-1, |proxy| proxy.fd().as_raw_fd()), true),
         ];
         // After the end, only what the terminal still holds is fetched.
         let timeout = if exit.is_some() { 0 } else { -1 };
@@ -87,11 +87,18 @@ fn event_loop(process: &Process, signals: &Signals, master: Option<BorrowedFd<'_
                 from_container = console::copy(master, stdout);
             }
         }
+        if let Some(proxy) = proxy.filter(|_| fds[4].revents != 0)
+            && let Err(e) = proxy.forward(std::process::id() as i32)
+        {
+            log::warn!("{}", message(&e));
+        }
         while let Some(signal) = signals.next() {
-            forward(process, signal, master);
+            forward(process, signal, terminal);
         }
         if fds[0].revents != 0 {
-            exit = Some(process.wait()?);
+            let end = process.wait()?;
+            log::debug!("process {} ended with exit code {}", process.pid(), end.code);
+            exit = Some(end);
         }
         if let Some(exit) = exit
             && (!from_container || ready == 0)
@@ -101,7 +108,7 @@ fn event_loop(process: &Process, signals: &Signals, master: Option<BorrowedFd<'_
     }
 }
 
-fn forward(process: &Process, signal: i32, master: Option<BorrowedFd<'_>>) {
+fn forward(process: &Process, signal: i32, terminal: Option<&Terminal>) {
     match signal {
         libc::SIGCHLD => {
             // Orphans that were handed to us; the process itself is waited for by its descriptor.
@@ -112,14 +119,15 @@ fn forward(process: &Process, signal: i32, master: Option<BorrowedFd<'_>>) {
             }
         }
         libc::SIGURG => {}
-        libc::SIGWINCH => {
-            if let Some(master) = master {
-                console::copy_size(master);
-            } else {
-                let _ = pidfd::send_signal(process.pidfd().as_fd(), signal);
+        libc::SIGWINCH if terminal.is_some() => {
+            if let Some(terminal) = terminal {
+                terminal.resize();
             }
         }
-        // It may have ended in this moment.
-        _ => drop(pidfd::send_signal(process.pidfd().as_fd(), signal)),
+        _ => {
+            log::debug!("forwarding signal {signal} to process {}", process.pid());
+            // It may have ended in this moment.
+            let _ = pidfd::send_signal(process.pidfd().as_fd(), signal);
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, anyhow};
 use runx_core::Error;
+use runx_core::container::Status;
 
-use super::signal;
+use super::{create, signal};
 use crate::{Context, Failure};
 
 /// What runc says of an operation in the wrong state. Engines look for these words.
@@ -28,7 +29,13 @@ pub(super) fn outcome(result: runx_core::Result<()>) -> Result<u8, Failure> {
 /// `runx start`.
 pub(crate) fn start(context: &Context, id: &str) -> Result<u8, Failure> {
     let container = context.runtime().load(id)?;
-    outcome(container.start())
+    let proxy = if container.status() == Status::Created { create::proxy(context, id)? } else { None };
+    let code = outcome(container.start())?;
+    // If it has ended already, nobody will ever be ready.
+    if let (Some(proxy), Ok(process)) = (proxy, container.first_process()) {
+        proxy.wait(container.state().pid, &process)?;
+    }
+    Ok(code)
 }
 
 /// `runx pause`.

@@ -11,6 +11,7 @@ pub(crate) mod update;
 
 mod console;
 mod foreground;
+mod notify;
 mod pid_file;
 mod pidfd_socket;
 mod signal;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -39,6 +40,8 @@ pub struct CreateOptions {
     pub no_new_keyring: bool,
     /// Let systemd make the cgroup.
     pub systemd_cgroup: bool,
+    /// Make the directory of [`Runtime::notify_directory`], which the configuration mounts.
+    pub notify: bool,
     /// The absolute path of the configuration, if it is not config.json in the bundle. Execs read it again.
     pub config: Option<PathBuf>,
 }
@@ -113,6 +116,10 @@ impl Runtime {
         };
         // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
         state.write(directory)?;
+        if options.notify {
+            let notify = directory.join(state::NOTIFY);
+            fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
+        }
         let mut cleanup = Cleanup { cgroup: &state.cgroup, rdt: state.rdt.as_ref(), made: false };
         // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
         // before the plan; otherwise it is made while the child already works.

@@ -79,6 +79,15 @@ impl Runtime {
         Ok(self.root.join(id))
     }
 
+    /// A directory that goes with the container, for a socket on which its service can say that it is ready. It
+    /// is there if [`CreateOptions::notify`] was set.
+    ///
+    /// # Errors
+    /// [`Error::InvalidId`].
+    pub fn notify_directory(&self, id: &str) -> Result<PathBuf> {
+        Ok(self.directory(id)?.join(state::NOTIFY))
+    }
+
     /// Finds a container.
     ///
     /// # Errors
@@ -447,8 +456,11 @@ fn remove_directory(directory: &Path) -> Result<()> {
     // The state goes last: until then the rest can be found and removed again.
     let state = directory.join(state::STATE_FILE);
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.path() != state {
-            let _ = fs::remove_file(entry.path());
+        let path = entry.path();
+        if path == directory.join(state::NOTIFY) {
+            let _ = fs::remove_dir_all(path);
+        } else if path != state {
+            let _ = fs::remove_file(path);
         }
     }
     for path in [&state] {

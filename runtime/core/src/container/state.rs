@@ -25,6 +25,8 @@ use crate::sys::{self, process};
 
 pub(super) const STATE_FILE: &str = "state.json";
 const GATE: &str = "start";
+/// The directory for a socket on which a service says that it is ready.
+pub(super) const NOTIFY: &str = "notify";
 
 /// The status of a container in the words of the runtime-spec, and runc's `paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
