@@ -4,9 +4,9 @@
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export PATH := $(CARGO_BIN):$(PATH)
 
-# Where the three programs are collected. They have to lie in one directory.
+# Where the four programs are collected. They have to lie in one directory.
 DIST := $(CURDIR)/target/dist
-PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-compiler
 
 # Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -23,7 +23,7 @@ DESTDIR ?=
 all: build
 
 help:
-	@echo "make build     the three programs, to target/dist"
+	@echo "make build     the four programs, to target/dist"
 	@echo "make demo      shows what runx does, with a containerd of its own (root)"
 	@echo "make test      all tests (root)"
 	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
@@ -31,8 +31,8 @@ help:
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
 
-# The runner is built alone: cargo unifies features over the packages of one build, and the command asks for
-# the compiler, which the runner must not carry. It is taken away before the second build can touch it.
+# The runner is built alone: cargo unifies features over the packages of one build, and the compiler asks for
+# Cranelift, which the runner must not carry. It is taken away before the next build can touch it.
 # install -C leaves a file alone that is the same, so that what is remembered about it stays valid.
 build:
 	@scripts/setup build
@@ -40,9 +40,9 @@ build:
 	cargo build --release --locked -p runx-wasm
 	@mkdir -p $(DIST)
 	install -C -m 755 $(RELEASE)/runx-wasm-runner $(DIST)/
-	@echo "== Building the command and the shim"
-	cargo build --release --locked -p runx -p containerd-shim-runx
-	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(DIST)/
+	@echo "== Building the command, the shim and the WASM compiler"
+	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
+	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/
 
 demo:
 	@scripts/setup demo

@@ -288,7 +288,7 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     for name in ("work", "socket", "namespace", "cgroups"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--dist", required=True, help="directory with the three programs")
+    parser.add_argument("--dist", required=True, help="directory with the programs")
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNX_BENCH_RUNS") or 20), help="how often")
     parser.add_argument("--gap", type=int, default=80, help="milliseconds between runs in the second mode")
     parser.add_argument("--format", choices=("table", "json"), default="table")

@@ -1,7 +1,7 @@
 # A private containerd with everything of its own, for scripts to source: root, state, sockets and
 # namespace. Another containerd on the machine is neither used nor disturbed.
 #
-# The caller sets `name` (short, for directories) and `dist` (the directory with the three programs), calls
+# The caller sets `name` (short, for directories) and `dist` (the directory with the programs), calls
 # `containerd_begin` and, in any case, `containerd_end`, with `code` set to what it will exit with. After the
 # first these are there:
 #
@@ -23,7 +23,7 @@ containerd_begin() {
     for program in containerd ctr unshare busybox tar sha256sum; do
         command -v "$program" >/dev/null || die "$program is missing: run scripts/setup demo"
     done
-    for program in runx containerd-shim-runx-v1 runx-wasm-runner; do
+    for program in runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-compiler; do
         [ -x "$dist/$program" ] || die "$dist/$program is missing: run make build"
     done
     absent=

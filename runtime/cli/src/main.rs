@@ -119,7 +119,7 @@ fn run(global: Global, command: Command) -> Result<u8, Failure> {
             let text = serde_json::to_string_pretty(&runx_core::features::features());
             print(&format!("{}\n", text.context("print the features")?))
         }
-        Command::Compile(compile) => wasm::compile(compile),
+        Command::Compile(compile) => wasm::compile(&context.executable, &compile),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),
         Command::Missing(why) => Err(anyhow::Error::msg(why).into()),

@@ -1,90 +1,21 @@
-//! `runx wasm`: the compiler.
+//! `runx wasm`: the compiler is a program of its own, beside this one.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use runx_core::sys::mount::{self, NewFilesystem};
-use runx_core::sys::process::{self, prctl};
-use runx_wasm::compile::compile as compile_module;
-use runx_wasm::engine::Layout;
+use anyhow::Context;
+use runx_core::workload::COMPILER;
 
 use crate::Failure;
 use crate::arguments::Compile;
 
-/// What a confined compiler may use: seconds of processor time, bytes of address space and of output.
-const CPU_SECONDS: u64 = 300;
-const ADDRESS_SPACE: u64 = 8 << 30;
-const OUTPUT: u64 = 4 << 30;
-
-/// The user and group of a confined compiler: nobody's.
-const NOBODY: u32 = 65_534;
-
-/// `runx wasm compile`.
-pub(crate) fn compile(arguments: Compile) -> Result<u8, Failure> {
-    if arguments.confined {
-        confine().context("confine the compiler")?;
-    }
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("read the module from standard input")?;
-    let layout = if arguments.compact { Layout::Compact } else { Layout::Reserved };
-    match compile_module(&bytes, &arguments.name, layout) {
-        Ok(artifact) => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(&artifact).and_then(|()| out.flush()).context("write the artifact to standard output")?;
-            Ok(0)
-        }
-        Err(e) if arguments.confined => {
-            // The caller puts this into its own message.
-            eprintln!("{e}");
-            Ok(1)
-        }
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Leaves nothing in reach but the three standard streams: an empty root, no network, no privileges, and
-/// limits on time and memory.
-fn confine() -> Result<()> {
-    process::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
-        .context("unshare namespaces")?;
-    let empty = NewFilesystem::open("tmpfs")
-        .and_then(|tmpfs| {
-            tmpfs.string("size", "4k")?;
-            tmpfs.mount(mount::attr::RDONLY | mount::attr::NOSUID | mount::attr::NODEV | mount::attr::NOEXEC)
-        })
-        .context("make an empty root")?;
-    nix::unistd::fchdir(empty.as_fd()).context("enter the empty root")?;
-    nix::unistd::chroot(".").context("chroot into the empty root")?;
-    drop(empty);
-    for (resource, limit) in [
-        (libc::RLIMIT_CPU, CPU_SECONDS),
-        (libc::RLIMIT_AS, ADDRESS_SPACE),
-        (libc::RLIMIT_FSIZE, OUTPUT),
-        (libc::RLIMIT_CORE, 0),
-    ] {
-        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
-        // SAFETY: limit is a valid rlimit.
-        if unsafe { libc::setrlimit(resource, &limit) } == -1 {
-            return Err(std::io::Error::last_os_error()).context("limit resources");
-        }
-    }
-    nix::unistd::setgroups(&[]).context("give up supplementary groups")?;
-    let group = NOBODY.into();
-    nix::unistd::setresgid(group, group, group).context("give up the group")?;
-    let user = NOBODY.into();
-    nix::unistd::setresuid(user, user, user).context("give up the user and all capabilities")?;
-    process::set_undumpable().context("hide the compiler's memory")?;
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0).context("set no_new_privs")?;
-    runx_core::sys::cloexec_from(std::io::stderr().as_raw_fd() + 1).context("close descriptors")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn core_and_engine_agree_where_small_address_spaces_begin() {
-        assert_eq!(runx_core::workload::RESERVED_ADDRESS_SPACE, Layout::LEAST_ADDRESS_SPACE);
-    }
+/// `runx wasm compile`: becomes the compiler.
+pub(crate) fn compile(executable: &Path, arguments: &Compile) -> Result<u8, Failure> {
+    let path = executable.with_file_name(COMPILER);
+    let error = std::process::Command::new(&path)
+        .args(["--name", &arguments.name])
+        .args(arguments.compact.then_some("--compact"))
+        .args(arguments.confined.then_some("--confined"))
+        .exec();
+    Err(error).with_context(|| format!("run the compiler {}", path.display())).map_err(Failure::from)
 }

@@ -1,7 +1,7 @@
 //! Kinds of workload: a native program, or a WASM module, for which the runner and the module's
 //! compiled artifact are found.
 //!
-//! The engine is not in this library: the artifact is made by a short-lived `runx wasm compile`
+//! The engine is not in this library: the artifact is made by a short-lived `runx-wasm-compiler`
 //! without privileges, and executed by the runner inside the container. What is here is the cache
 //! between them. An artifact is kept under the digest of its module and that of the runner, so an
 //! upgraded engine never meets an artifact of the old one; digests are remembered by inode and times,
@@ -25,6 +25,9 @@ pub const MAGIC: &[u8] = b"\0asm";
 /// The runner's file name.
 pub const RUNNER: &str = "runx-wasm-runner";
 
+/// The compiler's file name.
+pub const COMPILER: &str = "runx-wasm-compiler";
+
 /// The largest module that is accepted, in bytes.
 const MODULE_LIMIT: u64 = 512 << 20;
 
@@ -45,7 +48,7 @@ pub fn has_module_name(path: &Path) -> bool {
 pub struct WasmConfig {
     /// The runner.
     pub runner: PathBuf,
-    /// The `runx` command, which has the compiler.
+    /// The compiler.
     pub compiler: PathBuf,
     /// The cache, for root only.
     pub cache: PathBuf,
@@ -57,7 +60,7 @@ impl WasmConfig {
         let directory = executable.parent().unwrap_or(Path::new("/"));
         Self {
             runner: directory.join(RUNNER),
-            compiler: directory.join("runx"),
+            compiler: directory.join(COMPILER),
             cache: PathBuf::from("/var/lib/runx/wasm"),
         }
     }
@@ -147,7 +150,7 @@ impl WasmConfig {
         let mut input = File::from(copy);
         io::Seek::rewind(&mut input).with_context(|| format!("read module {name}"))?;
         let compiled = Command::new(&self.compiler)
-            .args(["wasm", "compile", "--confined", "--name", name])
+            .args(["--confined", "--name", name])
             .args(compact.then_some("--compact"))
             .env_clear()
             .current_dir("/")
@@ -236,7 +239,7 @@ mod tests {
 
     fn config(name: &str) -> WasmConfig {
         let base = std::env::temp_dir().join(format!("runx-workload-{name}-{}", std::process::id()));
-        WasmConfig { runner: base.join(RUNNER), compiler: base.join("runx"), cache: base.join("cache") }
+        WasmConfig { runner: base.join(RUNNER), compiler: base.join(COMPILER), cache: base.join("cache") }
     }
 
     #[test]

@@ -1,0 +1,52 @@
+//! Giving up everything but the three standard streams: a module is somebody else's program, and so might be what it
+//! makes of a mistake in the compiler.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, Result};
+use runx_core::sys::mount::{self, NewFilesystem};
+use runx_core::sys::process::{self, prctl};
+
+/// What a confined compiler may use: seconds of processor time, bytes of address space and of output.
+const CPU_SECONDS: u64 = 300;
+const ADDRESS_SPACE: u64 = 8 << 30;
+const OUTPUT: u64 = 4 << 30;
+
+/// The user and group of a confined compiler: nobody's.
+const NOBODY: u32 = 65_534;
+
+/// Leaves nothing in reach but the three standard streams: an empty root, no network, no privileges, and
+/// limits on time and memory.
+pub(crate) fn confine() -> Result<()> {
+    process::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
+        .context("unshare namespaces")?;
+    let empty = NewFilesystem::open("tmpfs")
+        .and_then(|tmpfs| {
+            tmpfs.string("size", "4k")?;
+            tmpfs.mount(mount::attr::RDONLY | mount::attr::NOSUID | mount::attr::NODEV | mount::attr::NOEXEC)
+        })
+        .context("make an empty root")?;
+    nix::unistd::fchdir(empty.as_fd()).context("enter the empty root")?;
+    nix::unistd::chroot(".").context("chroot into the empty root")?;
+    drop(empty);
+    for (resource, limit) in [
+        (libc::RLIMIT_CPU, CPU_SECONDS),
+        (libc::RLIMIT_AS, ADDRESS_SPACE),
+        (libc::RLIMIT_FSIZE, OUTPUT),
+        (libc::RLIMIT_CORE, 0),
+    ] {
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: limit is a valid rlimit.
+        if unsafe { libc::setrlimit(resource, &limit) } == -1 {
+            return Err(std::io::Error::last_os_error()).context("limit resources");
+        }
+    }
+    nix::unistd::setgroups(&[]).context("give up supplementary groups")?;
+    let group = NOBODY.into();
+    nix::unistd::setresgid(group, group, group).context("give up the group")?;
+    let user = NOBODY.into();
+    nix::unistd::setresuid(user, user, user).context("give up the user and all capabilities")?;
+    process::set_undumpable().context("hide the compiler's memory")?;
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0).context("set no_new_privs")?;
+    runx_core::sys::cloexec_from(std::io::stderr().as_raw_fd() + 1).context("close descriptors")
+}
