@@ -8,6 +8,7 @@
 pub mod bundle;
 pub mod command;
 pub mod containerd;
+pub mod coverage;
 pub mod descriptors;
 pub mod image;
 pub mod leftovers;
