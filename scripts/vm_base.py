@@ -4,6 +4,7 @@ It is built once and kept in a cache directory, as `base-KEY`: base.img, vmlinuz
 of what it is made from, this file included.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -15,12 +16,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
-PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux", "apparmor"]
+PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux",
+            "apparmor"]
 # By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
 KERNELS = {"debian": ["linux-image-cloud-amd64", "linux-image-amd64"],
            "ubuntu": ["linux-image-virtual", "linux-image-generic"]}
+# What a disk can be connected with, and the options of the kernel for it.
+DISKS = {"nvme": ["BLK_DEV_NVME"], "virtio": ["VIRTIO_BLK", "VIRTIO_PCI"]}
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", "mke2fs": "e2fsprogs",
          "unshare": "util-linux", "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
 # Sparse: this is what the tests can fill.
@@ -134,41 +139,48 @@ def proxy():
 
 def kernel_packages(name):
     """The packages that hold the kernel and its modules."""
-    for attempt in ("with the lists that are there", "updated"):
-        if attempt == "updated":
-            say("updating the package lists")
-            run(["apt-get", "update", "-qq"], 600)
-        for meta in KERNELS[name]:
-            try:
-                said = run(["apt-cache", "depends", "--recurse", "--important", meta], 60)
-            except Unavailable:
-                continue
+    for meta in KERNELS[name]:
+        with contextlib.suppress(Unavailable):
+            said = run(["apt-cache", "depends", "--recurse", "--important", meta], 60)
             found = sorted(set(re.findall(r"^(linux-(?:image|modules)-[0-9]\S+)", said, re.M)))
             if found:
                 return found
     raise Unavailable(f"apt has none of {' '.join(KERNELS[name])}")
 
 
+def download_kernel(name, work):
+    """Leaves the packages in a directory."""
+    for attempt in ("with the lists that are there", "updated"):
+        try:
+            packages = kernel_packages(name)
+            say(f"kernel: {' '.join(packages)}")
+            # Not as user _apt, who may not write here.
+            run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages], 600, cwd=work)
+            return
+        except Unavailable:
+            if attempt == "updated":
+                raise
+            say("updating the package lists")
+            run(["apt-get", "update", "-qq"], 600)
+
+
 def install_kernel(name, work, rootfs):
     """Unpacks kernel and modules; returns what the disks have to be connected with."""
-    packages = kernel_packages(name)
-    say(f"kernel: {' '.join(packages)}")
+    download_kernel(name, work)
     unpacked = work / "kernel"
     unpacked.mkdir()
-    # Not as user _apt, who may not write here.
-    run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages], 600, cwd=work)
     for package in work.glob("*.deb"):
         run(["dpkg-deb", "-x", package, unpacked], 300)
     image = next(unpacked.glob("boot/vmlinuz-*"))
     version = image.name.removeprefix("vmlinuz-")
     config = (unpacked / f"boot/config-{version}").read_text()
     # Without an initramfs, what the root filesystem is on has to be built in.
-    lacking = [option for option in ("EXT4_FS", "SERIAL_8250_CONSOLE", "DEVTMPFS") if f"CONFIG_{option}=y" not in config]
-    disks = [kind for kind, option in (("nvme", "BLK_DEV_NVME"), ("virtio", "VIRTIO_BLK"))
-             if f"CONFIG_{option}=y" in config]
-    if lacking or not disks or (disks == ["virtio"] and "CONFIG_VIRTIO_PCI=y" not in config):
-        raise Unavailable(f"the kernel {version} has drivers as modules that the root disk needs, it has no initramfs "
-                          f"here: {' '.join(lacking) or 'NVMe, virtio-blk'}")
+    def built_in(*options):
+        return all(f"CONFIG_{option}=y" in config for option in options)
+
+    disks = [kind for kind, options in DISKS.items() if built_in(*options)]
+    if not disks or not built_in("EXT4_FS", "DEVTMPFS", "SERIAL_8250_CONSOLE"):
+        raise Unavailable(f"the kernel {version} has as modules what it boots from here: ext4, NVMe or virtio-blk")
     shutil.copyfile(image, work / "vmlinuz")
     modules = next(path for path in (unpacked / "lib/modules", unpacked / "usr/lib/modules") if path.is_dir())
     target = rootfs / "usr/lib/modules"
@@ -211,10 +223,10 @@ def build(work, name, codename):
     rootfs = work / "rootfs"
     address, components = mirror(codename)
     say(f"making a root filesystem of {codename} (once)")
-    # Its mounts are in a namespace, so that none is left whenever this ends.
-    run(["unshare", "--mount", "--propagation", "private", "debootstrap", "--variant=minbase",
-         f"--components={','.join(components)}", f"--include={','.join(PACKAGES)}", codename, rootfs, address],
-        1200, env=proxy())
+    # In namespaces of its own, so that no mount and no process is left, whenever this ends.
+    run(["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
+         "--kill-child", "debootstrap", "--variant=minbase", f"--components={','.join(components)}",
+         f"--include={','.join(PACKAGES)}", codename, rootfs, address], 1200, env=proxy())
     about = install_kernel(name, work, rootfs)
     configure(rootfs)
     # No journal: every run starts from this image as it is, and no run is taken up again.
@@ -226,6 +238,36 @@ def build(work, name, codename):
             shutil.rmtree(path)
         elif path.name not in ("base.img", "vmlinuz", "base.json"):
             path.unlink()
+
+
+@contextlib.contextmanager
+def work_directory(cache):
+    """A directory for a run, removed after it. Those of runs that were killed go first."""
+    with open(cache / "runs", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for old in cache.glob("run-*"):
+            with contextlib.suppress(BlockingIOError):
+                held = hold(old, fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(held)
+        work = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=cache))
+        held = hold(work, 0)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(held)
+
+
+def hold(directory, flags):
+    """Locks a directory for as long as the descriptor is open."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | flags)
+    except OSError:
+        os.close(held)
+        raise
+    return held
 
 
 def drop_unused(cache):
@@ -249,7 +291,9 @@ def prepare(cache):
             os.utime(base)
             return base
         work = cache / f"base-{key}.partial"
-        shutil.rmtree(work, ignore_errors=True)
+        # Of builds that were killed.
+        for old in cache.glob("base-*.partial"):
+            shutil.rmtree(old, ignore_errors=True)
         work.mkdir()
         try:
             build(work, name, codename)

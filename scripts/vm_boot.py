@@ -8,17 +8,36 @@ import secrets
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 
-from vm_base import run, say
+from vm_base import run, say, work_directory
 
 # A boot takes 7 s if it is emulated, on a machine that has nothing else to do, and 2 s if it is not.
 BOOT_LIMIT = {"tcg": 180, "kvm": 40}
 ENVIRONMENT = "export PATH=/opt/runx/bin:$PATH RUNX_DIST=/opt/runx/bin RUNX_TEST_VM=1"
+
+# Through a pipe: what is run shall not see a terminal where it has none elsewhere.
+PIPE = """#!/bin/sh
+{environment}
+stty -F /dev/ttyS1 raw -echo
+cd /opt/runx/files
+code=0
+{{
+echo '{marker} begin'
+{lines}
+printf '\\n%s\\n' "{marker} end $code"
+}} </dev/null 2>&1 | cat >/dev/ttyS1
+"""
+TERMINAL = """#!/bin/sh
+{environment}
+stty -F /dev/ttyS1 sane -ixon
+cd /opt/runx/files
+{{
+{lines}
+}} </dev/ttyS1 >/dev/ttyS1 2>&1
+"""
 
 
 class Failed(Exception):
@@ -87,16 +106,11 @@ class Payload:
 
     def image(self, path, emulated, terminal=False):
         """Writes the disk."""
-        slow = " RUNX_TESTS_SLOW=1" if emulated else ""
-        marker = f"RUNX-VM {self.nonce}"
-        body = "\n".join(self.lines)
-        # Through a pipe: what is run shall not see a terminal where it will not have one elsewhere.
-        into = "</dev/ttyS1 >/dev/ttyS1 2>&1" if terminal else "</dev/null 2>&1 | cat >/dev/ttyS1"
-        settings = "sane -ixon" if terminal else "raw -echo"
         script = self.directory / "run"
-        script.write_text(
-            f"#!/bin/sh\n{ENVIRONMENT}{slow}\nstty -F /dev/ttyS1 {settings}\ncd /opt/runx/files\ncode=0\n"
-            f"{{\necho '{marker} begin'\n{body}\nprintf '\\n%s\\n' \"{marker} end $code\"\n}} {into}\n")
+        script.write_text((TERMINAL if terminal else PIPE).format(
+            environment=ENVIRONMENT + (" RUNX_TESTS_SLOW=1" if emulated else ""),
+            marker=f"RUNX-VM {self.nonce}",
+            lines="\n".join(self.lines)))
         script.chmod(0o755)
         used = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
         size = used * 5 // 4 // 2**20 + 16
@@ -167,10 +181,6 @@ def follow(child, nonce, limit, boot_limit):
         sys.stdout.flush()
 
 
-def interrupted(number, _frame):
-    raise SystemExit(128 + number)
-
-
 def boot_with(accelerator, base, work, payload, limit, terminal):
     """Runs a payload to its end."""
     image, console = work / "payload.img", work / "console"
@@ -201,11 +211,8 @@ def boot_with(accelerator, base, work, payload, limit, terminal):
 
 def boot(base, prepare_payload, limit, accelerator=None, terminal=False):
     """Runs a payload, which `prepare_payload` fills, to its end."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, interrupted)
     kvm = Kvm(base.parent)
-    with tempfile.TemporaryDirectory(prefix="runx-vm-") as work:
-        work = pathlib.Path(work)
+    with work_directory(base.parent) as work:
         payload = Payload(work / "payload")
         prepare_payload(payload)
         if accelerator is None and kvm.promising():
