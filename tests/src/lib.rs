@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod descriptors;
 pub mod image;
 pub mod leftovers;
+pub mod running;
 pub mod wasm;
 
 use std::io::Write;

@@ -301,39 +301,34 @@ impl Container {
         if all {
             return self.kill_all(signal);
         }
-        let init = match self.first_process() {
-            // Processes in a PID namespace shared with others outlive the first one.
-            Err(Error::Finished)
-                if signal == libc::SIGKILL && !self.state.own_pid_namespace && !self.pids()?.is_empty() =>
-            {
-                return self.kill_all(signal);
-            }
+        let last_resort = signal == libc::SIGKILL && !self.state.own_pid_namespace;
+        match self.first_process().and_then(|init| self.signal_first(&init, signal)) {
+            // In a PID namespace shared with others its children outlive it.
+            Err(Error::Finished) if last_resort && !self.pids()?.is_empty() => {}
             other => other?,
-        };
-        let sent = match pidfd::send_signal(init.as_fd(), signal) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(Error::Finished),
-            other => other.with_context(|| format!("send signal {signal} to container {:?}", self.state.id)),
-        };
-        sent?;
-        if signal == libc::SIGKILL {
-            // Frozen processes die only when they are thawed.
-            if self.state.cgroup.is_frozen() {
-                self.state.cgroup.thaw()?;
-            }
-            if !self.state.own_pid_namespace {
-                // Nobody else would end what it leaves behind.
-                self.kill_all(signal)?;
-            }
         }
-        Ok(())
+        if signal != libc::SIGKILL {
+            return Ok(());
+        }
+        // Who is freezing the container now is waited for, since frozen processes die only when they are thawed.
+        match self.lock() {
+            Ok((_lock, current, _)) if last_resort => current.state.cgroup.kill_all(),
+            Ok((_lock, current, _)) if current.state.cgroup.is_frozen() => current.state.cgroup.thaw(),
+            Ok(_) | Err(Error::NotFound(_)) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn signal_first(&self, init: &OwnedFd, signal: i32) -> Result<()> {
+        match pidfd::send_signal(init.as_fd(), signal) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Err(Error::Finished),
+            other => other.with_context(|| format!("send signal {signal} to container {:?}", self.state.id)),
+        }
     }
 
     fn kill_all(&self, signal: i32) -> Result<()> {
         // Cgroups go by name: they shall not be those of another container that got this one's id since.
-        let (_lock, current, _) = self.lock()?;
-        if current.state.created != self.state.created {
-            return Err(Error::Finished);
-        }
+        let _lock = self.lock()?;
         if signal == libc::SIGKILL {
             return self.state.cgroup.kill_all();
         }
@@ -419,9 +414,15 @@ impl Container {
 
     /// Locks the container, and tells what it is now and its status: it may have been created, or deleted,
     /// while we waited.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is gone, even if another one has its id by now.
     fn lock(&self) -> Result<(Lock, Self, Status)> {
         let lock = state::lock(&self.directory, &self.state.id)?;
         let state = State::read(&self.directory, &self.state.id)?;
+        if state.created != self.state.created {
+            return Err(Error::NotFound(state.id));
+        }
         let current = Self { directory: self.directory.clone(), state };
         let status = current.status_under_lock();
         Ok((lock, current, status))
