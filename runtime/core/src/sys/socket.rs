@@ -78,8 +78,8 @@ pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<Option<(Vec<u
         match check(unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) } as libc::c_long)
         {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // A peer that died with our bytes unread counts as one that closed.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            // The peer closed with our bytes unread. That is reported once, and before what it had sent.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
             Err(e) => return Err(e),
             Ok(n) => break n as usize,
         }
@@ -117,4 +117,20 @@ pub fn send_fds<F: AsFd>(socket: BorrowedFd<'_>, data: &[u8], fds: &[F]) -> io::
         send(socket, data, chunk)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (ours, theirs) = pair().unwrap();
+        send(ours.as_fd(), b"unread", &[]).unwrap();
+        send(theirs.as_fd(), b"last words", &[]).unwrap();
+        drop(theirs);
+        let heard = receive(ours.as_fd(), 64).unwrap().map(|(data, _)| data);
+        assert_eq!(heard.as_deref(), Some(&b"last words"[..]));
+        assert!(receive(ours.as_fd(), 64).unwrap().is_none());
+    }
 }
