@@ -1,8 +1,7 @@
 //! Containers that run while a test looks at them.
 
 use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -10,6 +9,7 @@ use serde_json::json;
 
 use crate::bundle::Bundle;
 use crate::command::{Done, run_detached};
+use crate::descriptors;
 
 impl Bundle {
     /// A container that runs a shell script, in a cgroup of a known path.
@@ -62,22 +62,6 @@ impl Bundle {
 /// When none comes.
 #[track_caller]
 pub fn receive_descriptor(listener: &UnixListener) -> (String, OwnedFd) {
-    let (stream, _) = listener.accept().expect("accept a connection");
-    let mut bytes = [0u8; 64];
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut control = [0u64; 8];
-    // SAFETY: msghdr is plain data, and everything it points to lives over the call.
-    let (length, fd) = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = size_of_val(&control) as _;
-        let length = libc::recvmsg(stream.as_raw_fd(), &mut message, 0);
-        assert!(length > 0, "receive a descriptor: {}", io::Error::last_os_error());
-        let header = libc::CMSG_FIRSTHDR(&message);
-        assert!(!header.is_null(), "no descriptor came");
-        (length as usize, OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()))
-    };
-    (String::from_utf8_lossy(&bytes[..length]).into_owned(), fd)
+    let (text, fd) = descriptors::receive(&descriptors::accept(listener));
+    (String::from_utf8_lossy(&text).into_owned(), fd)
 }
