@@ -127,6 +127,7 @@ fn create_mounted(
         stdio: duplicate(stdio)?,
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
+        systemd_cgroup: options.systemd_cgroup,
         ..CreateOptions::default()
     };
     let (core, handle) = runtime.create(&request.id, &bundle, create).map_err(|e| match e {

@@ -4,22 +4,21 @@ use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use runx_core::cgroup::{Blkio, BlkioEntry, Cgroup, MemoryStats, Stats};
+use runx_core::cgroup::{Blkio, BlkioEntry, MemoryCounter, MemoryStats, Pressure, PressureLine, RdmaEntry, Stats};
 
 use crate::events::any;
 
 /// The message that fits the cgroup version.
-pub(crate) fn message(cgroup: &Cgroup, stats: &Stats) -> Any {
-    match cgroup {
-        Cgroup::V1 { .. } => any(&version_1(stats)),
-        Cgroup::V2 { .. } => any(&version_2(stats)),
-    }
+pub(crate) fn message(stats: &Stats) -> Any {
+    if stats.unified { any(&version_2(stats)) } else { any(&version_1(stats)) }
 }
 
 fn version_1(stats: &Stats) -> v1::Metrics {
     let mut out = v1::Metrics::new();
     if let Some(pids) = stats.pids {
-        out.pids = MessageField::some(v1::PidsStat { current: pids.current, limit: pids.limit, ..Default::default() });
+        // No limit is 0 here, and the largest number in version 2's message.
+        let limit = pids.limit.unwrap_or(0);
+        out.pids = MessageField::some(v1::PidsStat { current: pids.current, limit, ..Default::default() });
     }
     if let Some(cpu) = &stats.cpu {
         out.cpu = MessageField::some(v1::CPUStat {
@@ -41,14 +40,19 @@ fn version_1(stats: &Stats) -> v1::Metrics {
     }
     if let Some(memory) = &stats.memory {
         out.memory = MessageField::some(memory_1(memory));
-        out.memory_oom_control =
-            MessageField::some(v1::MemoryOomControl { oom_kill: memory.oom_kills, ..Default::default() });
+        out.memory_oom_control = MessageField::some(v1::MemoryOomControl {
+            oom_kill_disable: memory.oom_kill_disabled.into(),
+            under_oom: memory.under_oom.into(),
+            oom_kill: memory.oom_kills,
+            ..Default::default()
+        });
     }
     if let Some(blkio) = &stats.blkio {
         let entries = |list: &[BlkioEntry]| {
             list.iter()
                 .map(|entry| v1::BlkIOEntry {
                     op: entry.op.clone(),
+                    device: device_name(entry.major, entry.minor),
                     major: entry.major,
                     minor: entry.minor,
                     value: entry.value,
@@ -59,6 +63,29 @@ fn version_1(stats: &Stats) -> v1::Metrics {
         out.blkio = MessageField::some(v1::BlkIOStat {
             io_service_bytes_recursive: entries(&blkio.service_bytes),
             io_serviced_recursive: entries(&blkio.serviced),
+            io_queued_recursive: entries(&blkio.queued),
+            io_service_time_recursive: entries(&blkio.service_time),
+            io_wait_time_recursive: entries(&blkio.wait_time),
+            io_merged_recursive: entries(&blkio.merged),
+            io_time_recursive: entries(&blkio.time),
+            sectors_recursive: entries(&blkio.sectors),
+            ..Default::default()
+        });
+    }
+    if let Some(rdma) = &stats.rdma {
+        let entries = |list: &[RdmaEntry]| {
+            list.iter()
+                .map(|entry| v1::RdmaEntry {
+                    device: entry.device.clone(),
+                    hca_handles: entry.handles,
+                    hca_objects: entry.objects,
+                    ..Default::default()
+                })
+                .collect()
+        };
+        out.rdma = MessageField::some(v1::RdmaStat {
+            current: entries(&rdma.current),
+            limit: entries(&rdma.limit),
             ..Default::default()
         });
     }
@@ -78,13 +105,13 @@ fn version_1(stats: &Stats) -> v1::Metrics {
 
 fn memory_1(memory: &MemoryStats) -> v1::MemoryStat {
     let row = |name| memory.row(name);
-    let swap = memory.swap_usage.map(|usage| v1::MemoryEntry {
-        usage,
-        limit: memory.swap_limit,
-        max: memory.swap_max_usage,
-        failcnt: memory.swap_failures,
+    let entry = |counter: MemoryCounter| v1::MemoryEntry {
+        usage: counter.usage,
+        limit: counter.limit,
+        max: counter.max_usage,
+        failcnt: counter.failures,
         ..Default::default()
-    });
+    };
     v1::MemoryStat {
         cache: row("cache"),
         rss: row("rss"),
@@ -118,22 +145,27 @@ fn memory_1(memory: &MemoryStats) -> v1::MemoryStat {
         total_inactive_file: row("total_inactive_file"),
         total_active_file: row("total_active_file"),
         total_unevictable: row("total_unevictable"),
-        usage: MessageField::some(v1::MemoryEntry {
-            usage: memory.usage,
-            limit: memory.limit,
-            max: memory.max_usage,
-            failcnt: memory.failures,
-            ..Default::default()
-        }),
-        swap: swap.into(),
+        usage: MessageField::some(entry(memory.usage)),
+        swap: memory.swap.map(entry).into(),
+        kernel: memory.kernel.map(entry).into(),
+        kernel_tcp: memory.kernel_tcp.map(entry).into(),
         ..Default::default()
     }
+}
+
+/// The path of a block device, as containerd looks it up in /proc/partitions; empty if it is not there.
+fn device_name(major: u64, minor: u64) -> String {
+    std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"))
+        .ok()
+        .and_then(|link| Some(format!("/dev/{}", link.file_name()?.to_str()?.replace('!', "/"))))
+        .unwrap_or_default()
 }
 
 fn version_2(stats: &Stats) -> v2::Metrics {
     let mut out = v2::Metrics::new();
     if let Some(pids) = stats.pids {
-        out.pids = MessageField::some(v2::PidsStat { current: pids.current, limit: pids.limit, ..Default::default() });
+        let limit = pids.limit.unwrap_or(u64::MAX);
+        out.pids = MessageField::some(v2::PidsStat { current: pids.current, limit, ..Default::default() });
     }
     if let Some(cpu) = &stats.cpu {
         out.cpu = MessageField::some(v2::CPUStat {
@@ -143,6 +175,9 @@ fn version_2(stats: &Stats) -> v2::Metrics {
             nr_periods: cpu.periods,
             nr_throttled: cpu.throttled_periods,
             throttled_usec: cpu.throttled_time / 1000,
+            nr_bursts: cpu.bursts,
+            burst_usec: cpu.burst_time / 1000,
+            psi: cpu.pressure.map(pressure).into(),
             ..Default::default()
         });
     }
@@ -154,17 +189,40 @@ fn version_2(stats: &Stats) -> v2::Metrics {
             max: memory.event("max"),
             oom: memory.event("oom"),
             oom_kill: memory.event("oom_kill"),
+            oom_group_kill: memory.event("oom_group_kill"),
             ..Default::default()
         });
     }
     if let Some(blkio) = &stats.blkio {
-        out.io = MessageField::some(v2::IOStat { usage: io_2(blkio), ..Default::default() });
+        out.io = MessageField::some(v2::IOStat {
+            usage: io_2(blkio),
+            psi: blkio.pressure.map(pressure).into(),
+            ..Default::default()
+        });
+    }
+    if let Some(rdma) = &stats.rdma {
+        let entries = |list: &[RdmaEntry]| {
+            list.iter()
+                .map(|entry| v2::RdmaEntry {
+                    device: entry.device.clone(),
+                    hca_handles: entry.handles,
+                    hca_objects: entry.objects,
+                    ..Default::default()
+                })
+                .collect()
+        };
+        out.rdma = MessageField::some(v2::RdmaStat {
+            current: entries(&rdma.current),
+            limit: entries(&rdma.limit),
+            ..Default::default()
+        });
     }
     out.hugetlb = stats
         .hugetlb
         .iter()
         .map(|huge| v2::HugeTlbStat {
             current: huge.usage,
+            max: huge.limit,
             failcnt: huge.failures,
             pagesize: huge.page_size.clone(),
             ..Default::default()
@@ -175,6 +233,7 @@ fn version_2(stats: &Stats) -> v2::Metrics {
 
 fn memory_2(memory: &MemoryStats) -> v2::MemoryStat {
     let row = |name| memory.row(name);
+    let swap = memory.swap.unwrap_or_default();
     v2::MemoryStat {
         anon: row("anon"),
         file: row("file"),
@@ -207,14 +266,28 @@ fn memory_2(memory: &MemoryStats) -> v2::MemoryStat {
         pglazyfreed: row("pglazyfreed"),
         thp_fault_alloc: row("thp_fault_alloc"),
         thp_collapse_alloc: row("thp_collapse_alloc"),
-        usage: memory.usage,
-        usage_limit: memory.limit,
-        swap_usage: memory.swap_usage.unwrap_or(0),
-        swap_limit: memory.swap_limit,
-        max_usage: memory.max_usage,
-        swap_max_usage: memory.swap_max_usage,
+        usage: memory.usage.usage,
+        usage_limit: memory.usage.limit,
+        max_usage: memory.usage.max_usage,
+        swap_usage: swap.usage,
+        swap_limit: swap.limit,
+        swap_max_usage: swap.max_usage,
+        psi: memory.pressure.map(pressure).into(),
         ..Default::default()
     }
+}
+
+fn pressure(pressure: Pressure) -> v2::PSIStats {
+    let line = |line: PressureLine| {
+        MessageField::some(v2::PSIData {
+            avg10: line.avg10,
+            avg60: line.avg60,
+            avg300: line.avg300,
+            total: line.total,
+            ..Default::default()
+        })
+    };
+    v2::PSIStats { some: line(pressure.some), full: line(pressure.full), ..Default::default() }
 }
 
 fn io_2(blkio: &Blkio) -> Vec<v2::IOEntry> {

@@ -14,6 +14,7 @@ use crate::error::status;
 pub(crate) struct Options {
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
+    pub(crate) systemd_cgroup: bool,
     pub(crate) io_uid: u32,
     pub(crate) io_gid: u32,
     /// Where the state goes, if not to the usual place.
@@ -35,12 +36,6 @@ pub(crate) fn parse(any: Option<&Any>) -> ttrpc::Result<Options> {
     }
     let options = RuncOptions::parse_from_bytes(&any.value)
         .map_err(|e| status(Code::INVALID_ARGUMENT, format!("runtime options of type {name:?}: {e}")))?;
-    if options.systemd_cgroup {
-        return Err(status(
-            Code::UNIMPLEMENTED,
-            "runtime option systemd_cgroup: the systemd cgroup driver is not supported",
-        ));
-    }
     for (field, set) in [
         ("shim_cgroup", !options.shim_cgroup.is_empty()),
         ("criu_image_path", !options.criu_image_path.is_empty()),
@@ -56,6 +51,7 @@ pub(crate) fn parse(any: Option<&Any>) -> ttrpc::Result<Options> {
     Ok(Options {
         no_pivot: options.no_pivot_root,
         no_new_keyring: options.no_new_keyring,
+        systemd_cgroup: options.systemd_cgroup,
         io_uid: options.io_uid,
         io_gid: options.io_gid,
         root: Some(options.root).filter(|root| !root.is_empty()).map(PathBuf::from),
@@ -76,9 +72,10 @@ mod tests {
 
     #[test]
     fn runcs_options_take_effect_or_are_refused_by_name() {
-        let options = RuncOptions { no_pivot_root: true, root: "/r".into(), ..RuncOptions::default() };
+        let options =
+            RuncOptions { no_pivot_root: true, systemd_cgroup: true, root: "/r".into(), ..RuncOptions::default() };
         let parsed = parse(Some(&any(&options))).unwrap();
-        assert!(parsed.no_pivot);
+        assert!(parsed.no_pivot && parsed.systemd_cgroup);
         assert_eq!(parsed.root, Some("/r".into()));
         let refused = RuncOptions { shim_cgroup: "/x".into(), ..RuncOptions::default() };
         assert!(parse(Some(&any(&refused))).unwrap_err().to_string().contains("shim_cgroup"));

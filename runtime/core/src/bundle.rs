@@ -2,11 +2,12 @@
 //!
 //! What config.json asks for takes effect or is refused here, before anything is made.
 
+use std::any::Any;
 use std::fs;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use crate::container::{net_devices, users};
 use crate::error::{Context, Error, Result};
@@ -252,7 +253,7 @@ pub(crate) fn empty_path(path: Option<&Path>) -> bool {
 
 /// Reads a JSON document of the runtime-spec. Properties that nobody knows are ignored, as the
 /// specification asks, with a word in the log.
-pub fn parse_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+pub fn parse_file<T: serde::de::DeserializeOwned + 'static>(path: &Path) -> Result<T> {
     let file = fs::File::open(path).on("open", path)?;
     let mut text = Vec::new();
     file.take(SIZE_LIMIT + 1).read_to_end(&mut text).on("read", path)?;
@@ -266,15 +267,33 @@ pub fn parse_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// As [`parse_file`], for a document that is at hand; `name` appears in errors.
-pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8], name: &str) -> Result<T> {
+pub fn parse<T: serde::de::DeserializeOwned + 'static>(text: &[u8], name: &str) -> Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     let invalid = |e: serde_json::Error| Error::InvalidSpec { document: name.to_owned(), reason: e.to_string() };
-    let value = serde_ignored::deserialize(&mut reader, |property| {
+    let mut value: T = serde_ignored::deserialize(&mut reader, |property| {
         log::debug!("{name}: unknown property {property} is ignored");
     })
     .map_err(invalid)?;
     reader.end().map_err(invalid)?;
+    let any: &mut dyn Any = &mut value;
+    if let Some(resources) = any.downcast_mut::<LinuxResources>() {
+        forget_absent_pids(resources, text, "/pids/limit");
+    } else if let Some(spec) = any.downcast_mut::<Spec>()
+        && let Some(resources) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut())
+    {
+        forget_absent_pids(resources, text, "/linux/resources/pids/limit");
+    }
     Ok(value)
+}
+
+/// `pids` without a limit says nothing, while a limit of 0 is one. The parsed form has 0 for both.
+fn forget_absent_pids(resources: &mut LinuxResources, text: &[u8], limit: &str) {
+    if resources.pids().is_some_and(|pids| pids.limit() == 0)
+        && let Ok(whole) = serde_json::from_slice::<serde_json::Value>(text)
+        && whole.pointer(limit).is_none_or(serde_json::Value::is_null)
+    {
+        resources.set_pids(None);
+    }
 }
 
 fn check_version(version: &str) -> Result<()> {
@@ -376,6 +395,16 @@ mod tests {
         for bad in ["net/../kernel/core_pattern", "net.//.x", "", "net..x", "../kernel", "net...kernel"] {
             assert!(sysctl_path(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_limit_on_processes_is_told_from_a_limit_of_none() {
+        let limit =
+            |text: &str| parse::<LinuxResources>(text.as_bytes(), "update").unwrap().pids().map(|pids| pids.limit());
+        assert_eq!(limit(r#"{"pids": {}}"#), None);
+        assert_eq!(limit(r#"{"pids": {"limit": 0}}"#), Some(0));
+        assert_eq!(limit(r#"{"pids": {"limit": -1}}"#), Some(-1));
+        assert_eq!(limit("{}"), None);
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Task for Service {
             Some(libc::ENOENT) => not_found("cgroup does not exist"),
             _ => from_runtime(e),
         })?;
-        let message = metrics::message(&container.core.state().cgroup, &stats);
+        let message = metrics::message(&stats);
         Ok(pb::StatsResponse { stats: MessageField::some(message), ..pb::StatsResponse::default() })
     }
 

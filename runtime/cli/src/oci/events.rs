@@ -23,7 +23,7 @@ pub(crate) fn events(context: &Context, id: &str, interval: Duration, once: bool
 
 fn print_stats(container: &Container) -> Result<u8, Failure> {
     let state = container.state();
-    let stats = Stats::new(&state.cgroup, container.stats()?);
+    let stats = Stats::new(container.stats()?);
     print_event(&Event { kind: "stats", id: &state.id, data: Some(stats) })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use runx_core::cgroup::{self, Cgroup};
+use runx_core::cgroup;
 use serde::Serialize;
 
 fn zero(n: &u64) -> bool {
@@ -37,6 +37,25 @@ pub(super) struct Stats {
 struct Cpu {
     usage: CpuUsage,
     throttling: Throttling,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
+}
+
+/// Pressure stall information. Lines that are all zero are left out.
+#[derive(Serialize)]
+struct Pressure {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    some: Option<PressureLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full: Option<PressureLine>,
+}
+
+#[derive(Serialize)]
+struct PressureLine {
+    avg10: f64,
+    avg60: f64,
+    avg300: f64,
+    total: u64,
 }
 
 #[derive(Default, Serialize)]
@@ -45,6 +64,10 @@ struct CpuUsage {
     total: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     percpu: Vec<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    percpu_kernel: Vec<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    percpu_user: Vec<u64>,
     kernel: u64,
     user: u64,
 }
@@ -62,7 +85,11 @@ struct Throttling {
 
 #[derive(Default, Serialize)]
 struct CpuSet {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cpus: Vec<u16>,
     cpu_exclusive: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mems: Vec<u16>,
     mem_hardwall: u64,
     mem_exclusive: u64,
     memory_migrate: u64,
@@ -84,6 +111,8 @@ struct Memory {
     kernel_tcp: MemoryEntry,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     raw: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
 }
 
 #[derive(Default, Serialize)]
@@ -111,6 +140,21 @@ struct BlockIo {
     io_service_bytes_recursive: Vec<BlockEntry>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     io_serviced_recursive: Vec<BlockEntry>,
+    // The name without the "d" is runc's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    io_queue_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    io_service_time_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    io_wait_time_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    io_merged_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    io_time_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sectors_recursive: Vec<BlockEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    psi: Option<Pressure>,
 }
 
 #[derive(Serialize)]
@@ -139,12 +183,14 @@ struct IntelRdt {}
 
 impl Stats {
     /// Puts what the kernel counted into runc's shape.
-    pub(super) fn new(cgroup: &Cgroup, counted: cgroup::Stats) -> Self {
-        let unified = matches!(cgroup, Cgroup::V2 { .. });
+    pub(super) fn new(counted: cgroup::Stats) -> Self {
+        let unified = counted.unified;
+        let pids = |pids: cgroup::PidsStats| Pids { current: pids.current, limit: pids.limit.unwrap_or(0) };
         Self {
             cpu: counted.cpu.map(cpu).unwrap_or_default(),
+            cpuset: counted.cpuset.map(cpuset).unwrap_or_default(),
             memory: counted.memory.map(|counted| memory(counted, unified)).unwrap_or_default(),
-            pids: counted.pids.map(|pids| Pids { current: pids.current, limit: pids.limit }).unwrap_or_default(),
+            pids: counted.pids.map(pids).unwrap_or_default(),
             blkio: counted.blkio.map(block_io).unwrap_or_default(),
             hugetlb: counted.hugetlb.into_iter().map(huge_pages).collect(),
             ..Self::default()
@@ -154,36 +200,78 @@ impl Stats {
 
 fn cpu(counted: cgroup::CpuStats) -> Cpu {
     Cpu {
-        usage: CpuUsage { total: counted.total, percpu: counted.per_cpu, kernel: counted.system, user: counted.user },
+        usage: CpuUsage {
+            total: counted.total,
+            percpu: counted.per_cpu,
+            percpu_kernel: counted.per_cpu_system,
+            percpu_user: counted.per_cpu_user,
+            kernel: counted.system,
+            user: counted.user,
+        },
         throttling: Throttling {
             periods: counted.periods,
             throttled_periods: counted.throttled_periods,
             throttled_time: counted.throttled_time,
         },
+        psi: counted.pressure.map(pressure),
+    }
+}
+
+fn pressure(counted: cgroup::Pressure) -> Pressure {
+    let line = |line: cgroup::PressureLine| {
+        (line != cgroup::PressureLine::default()).then_some(PressureLine {
+            avg10: line.avg10,
+            avg60: line.avg60,
+            avg300: line.avg300,
+            total: line.total,
+        })
+    };
+    Pressure { some: line(counted.some), full: line(counted.full) }
+}
+
+fn cpuset(counted: cgroup::CpusetStats) -> CpuSet {
+    CpuSet {
+        cpus: counted.cpus,
+        cpu_exclusive: counted.cpu_exclusive,
+        mems: counted.mems,
+        mem_hardwall: counted.mem_hardwall,
+        mem_exclusive: counted.mem_exclusive,
+        memory_migrate: counted.memory_migrate,
+        memory_spread_page: counted.memory_spread_page,
+        memory_spread_slab: counted.memory_spread_slab,
+        memory_pressure: counted.memory_pressure,
+        sched_load_balance: counted.sched_load_balance,
+        sched_relax_domain_level: counted.sched_relax_domain_level,
     }
 }
 
 fn memory(counted: cgroup::MemoryStats, unified: bool) -> Memory {
-    let cache = counted.row(if unified { "file" } else { "cache" });
-    // Readers expect memory and swap together, as version 1 counts them.
-    let with_memory = |swap: u64, memory: u64| if unified { swap.saturating_add(memory) } else { swap };
-    let swap = counted.swap_usage.map(|swap| MemoryEntry {
-        limit: with_memory(counted.swap_limit, counted.limit),
-        usage: with_memory(swap, counted.usage),
-        max: counted.swap_max_usage,
-        failcnt: counted.swap_failures,
+    let entry = |counter: cgroup::MemoryCounter| MemoryEntry {
+        limit: counter.limit,
+        usage: counter.usage,
+        max: counter.max_usage,
+        failcnt: counter.failures,
+    };
+    let optional = |counter: Option<cgroup::MemoryCounter>| counter.map(entry).unwrap_or_default();
+    let usage = counted.usage;
+    // Readers expect memory and swap together, as version 1 counts them. The most of both is not the sum.
+    let swap = counted.swap.map(|swap| match unified {
+        false => swap,
+        true => cgroup::MemoryCounter {
+            limit: swap.limit.saturating_add(usage.limit),
+            usage: swap.usage.saturating_add(usage.usage),
+            max_usage: 0,
+            failures: swap.failures,
+        },
     });
     Memory {
-        cache,
-        usage: MemoryEntry {
-            limit: counted.limit,
-            usage: counted.usage,
-            max: counted.max_usage,
-            failcnt: counted.failures,
-        },
-        swap: swap.unwrap_or_default(),
+        cache: counted.row(if unified { "file" } else { "cache" }),
+        usage: entry(usage),
+        swap: optional(swap),
+        kernel: optional(counted.kernel),
+        kernel_tcp: optional(counted.kernel_tcp),
+        psi: counted.pressure.map(pressure),
         raw: counted.table.into_iter().collect(),
-        ..Memory::default()
     }
 }
 
@@ -191,6 +279,13 @@ fn block_io(counted: cgroup::Blkio) -> BlockIo {
     BlockIo {
         io_service_bytes_recursive: entries(counted.service_bytes),
         io_serviced_recursive: entries(counted.serviced),
+        io_queue_recursive: entries(counted.queued),
+        io_service_time_recursive: entries(counted.service_time),
+        io_wait_time_recursive: entries(counted.wait_time),
+        io_merged_recursive: entries(counted.merged),
+        io_time_recursive: entries(counted.time),
+        sectors_recursive: entries(counted.sectors),
+        psi: counted.pressure.map(pressure),
     }
 }
 
@@ -204,9 +299,13 @@ fn entries(counted: Vec<cgroup::BlkioEntry>) -> Vec<BlockEntry> {
     counted.into_iter().map(entry).collect()
 }
 
+/// Reservations count where the kernel accounts for them, as with runc.
 fn huge_pages(counted: cgroup::HugetlbStats) -> (String, Hugetlb) {
-    let entry = Hugetlb { usage: counted.usage, max: counted.max, failcnt: counted.failures };
-    (counted.page_size, entry)
+    let (usage, max, failcnt) = match counted.reserved {
+        Some(reserved) => (reserved.usage, reserved.max_usage, reserved.failures.max(counted.failures)),
+        None => (counted.usage, counted.max, counted.failures),
+    };
+    (counted.page_size, Hugetlb { usage, max, failcnt })
 }
 
 #[cfg(test)]
@@ -218,19 +317,19 @@ mod tests {
         let counted = cgroup::Stats {
             cpu: Some(cgroup::CpuStats { total: 9, per_cpu: vec![4, 5], user: 6, ..Default::default() }),
             memory: Some(cgroup::MemoryStats {
-                usage: 8,
-                limit: 16,
+                usage: cgroup::MemoryCounter { usage: 8, limit: 16, ..Default::default() },
                 table: vec![("cache".into(), 3)],
                 ..Default::default()
             }),
-            pids: Some(cgroup::PidsStats { current: 2, limit: 0 }),
+            pids: Some(cgroup::PidsStats { current: 2, limit: None }),
             blkio: Some(cgroup::Blkio {
                 service_bytes: vec![cgroup::BlkioEntry { major: 8, minor: 0, op: "Read".into(), value: 4096 }],
-                serviced: Vec::new(),
+                ..Default::default()
             }),
             hugetlb: vec![cgroup::HugetlbStats { page_size: "2MB".into(), ..Default::default() }],
+            ..Default::default()
         };
-        let stats = Stats::new(&Cgroup::V1 { directories: Vec::new() }, counted);
+        let stats = Stats::new(counted);
         let line = serde_json::to_string(&Event { kind: "stats", id: "c", data: Some(stats) }).unwrap();
         assert_eq!(
             line,
@@ -243,6 +342,12 @@ mod tests {
                 + r#""kernel":{"limit":0,"failcnt":0},"kernelTCP":{"limit":0,"failcnt":0},"raw":{"cache":3}},"#
                 + r#""pids":{"current":2},"blkio":{"ioServiceBytesRecursive":[{"major":8,"op":"Read","value":4096}]},"#
                 + r#""hugetlb":{"2MB":{"failcnt":0}},"intel_rdt":{},"network_interfaces":null}}"#
+        );
+        let waited = cgroup::PressureLine { avg10: 1.5, total: 7, ..Default::default() };
+        let waited = pressure(cgroup::Pressure { some: waited, ..Default::default() });
+        assert_eq!(
+            serde_json::to_string(&waited).unwrap(),
+            r#"{"some":{"avg10":1.5,"avg60":0.0,"avg300":0.0,"total":7}}"#
         );
         let oom = serde_json::to_string(&Event { kind: "oom", id: "c", data: None }).unwrap();
         assert_eq!(oom, r#"{"type":"oom","id":"c"}"#);

@@ -97,6 +97,12 @@ fn locate((controllers, own): (Vec<String>, PathBuf)) -> Option<Hierarchy> {
     Some(Hierarchy { controllers, mount, own })
 }
 
+/// Version 2's tree where version 1's are beside it, as systemd mounts it.
+pub(super) fn unified_beside() -> Option<&'static Path> {
+    const UNIFIED: &str = "/sys/fs/cgroup/unified";
+    sys::filesystem_magic(UNIFIED).is_ok_and(|magic| magic == CGROUP2_SUPER_MAGIC).then_some(Path::new(UNIFIED))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

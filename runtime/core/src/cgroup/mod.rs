@@ -4,27 +4,38 @@
 //! (`CLONE_INTO_CGROUP`). With version 1, or the hybrid of both, there is a tree for each controller and
 //! a process must be moved into each; the first such move after a pause costs the kernel several
 //! milliseconds, so the parent does it while the child is busy with its mounts.
+//!
+//! Who makes the groups is a choice besides: we do, or [`systemd`] does for us.
 
+mod convert;
+mod delegation;
 mod devices;
+mod files;
 mod layout;
+mod oom;
+mod processes;
 mod stats;
+mod systemd;
 mod v1;
 mod v2;
 
-use std::fs;
-use std::io;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
 pub use layout::{Hierarchy, Layout};
-pub use stats::{Blkio, BlkioEntry, CpuStats, HugetlbStats, MemoryStats, PidsStats, Stats};
+pub use oom::{OomEvents, OomWatch};
+pub use stats::{
+    Blkio, BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryCounter, MemoryStats, MiscStats, NumaRow, PidsStats,
+    Pressure, PressureLine, RdmaEntry, RdmaStats, Stats,
+};
+pub use systemd::Unit;
 
 /// The cgroups of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,68 +46,110 @@ pub enum Cgroup {
     V1 {
         /// The container's directories.
         directories: Vec<Directory>,
+        /// The unit of systemd that they belong to, if it makes them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unit: Option<Unit>,
     },
     /// One directory in the unified tree.
     #[serde(rename = "2")]
     V2 {
         /// The container's directory.
         path: PathBuf,
+        /// The unit of systemd that it belongs to, if it makes it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unit: Option<Unit>,
     },
 }
 
 /// The container's directory in one hierarchy of version 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {
-    /// The controllers of the hierarchy, `name=…` for one without.
+    /// The controllers of the hierarchy, `name=…` for one without; empty for version 2's tree beside them.
     pub controllers: Vec<String>,
     /// The directory's absolute path.
     pub path: PathBuf,
 }
 
-/// Where a container's cgroups are to be, before they are made.
-///
-/// # Errors
-/// [`Error::InvalidSpec`] for a path that leaves the tree, [`Error::Unsupported`] for one in systemd's
-/// form, and system errors where no cgroup filesystem is mounted.
-pub fn place(layout: &Layout, cgroups_path: Option<&Path>, id: &str) -> Result<Cgroup> {
-    if let Some(path) = cgroups_path {
-        let text = path.to_string_lossy();
-        if text.matches(':').count() == 2 && !text.starts_with('/') {
-            return Err(Error::unsupported(
-                format!("linux.cgroupsPath {text:?}"),
-                "it is in systemd's form (slice:prefix:name), and the systemd cgroup driver is not implemented: \
-                 let the engine use the cgroupfs driver",
-            ));
-        }
-        if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
-            return Err(Error::spec(format!("linux.cgroupsPath {text:?} contains \"..\"")));
-        }
-        if path.components().all(|part| matches!(part, std::path::Component::RootDir)) {
-            return Err(Error::spec(format!("linux.cgroupsPath {text:?} is the root of the hierarchy")));
+/// What a container's cgroups are to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    id: &'a str,
+    resources: Option<&'a LinuxResources>,
+    annotations: Option<&'a HashMap<String, String>>,
+    owner: Option<u32>,
+}
+
+impl<'a> Settings<'a> {
+    /// The settings of a container's configuration.
+    pub fn of(id: &'a str, spec: &'a Spec) -> Self {
+        Self {
+            id,
+            resources: spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()),
+            annotations: spec.annotations().as_ref(),
+            owner: delegation::owner(spec),
         }
     }
-    let relative = cgroups_path.unwrap_or(Path::new(id));
+}
+
+/// Where a container's cgroups are to be, before they are made. `systemd` leaves their making to it; cgroupsPath then
+/// has the form `slice:prefix:name`, and is `system.slice:runx:ID` by default.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] for a path that leaves the tree or has the wrong form, [`Error::Unsupported`] where systemd
+/// is asked for and not there, and system errors where no cgroup filesystem is mounted.
+pub fn place(layout: &Layout, cgroups_path: Option<&Path>, id: &str, systemd: bool) -> Result<Cgroup> {
+    let unit = if systemd { Some(unit(cgroups_path, id)?) } else { None };
+    let relative = match &unit {
+        Some(unit) => Path::new("/").join(unit.path()?),
+        None => check_path(cgroups_path.unwrap_or(Path::new(id)))?.to_owned(),
+    };
     Ok(match layout {
         Layout::V2 { root, own } => {
             // The group this process is in has processes, so no controllers can be enabled for groups
             // below it; its parent's can.
             let base = if relative.is_absolute() { Path::new("/") } else { own.parent().unwrap_or(Path::new("/")) };
-            Cgroup::V2 { path: below(root, base, relative) }
+            Cgroup::V2 { path: below(root, base, &relative), unit }
         }
-        Layout::V1 { hierarchies } => Cgroup::V1 {
-            directories: hierarchies
+        Layout::V1 { hierarchies } => {
+            let mut directories: Vec<Directory> = hierarchies
                 .iter()
-                .map(|hierarchy| Directory {
-                    controllers: hierarchy.controllers.clone(),
-                    path: below(
-                        &hierarchy.mount,
-                        if relative.is_absolute() { Path::new("/") } else { &hierarchy.own },
-                        relative,
-                    ),
+                .map(|hierarchy| {
+                    let base = if relative.is_absolute() { Path::new("/") } else { &hierarchy.own };
+                    let path = below(&hierarchy.mount, base, &relative);
+                    Directory { controllers: hierarchy.controllers.clone(), path }
                 })
-                .collect(),
-        },
+                .collect();
+            // systemd keeps an account of processes in version 2's tree, if that is there, too.
+            if unit.is_some()
+                && let Some(root) = layout::unified_beside()
+            {
+                directories.push(Directory { controllers: Vec::new(), path: below(root, Path::new("/"), &relative) });
+            }
+            Cgroup::V1 { directories, unit }
+        }
     })
+}
+
+fn unit(cgroups_path: Option<&Path>, id: &str) -> Result<Unit> {
+    let unit = Unit::named(cgroups_path, id)?;
+    if !systemd::is_running() {
+        return Err(Error::unsupported("the systemd cgroup driver", "this machine was not booted with systemd"));
+    }
+    Ok(unit)
+}
+
+fn check_path(path: &Path) -> Result<&Path> {
+    let bad = |why: &str| Err(Error::spec(format!("linux.cgroupsPath {:?} {why}", path.to_string_lossy())));
+    if !path.is_absolute() && path.to_string_lossy().matches(':').count() == 2 {
+        return bad("is in systemd's form (slice:prefix:name), but the systemd cgroup driver is not asked for");
+    }
+    if path.components().any(|part| matches!(part, Component::ParentDir)) {
+        return bad("contains \"..\"");
+    }
+    if path.components().all(|part| matches!(part, Component::RootDir | Component::CurDir)) {
+        return bad("is the root of the hierarchy");
+    }
+    Ok(path)
 }
 
 fn below(mount: &Path, base: &Path, relative: &Path) -> PathBuf {
@@ -105,53 +158,159 @@ fn below(mount: &Path, base: &Path, relative: &Path) -> PathBuf {
 }
 
 impl Cgroup {
+    /// The unit of systemd that the groups belong to, if any.
+    pub fn unit(&self) -> Option<&Unit> {
+        match self {
+            Self::V1 { unit, .. } | Self::V2 { unit, .. } => unit.as_ref(),
+        }
+    }
+
     /// Makes the directories. Those that exist already are an error if a process is in them, since two
     /// containers would share limits and be killed together.
+    ///
+    /// For a unit of systemd they are made, too, so that a process can be born there and mounts can show them;
+    /// systemd takes over what it finds.
     pub fn create(&self) -> Result<()> {
         match self {
-            Self::V1 { directories } => v1::create(directories),
-            Self::V2 { path } => v2::create(path),
+            Self::V1 { directories, .. } => v1::create(directories),
+            Self::V2 { path, unit: None } => v2::create(path),
+            Self::V2 { path, unit: Some(_) } => v2::make(path),
         }
     }
 
-    /// Sets the limits that `resources` names and leaves the others.
-    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+    /// Sets all limits, before there is a process. With systemd this has to wait for one: see [`Self::join`].
+    pub fn configure(&self, settings: &Settings<'_>) -> Result<()> {
+        if self.unit().is_some() { Ok(()) } else { self.configure_now(settings, settings.resources) }
+    }
+
+    fn configure_now(&self, settings: &Settings<'_>, resources: Option<&LinuxResources>) -> Result<()> {
+        let rules = devices::rules(settings.resources)?;
         match self {
-            Self::V1 { directories } => v1::apply(directories, resources),
-            Self::V2 { path } => v2::apply(path, resources),
+            Self::V1 { directories, .. } => v1::apply_devices(directories, &rules)?,
+            Self::V2 { path, .. } => devices::attach(path, &rules)?,
+        }
+        if let Some(resources) = resources {
+            self.apply(resources)?;
+        }
+        match (self, settings.owner) {
+            (Self::V2 { path, .. }, Some(uid)) => v2::delegate(path, uid),
+            // Not safe with version 1, where limits belong to whoever owns the directory.
+            _ => Ok(()),
         }
     }
 
-    /// The rules of `resources.devices` and those that every container needs.
-    pub fn apply_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        let rules = devices::rules(resources)?;
+    /// Puts the container's first process into its groups. With version 2 it was born there. With systemd this is
+    /// the moment when the unit is made and the limits are set.
+    pub fn join(&self, pid: i32, settings: &Settings<'_>) -> Result<()> {
+        let Some(unit) = self.unit() else { return self.enter(pid) };
+        let devices = match self {
+            Self::V1 { .. } => Some(devices::allowed(&devices::rules(settings.resources)?)),
+            Self::V2 { .. } => None,
+        };
+        let adjusted = unit.start(&systemd::Start {
+            id: settings.id,
+            pid,
+            group: self.group(),
+            devices,
+            resources: settings.resources,
+            annotations: settings.annotations,
+        })?;
+        // systemd knows some controllers only.
         match self {
-            Self::V1 { directories } => v1::apply_devices(directories, &rules),
-            Self::V2 { path } => devices::attach(path, &rules),
+            Self::V1 { .. } => self.enter(pid)?,
+            Self::V2 { path, .. } => v2::enable(path)?,
+        }
+        self.configure_now(settings, adjusted.as_ref())
+    }
+
+    /// Puts a further process into the groups, where it was not born there.
+    pub fn enter(&self, pid: i32) -> Result<()> {
+        match self {
+            Self::V1 { directories, .. } => v1::join(directories, pid),
+            Self::V2 { .. } => Ok(()),
         }
     }
 
-    /// The directory to clone a process into, where the kernel can.
+    fn group(&self) -> systemd::Group<'_> {
+        match self {
+            Self::V1 { directories, .. } => systemd::Group::V1(v1::processor(directories)),
+            Self::V2 { path, .. } => systemd::Group::V2(path),
+        }
+    }
+
+    /// Changes the limits that `resources` names and leaves the others.
+    ///
+    /// Device rules are not changed, as with runc: engines send all that they know of a container with every
+    /// update, and others may have allowed a device to it since.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        match self.unit() {
+            Some(unit) => {
+                // systemd would kill before we could refuse.
+                self.check_update(resources)?;
+                self.apply(&unit.update(self.group(), resources)?)
+            }
+            None => self.apply(resources),
+        }
+    }
+
+    fn check_update(&self, resources: &LinuxResources) -> Result<()> {
+        let Some(memory) = resources.memory() else { return Ok(()) };
+        match self {
+            Self::V2 { path, .. } => convert::check_before_update(path, "memory.current", memory),
+            Self::V1 { directories, .. } => match v1::memory(directories) {
+                Some(directory) => convert::check_before_update(directory, "memory.usage_in_bytes", memory),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        match self {
+            Self::V1 { directories, .. } => v1::apply(directories, resources),
+            Self::V2 { path, .. } => v2::apply(path, resources),
+        }
+    }
+
+    /// The directory to clone the first process into, where the kernel can.
     pub fn birthplace(&self) -> Result<Option<OwnedFd>> {
         match self {
             Self::V1 { .. } => Ok(None),
-            Self::V2 { path } => sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path).map(Some),
+            Self::V2 { path, .. } => open_directory(path).map(Some),
         }
     }
 
-    /// Moves a process into every hierarchy of version 1; with version 2 it was born there.
-    pub fn join(&self, pid: i32) -> Result<()> {
-        match self {
-            Self::V1 { directories } => v1::join(directories, pid),
-            Self::V2 { .. } => Ok(()),
+    /// As [`Self::birthplace`], for a further process beside the first one, `pid`.
+    ///
+    /// No process can be in a group that has given its controllers to groups below it, as a container does that
+    /// runs systemd for example. There it is born where the first process is now.
+    pub fn birthplace_beside(&self, pid: i32) -> Result<Option<OwnedFd>> {
+        let Self::V2 { path, .. } = self else { return Ok(None) };
+        if !v2::is_delegated(path) {
+            return self.birthplace();
         }
+        let file = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&file).on("read", &file)?;
+        let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let own = Path::new("/sys/fs/cgroup").join(own);
+        if !own.starts_with(path) || own.components().any(|part| part == Component::ParentDir) {
+            return Err(Error::Init {
+                message: format!(
+                    "join cgroup {}: it has given its controllers to groups below it, and the container's first \
+                     process is in {}",
+                    path.display(),
+                    own.display()
+                ),
+                errno: libc::EBUSY,
+            });
+        }
+        open_directory(&own).map(Some)
     }
 
     /// The directory that tells which processes there are.
     fn membership(&self) -> Option<&Path> {
         match self {
-            Self::V1 { directories } => v1::membership(directories),
-            Self::V2 { path } => Some(path),
+            Self::V1 { directories, .. } => v1::membership(directories),
+            Self::V2 { path, .. } => Some(path),
         }
     }
 
@@ -162,70 +321,38 @@ impl Cgroup {
 
     /// The pids of all processes, in groups below the container's too, in this PID namespace.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        let mut pids = Vec::new();
-        if let Some(directory) = self.membership() {
-            collect_pids(directory, &mut pids).on("read the processes of cgroup", directory)?;
-        }
-        Ok(pids)
+        self.membership().map_or(Ok(Vec::new()), processes::list)
     }
 
     /// Sends `SIGKILL` to every process until none is left, thawing what is frozen.
     pub fn kill_all(&self) -> Result<()> {
-        if let Self::V2 { path } = self
-            && fs::write(path.join("cgroup.kill"), "1").is_ok()
-        {
-            return self.wait_empty();
-        }
-        // Killing and listing race with forks; a process that was born in between is seen next time.
-        for _ in 0..100 {
-            let pids = self.pids()?;
-            if pids.is_empty() {
-                return Ok(());
-            }
-            for pid in pids {
-                // SAFETY: the pid was read from the container's own cgroup just now.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-            let _ = self.thaw();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.wait_empty()
-    }
-
-    fn wait_empty(&self) -> Result<()> {
-        for _ in 0..2000 {
-            if self.pids()?.is_empty() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Err(Error::system(
-            format!("wait for the processes of cgroup {:?} to end", self.membership()),
-            io::Error::from_raw_os_error(libc::EBUSY),
-        ))
+        let Some(directory) = self.membership() else { return Ok(()) };
+        let try_to = |what: Result<()>| what.unwrap_or_else(|e| log::debug!("while ending processes: {e}"));
+        processes::kill(directory, || try_to(self.freeze()), || try_to(self.thaw()))
     }
 
     /// Stops every process where it is, and returns once all have stopped.
     pub fn freeze(&self) -> Result<()> {
-        match self {
-            Self::V1 { directories } => v1::set_frozen(directories, true),
-            Self::V2 { path } => v2::set_frozen(path, true),
-        }
+        self.set_frozen(true)
     }
 
     /// Lets stopped processes go on.
     pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
         match self {
-            Self::V1 { directories } => v1::set_frozen(directories, false),
-            Self::V2 { path } => v2::set_frozen(path, false),
+            Self::V1 { directories, .. } => v1::set_frozen(directories, frozen),
+            Self::V2 { path, .. } => v2::set_frozen(path, frozen),
         }
     }
 
     /// Whether the processes are stopped by [`Self::freeze`].
     pub fn is_frozen(&self) -> bool {
         match self {
-            Self::V1 { directories } => v1::is_frozen(directories),
-            Self::V2 { path } => v2::is_frozen(path),
+            Self::V1 { directories, .. } => v1::is_frozen(directories),
+            Self::V2 { path, .. } => v2::is_frozen(path),
         }
     }
 
@@ -235,120 +362,47 @@ impl Cgroup {
     /// `ENOENT` when its directories are gone.
     pub fn stats(&self) -> Result<Stats> {
         match self {
-            Self::V1 { directories } => v1::stats(directories),
-            Self::V2 { path } => v2::stats(path),
+            Self::V1 { directories, .. } => v1::stats(directories),
+            Self::V2 { path, .. } => v2::stats(path),
         }
     }
 
-    /// Removes the directories, and those that the container made below them. What is not there is fine.
-    pub fn remove(&self) -> Result<()> {
+    /// Begins to watch for processes killed for lack of memory; `None` where the kernel does not say.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
         match self {
-            Self::V1 { directories } => {
-                for directory in directories {
-                    remove_tree(&directory.path)?;
-                }
-                Ok(())
-            }
-            Self::V2 { path } => remove_tree(path),
+            Self::V1 { directories, .. } => v1::memory(directories).map(OomWatch::v1).transpose(),
+            Self::V2 { path, .. } => OomWatch::v2(path),
         }
     }
 
-    /// All directories.
+    /// Gives the group to a user, who may then divide it but not change its limits. Nothing happens with version 1,
+    /// where that would not be safe.
+    pub fn delegate(&self, uid: u32) -> Result<()> {
+        match self {
+            Self::V1 { .. } => Ok(()),
+            Self::V2 { path, .. } => v2::delegate(path, uid),
+        }
+    }
+
+    /// Removes the directories, and those that the container made below them, and the unit. What is not there is
+    /// fine.
+    pub fn remove(&self) -> Result<()> {
+        let stopped = self.unit().map_or(Ok(()), Unit::stop);
+        self.paths().into_iter().try_for_each(processes::remove_tree)?;
+        stopped
+    }
+
+    /// All directories, in the order of the layout's hierarchies.
     pub fn paths(&self) -> Vec<&Path> {
         match self {
-            Self::V1 { directories } => directories.iter().map(|directory| directory.path.as_path()).collect(),
-            Self::V2 { path } => vec![path],
+            Self::V1 { directories, .. } => directories.iter().map(|directory| directory.path.as_path()).collect(),
+            Self::V2 { path, .. } => vec![path],
         }
     }
 }
 
-fn collect_pids(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
-    match fs::read_to_string(directory.join("cgroup.procs")) {
-        // Pid 0 is a process of another PID namespace, which cannot be named from here.
-        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid != 0)),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(()),
-        // A threaded group of version 2 lists its processes in its parent.
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        Err(e) => return Err(e),
-    }
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect_pids(&entry.path(), pids)?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_tree(directory: &Path) -> Result<()> {
-    // The last process leaves its group a little after its parent has reaped it.
-    for attempt in 0..200 {
-        match fs::remove_dir(directory) {
-            Ok(()) => return Ok(()),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(()),
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        remove_tree(&entry.path())?;
-                    }
-                }
-                if attempt > 0 {
-                    std::thread::sleep(Duration::from_millis(if attempt < 20 { 1 } else { 10 }));
-                }
-            }
-            Err(e) => return Err(e).on("remove cgroup", directory),
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EBUSY)).on("remove cgroup", directory)
-}
-
-/// Writes one setting; the error names the file and the value.
-fn write(directory: &Path, file: &str, value: impl AsRef<str>) -> Result<()> {
-    let value = value.as_ref();
-    fs::write(directory.join(file), value)
-        .with_context(|| format!("write {value:?} to {}", directory.join(file).display()))
-}
-
-fn read(directory: &Path, file: &str) -> io::Result<String> {
-    fs::read_to_string(directory.join(file)).map(|text| text.trim_end().to_owned())
-}
-
-fn read_number(directory: &Path, file: &str) -> Option<u64> {
-    let text = read(directory, file).ok()?;
-    if text == "max" { Some(u64::MAX) } else { text.parse().ok() }
-}
-
-/// The lines of a `key value` file.
-fn read_pairs(directory: &Path, file: &str) -> Vec<(String, u64)> {
-    let text = read(directory, file).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| {
-            let (key, value) = line.split_once(' ')?;
-            Some((key.to_owned(), value.parse().ok()?))
-        })
-        .collect()
-}
-
-/// `memory.checkBeforeUpdate`: a limit below what is in use is refused, where it would else kill.
-fn check_before_update(directory: &Path, usage: &str, memory: &LinuxMemory) -> Result<()> {
-    let Some(limit) = memory.limit().and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit != 0) else {
-        return Ok(());
-    };
-    let used = read_number(directory, usage).unwrap_or(0);
-    if memory.check_before_update() == Some(true) && used > limit {
-        return Err(Error::spec(format!("linux.resources.memory.limit {limit} is less than the {used} bytes in use")));
-    }
-    Ok(())
-}
-
-fn refuse_occupied(directory: &Path) -> Result<()> {
-    let text = read(directory, "cgroup.procs").unwrap_or_default();
-    if text.lines().next().is_some() {
-        return Err(Error::spec(format!(
-            "linux.cgroupsPath: cgroup {} is not empty: another container or process uses it",
-            directory.display()
-        )));
-    }
-    Ok(())
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)
 }
 
 #[cfg(test)]
@@ -361,8 +415,8 @@ mod tests {
 
     #[test]
     fn an_absolute_path_is_taken_from_the_root_and_a_relative_one_from_beside_us() {
-        let place = |path| match place(&unified(), path, "c1").unwrap() {
-            Cgroup::V2 { path } => path,
+        let place = |path| match place(&unified(), path, "c1", false).unwrap() {
+            Cgroup::V2 { path, .. } => path,
             Cgroup::V1 { .. } => unreachable!("the layout is unified"),
         };
         assert_eq!(place(Some(Path::new("/default/c1"))), Path::new("/sys/fs/cgroup/default/c1"));
@@ -373,7 +427,16 @@ mod tests {
     #[test]
     fn paths_that_leave_the_tree_or_are_its_root_are_refused() {
         for bad in ["../x", "/a/../../b", "/", "system.slice:runx:c1"] {
-            assert!(place(&unified(), Some(Path::new(bad)), "c1").is_err(), "{bad}");
+            assert!(place(&unified(), Some(Path::new(bad)), "c1", false).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_state_of_before_there_were_units_is_read() {
+        let old: Cgroup = serde_json::from_str(r#"{"version": "2", "path": "/sys/fs/cgroup/c1"}"#).unwrap();
+        assert_eq!(old.unit(), None);
+        let unit = Unit { name: "a.scope".into(), slice: "b.slice".into() };
+        let new = Cgroup::V1 { directories: Vec::new(), unit: Some(unit) };
+        assert_eq!(serde_json::from_str::<Cgroup>(&serde_json::to_string(&new).unwrap()).unwrap(), new);
     }
 }

@@ -53,12 +53,9 @@ impl Runtime {
     /// Everything that can be wrong with a bundle, and the kernel's refusals; nothing is left behind.
     pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
         let directory = self.directory(id)?;
-        if options.systemd_cgroup {
-            return Err(Error::unsupported("--systemd-cgroup", "the systemd cgroup driver is not implemented"));
-        }
         let layout = Layout::of_this_machine()?;
-        let cgroup =
-            cgroup::place(layout, bundle.linux()?.cgroups_path().as_deref().filter(|p| !p.as_os_str().is_empty()), id)?;
+        let path = bundle.linux()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty());
+        let cgroup = cgroup::place(layout, path, id, options.systemd_cgroup)?;
         state::make_directory(&self.root, &directory, id)?;
         // A `delete --force` may come in between, and even another create after it: then this directory is
         // the other one's.
@@ -120,12 +117,13 @@ impl Runtime {
             let notify = directory.join(state::NOTIFY);
             fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
         }
-        let mut cleanup = Cleanup { cgroup: &state.cgroup, rdt: state.rdt.as_ref(), made: false };
+        let settings = cgroup::Settings::of(id, spec);
+        let mut cleanup = Cleanup { cgroup: &state.cgroup, settings, rdt: state.rdt.as_ref(), made: false };
         // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
         // before the plan; otherwise it is made while the child already works.
         let early = matches!(layout, Layout::V2 { .. }) || !namespaces.new_cgroup;
         if early {
-            cleanup.make(bundle)?;
+            cleanup.make()?;
         }
         let (moved, net_devices): (Vec<_>, Vec<_>) = net_devices::find(linux)?.into_iter().unzip();
         let around = Surroundings {
@@ -187,9 +185,9 @@ impl Runtime {
                 set_limits(process.pid, &rlimits)?;
             }
             if !early {
-                cleanup.make(bundle)?;
+                cleanup.make()?;
             }
-            state.cgroup.join(process.pid)?;
+            state.cgroup.join(process.pid, &settings)?;
             if let (Some(rdt), Some(spec)) = (&state.rdt, linux.intel_rdt()) {
                 rdt.set_up(spec)?;
                 rdt.join(process.pid)?;
@@ -338,20 +336,16 @@ impl Process {
 struct Cleanup<'a> {
     cgroup: &'a Cgroup,
     rdt: Option<&'a Rdt>,
+    settings: cgroup::Settings<'a>,
     /// Whether they are this container's: a directory that another one uses was refused and stays.
     made: bool,
 }
 
 impl Cleanup<'_> {
-    fn make(&mut self, bundle: &Bundle) -> Result<()> {
+    fn make(&mut self) -> Result<()> {
         self.cgroup.create()?;
         self.made = true;
-        let resources = bundle.linux()?.resources().as_ref();
-        self.cgroup.apply_devices(resources)?;
-        match resources {
-            Some(resources) => self.cgroup.apply(resources),
-            None => Ok(()),
-        }
+        self.cgroup.configure(&self.settings)
     }
 
     fn disarm(mut self) {

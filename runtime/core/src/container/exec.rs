@@ -1,7 +1,6 @@
 //! A further process in a running container.
 
 use std::borrow::Cow;
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -15,7 +14,6 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::plan::{Gate, Plan, UserNamespace};
 use crate::spawn::Request;
-use crate::sys;
 
 /// How a process is to be made, beyond its description.
 #[derive(Debug, Default)]
@@ -75,27 +73,20 @@ impl Runtime {
         let join = vec![(table.add(init), state.namespaces)];
         let user_namespace = in_user_namespace.then_some(UserNamespace::Joined);
         let plan = Plan { hold: false, join, user_namespace, container: None, process, gate: Gate::Parent };
-        let mut request = Request {
+        let request = Request {
             plan,
             fds: table.into_fds(),
             namespaces: 0,
-            cgroup: cgroup.birthplace()?,
+            cgroup: if options.groups.is_empty() { cgroup.birthplace_beside(state.pid) } else { cgroup.birthplace() }?,
             pid_namespace: Some(pid_namespace),
             mount_namespace: true,
             cpus: initial_cpus.or_else(|| state.defaults.initial_cpus.clone()),
             ..Request::default()
         };
-        if let Cgroup::V2 { path } = &*cgroup
-            && options.groups.is_empty()
-            && delegated(path)
-        {
-            // Processes cannot be born in a group that has given its controllers away.
-            request.cgroup = own_group_of(state.pid)?;
-        }
         let mut process = Process::of(self.spawner.spawn(request)?, address_space);
         process.listener = state.seccomp_listener.clone().map(|listener| (listener, state.told(Status::Running)));
         let made = cgroup
-            .join(process.pid)
+            .enter(process.pid)
             .and_then(|()| state.rdt.as_ref().map_or(Ok(()), |rdt| rdt.join(process.pid)))
             .and_then(|()| set_oom_score(process.pid, oom_score_adj))
             .and_then(|()| if in_user_namespace { set_limits(process.pid, &rlimits) } else { Ok(()) })
@@ -142,7 +133,7 @@ fn group_below<'a>(cgroup: &'a Cgroup, groups: &[Group]) -> Result<Cow<'a, Cgrou
         }
         let mut unknown = controllers.clone();
         match cgroup.to_mut() {
-            Cgroup::V1 { directories } => {
+            Cgroup::V1 { directories, .. } => {
                 for directory in directories {
                     let named = |controller: &String| directory.controllers.contains(controller);
                     if controllers.is_empty() || controllers.iter().any(named) {
@@ -151,26 +142,13 @@ fn group_below<'a>(cgroup: &'a Cgroup, groups: &[Group]) -> Result<Cow<'a, Cgrou
                     }
                 }
             }
-            Cgroup::V2 { path } => path.push(below),
+            Cgroup::V2 { path, .. } => path.push(below),
         }
         if let Some(controller) = unknown.first() {
             return Err(Error::unsupported(format!("cgroup {controller}:{}", path.display()), "unknown controller"));
         }
     }
     Ok(cgroup)
-}
-
-fn delegated(path: &Path) -> bool {
-    fs::read_to_string(path.join("cgroup.subtree_control")).is_ok_and(|controllers| !controllers.trim().is_empty())
-}
-
-/// The version 2 cgroup that a process is in.
-fn own_group_of(pid: i32) -> Result<Option<OwnedFd>> {
-    let path = format!("/proc/{pid}/cgroup");
-    let text = fs::read_to_string(&path).on("read", &path)?;
-    let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
-    let directory = Path::new("/sys/fs/cgroup").join(own);
-    sys::open(&directory, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", &directory).map(Some)
 }
 
 #[cfg(test)]
@@ -188,8 +166,8 @@ mod tests {
             controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
             path: path.into(),
         };
-        let own =
-            Cgroup::V1 { directories: vec![directory(&["cpu", "cpuacct"], "/c/a"), directory(&["memory"], "/m/a")] };
+        let own = vec![directory(&["cpu", "cpuacct"], "/c/a"), directory(&["memory"], "/m/a")];
+        let own = Cgroup::V1 { directories: own, unit: None };
         let paths = |groups: &[Group]| {
             group_below(&own, groups)
                 .map(|cgroup| cgroup.paths().iter().map(|p| p.display().to_string()).collect::<Vec<_>>())
@@ -200,7 +178,7 @@ mod tests {
         for bad in [group(&[], ".."), group(&["memory"], "x/../../y"), group(&["whaat"], "/")] {
             assert!(paths(std::slice::from_ref(&bad)).is_err(), "{bad:?}");
         }
-        let own = Cgroup::V2 { path: "/c/a".into() };
+        let own = Cgroup::V2 { path: "/c/a".into(), unit: None };
         let below = |group: Group| group_below(&own, &[group]).map(|cgroup| cgroup.paths()[0].to_owned());
         assert_eq!(below(group(&[], "x")).unwrap(), Path::new("/c/a/x"));
         assert!(below(group(&["cpu"], "x")).is_err());

@@ -367,7 +367,7 @@ impl Container {
         let (_lock, current, status) = self.lock()?;
         match status {
             Status::Stopped => Err(self.wrong_state("update", status)),
-            _ => current.state.cgroup.apply(resources),
+            _ => current.state.cgroup.update(resources),
         }
     }
 

@@ -250,7 +250,7 @@ fn cgroup_v2(attributes: u64, namespaces: &Namespaces, cgroup: &Cgroup, table: &
             copy_up: false,
         });
     }
-    let Cgroup::V2 { path } = cgroup else {
+    let Cgroup::V2 { path, .. } = cgroup else {
         return Err(Error::unsupported("a mount of type cgroup2", "this machine has cgroup v1"));
     };
     let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)?;

@@ -1,107 +1,12 @@
-//! Which devices a container may use: the rules, and for cgroup v2 the program that enforces them.
+//! The program that enforces the rules with cgroup v2.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceType, LinuxResources};
-
-use crate::error::{Context, Error, Result};
+use super::Rule;
+use crate::error::{Context, Result};
 use crate::sys;
-
-/// One rule; the last that fits decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub(super) allow: bool,
-    /// `a`, `b` or `c`.
-    pub(super) kind: char,
-    /// `None`: any.
-    pub(super) major: Option<u32>,
-    /// `None`: any.
-    pub(super) minor: Option<u32>,
-    pub(super) read: bool,
-    pub(super) write: bool,
-    pub(super) mknod: bool,
-}
-
-impl Rule {
-    fn new(allow: bool, kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> Result<Self> {
-        if access.is_empty() || access.chars().any(|c| !"rwm".contains(c)) {
-            return Err(Error::spec(format!("linux.resources.devices: access {access:?} is not made of r, w and m")));
-        }
-        Ok(Self {
-            allow,
-            kind,
-            major,
-            minor,
-            read: access.contains('r'),
-            write: access.contains('w'),
-            mknod: access.contains('m'),
-        })
-    }
-
-    /// Whether the rule speaks of every device and every access.
-    pub(super) fn is_everything(&self) -> bool {
-        self.major.is_none() && self.minor.is_none() && self.read && self.write && self.mknod && self.kind == 'a'
-    }
-
-    /// As `devices.allow` and `devices.deny` take it.
-    pub(super) fn v1_text(&self) -> String {
-        let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
-        let mut access = String::new();
-        for (on, letter) in [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')] {
-            if on {
-                access.push(letter);
-            }
-        }
-        format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
-    }
-}
-
-/// What every container may do, after its own rules: make nodes of any device (using them is another
-/// matter), and use the devices that the runtime-spec says are always there.
-const ALWAYS: &[(char, Option<u32>, Option<u32>, &str)] = &[
-    ('c', None, None, "m"),
-    ('b', None, None, "m"),
-    ('c', Some(1), Some(3), "rwm"),
-    ('c', Some(1), Some(5), "rwm"),
-    ('c', Some(1), Some(7), "rwm"),
-    ('c', Some(1), Some(8), "rwm"),
-    ('c', Some(1), Some(9), "rwm"),
-    ('c', Some(5), Some(0), "rwm"),
-    ('c', Some(5), Some(1), "rwm"),
-    ('c', Some(5), Some(2), "rwm"),
-    ('c', Some(136), None, "rwm"),
-];
-
-/// The rules of config.json in their order, then those of every container.
-pub(super) fn rules(resources: Option<&LinuxResources>) -> Result<Vec<Rule>> {
-    let mut rules = Vec::new();
-    for device in resources.and_then(|r| r.devices().as_ref()).into_iter().flatten() {
-        let kind = match device.typ() {
-            None | Some(LinuxDeviceType::A) => 'a',
-            Some(LinuxDeviceType::B) => 'b',
-            Some(LinuxDeviceType::C | LinuxDeviceType::U) => 'c',
-            Some(LinuxDeviceType::P) => {
-                return Err(Error::spec("linux.resources.devices: a pipe has no device numbers to allow"));
-            }
-        };
-        let number = |n: Option<i64>| -> Result<Option<u32>> {
-            match n {
-                None | Some(-1) => Ok(None),
-                Some(n) => u32::try_from(n)
-                    .map(Some)
-                    .map_err(|_| Error::spec(format!("linux.resources.devices: {n} is no device number"))),
-            }
-        };
-        let access = device.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-        rules.push(Rule::new(device.allow(), kind, number(device.major())?, number(device.minor())?, access)?);
-    }
-    for (kind, major, minor, access) in ALWAYS {
-        rules.push(Rule::new(true, *kind, *major, *minor, access)?);
-    }
-    Ok(rules)
-}
 
 /// One instruction of extended BPF.
 #[repr(C)]
@@ -220,7 +125,7 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> std::io::Result<libc::c_long>
 }
 
 /// Attaches the rules to a cgroup v2 directory.
-pub(super) fn attach(directory: &Path, rules: &[Rule]) -> Result<()> {
+pub(in crate::cgroup) fn attach(directory: &Path, rules: &[Rule]) -> Result<()> {
     const PROG_LOAD: libc::c_int = 5;
     const PROG_ATTACH: libc::c_int = 8;
     const TYPE_CGROUP_DEVICE: u32 = 15;
@@ -239,7 +144,14 @@ pub(super) fn attach(directory: &Path, rules: &[Rule]) -> Result<()> {
         prog_flags: 0,
         prog_name: *b"runx_devices\0\0\0\0",
     };
-    let loaded: OwnedFd = sys::owned(bpf(PROG_LOAD, &load).context("load the device program of the cgroup")?)
+    // The kernel's check of a program gives up with EAGAIN when a signal comes.
+    let loaded = (0..30).find_map(|_| match bpf(PROG_LOAD, &load) {
+        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => None,
+        other => Some(other),
+    });
+    let loaded: OwnedFd = loaded
+        .unwrap_or_else(|| Err(std::io::Error::from_raw_os_error(libc::EAGAIN)))
+        .and_then(sys::owned)
         .context("load the device program of the cgroup")?;
     let target = File::open(directory).on("open cgroup", directory)?;
     let attach = AttachAttributes {
@@ -307,10 +219,5 @@ mod tests {
         let code = program(&[rule(false, 'a', None, None, "rwm"), rule(true, 'a', None, None, "rwm")]);
         assert!(decide(&code, 1, 7, 8, 0));
         assert_eq!(code.len(), 6 + 2);
-    }
-
-    #[test]
-    fn texts_are_those_of_devices_allow() {
-        assert_eq!(rule(true, 'c', Some(136), None, "rwm").v1_text(), "c 136:* rwm");
     }
 }

@@ -1,0 +1,83 @@
+//! Reading and writing the kernel's control files.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::error::{Context, Error, Result};
+
+/// Writes one setting; the error names the file and the value. A file that the kernel does not have is never
+/// created: the error says that it is missing.
+pub(super) fn write(directory: &Path, file: &str, value: impl AsRef<str>) -> Result<()> {
+    let value = value.as_ref();
+    try_write(directory, file, value).with_context(|| format!("write {value:?} to {}", directory.join(file).display()))
+}
+
+/// As [`write`], with the kernel's bare error.
+pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(directory.join(file))?.write_all(value.as_bytes())
+}
+
+/// Whether the kernel has this file for the group.
+pub(super) fn exists(directory: &Path, file: &str) -> bool {
+    directory.join(file).exists()
+}
+
+/// A file's text without the last newline.
+pub(super) fn read(directory: &Path, file: &str) -> io::Result<String> {
+    fs::read_to_string(directory.join(file)).map(|text| text.trim_end().to_owned())
+}
+
+/// A file with one number; `max` is the largest.
+pub(super) fn read_number(directory: &Path, file: &str) -> Option<u64> {
+    number(&read(directory, file).ok()?)
+}
+
+/// A number, or `max`.
+pub(super) fn number(text: &str) -> Option<u64> {
+    if text == "max" { Some(u64::MAX) } else { text.parse().ok() }
+}
+
+/// The lines of a `key value` file; none if it is not there.
+pub(super) fn read_pairs(directory: &Path, file: &str) -> Vec<(String, u64)> {
+    let text = read(directory, file).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.split_once(' ')?;
+            Some((key.to_owned(), number(value)?))
+        })
+        .collect()
+}
+
+/// The value of a key among [`read_pairs`]'s, 0 if it is not there.
+pub(super) fn pair(pairs: &[(String, u64)], key: &str) -> u64 {
+    pairs.iter().find(|(name, _)| name == key).map_or(0, |(_, value)| *value)
+}
+
+/// The names in a directory that lie between `prefix` and `suffix` and hold no further dot, sorted.
+pub(super) fn names_between(directory: &Path, prefix: &str, suffix: &str) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let inner = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+            (!inner.is_empty() && !inner.contains('.')).then(|| inner.to_owned())
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// Refuses a group that somebody else is in.
+pub(super) fn refuse_occupied(directory: &Path) -> Result<()> {
+    let text = read(directory, "cgroup.procs").unwrap_or_default();
+    if text.lines().next().is_some() {
+        return Err(Error::spec(format!(
+            "linux.cgroupsPath: cgroup {} is not empty: another container or process uses it",
+            directory.display()
+        )));
+    }
+    Ok(())
+}
