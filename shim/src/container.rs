@@ -6,17 +6,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::ttrpc::{self, Code};
 use runx_core::Error;
 use runx_core::bundle::Bundle;
+use runx_core::cgroup::{OomEvents, OomWatch};
 use runx_core::container::{Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
 
 use crate::error::{runtime_failure, status, unknown};
+use crate::events::Publisher;
 use crate::io::{Ends, Streams};
 use crate::options::Options;
 use crate::process::Process;
@@ -38,8 +41,8 @@ pub(crate) struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// Set when the first process has ended: nothing new is started.
     pub(crate) closing: AtomicBool,
-    /// Processes killed for lack of memory that have been told of.
-    oom_kills: AtomicU64,
+    /// Where the kernel tells of processes killed for lack of memory.
+    oom: Mutex<Option<OomWatch>>,
 }
 
 /// The descriptors that become a process's standard streams, kept for a second try: to close a FIFO in
@@ -171,6 +174,10 @@ pub(crate) fn exec(
 impl Container {
     /// A container with its first process.
     pub(crate) fn new(id: String, bundle: PathBuf, core: Core, init: Arc<Process>) -> Self {
+        let oom = core.state().cgroup.watch_oom().unwrap_or_else(|e| {
+            log::warn!("container {id}: out-of-memory kills will not be told of: {e}");
+            None
+        });
         Self {
             id,
             bundle,
@@ -178,7 +185,7 @@ impl Container {
             init,
             execs: Mutex::new(HashMap::new()),
             closing: AtomicBool::new(false),
-            oom_kills: AtomicU64::new(0),
+            oom: Mutex::new(oom),
         }
     }
 
@@ -195,9 +202,28 @@ impl Container {
         self.core.status() == Status::Paused
     }
 
-    /// Whether a process was killed for lack of memory since this was last asked.
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
-        let kills = self.core.stats().ok().and_then(|stats| stats.memory).map_or(0, |memory| memory.oom_kills);
-        self.oom_kills.swap(kills, Ordering::Relaxed) < kills
+    /// A descriptor that becomes readable when [`Self::tell_oom`] may have something to tell.
+    pub(crate) fn oom_descriptor(&self) -> Option<OwnedFd> {
+        let copy = OwnedFd::try_from(self.oom().as_ref()?);
+        copy.inspect_err(|e| log::warn!("container {}: watch for out-of-memory kills: {e}", self.id)).ok()
+    }
+
+    fn oom(&self) -> MutexGuard<'_, Option<OomWatch>> {
+        self.oom.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Publishes that processes were killed for lack of memory, if that is news. Whoever finds it first tells it
+    /// before another can go on, so it is told once, and before the exit of who was killed.
+    pub(crate) fn tell_oom(&self, events: &Publisher) -> OomEvents {
+        let mut oom = self.oom();
+        let Some(watch) = oom.as_mut() else { return OomEvents::default() };
+        let found = watch.drain().unwrap_or_else(|e| {
+            log::warn!("container {}: read out-of-memory kills: {e}", self.id);
+            OomEvents { gone: true, ..OomEvents::default() }
+        });
+        if found.kills > 0 || found.stalled {
+            events.publish("/tasks/oom", &TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
+        }
+        found
     }
 }

@@ -1,13 +1,14 @@
-//! What the daemon knows of its containers, and what it does with them. [`task`] is the Task API on top of it.
+//! What the daemon knows of its containers, and what it does with them. [`task`] is the Task API on top of it,
+//! [`exits`] what happens when a process ends.
 
+mod exits;
 mod task;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use containerd_shim_protos::api as pb;
 use containerd_shim_protos::events::task as topics;
@@ -16,9 +17,7 @@ use containerd_shim_protos::ttrpc::{self, Code, Result};
 use runx_core::Error;
 use runx_core::container::{Process as Handle, Runtime};
 use runx_core::spawn::Spawner;
-use runx_core::sys::pidfd;
 use runx_core::workload::WasmConfig;
-use tokio::io::Interest;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::container::{self, Container};
@@ -28,9 +27,6 @@ use crate::flags::Flags;
 use crate::process::{Ended, Phase, Process};
 use crate::reaper::Reaper;
 use crate::{options, rootfs, spawner};
-
-/// How long the first process's exit waits for those of the others.
-const OTHERS_EXIT: Duration = Duration::from_secs(10);
 
 type SpawnerRequest = oneshot::Sender<anyhow::Result<Spawner>>;
 
@@ -172,71 +168,6 @@ impl Service {
         Ok((container, process))
     }
 
-    /// Waits for a process's end in a task of its own, and tells of it.
-    fn watch(&self, container: Arc<Container>, process: Arc<Process>) {
-        self.0.reaper.add(process.pid() as i32);
-        let service = self.clone();
-        tokio::spawn(async move {
-            let status = wait_for_exit(&process).await;
-            let at = SystemTime::now();
-            service.0.reaper.remove(process.pid() as i32);
-            if let Some(connections) = process.connections() {
-                connections.stop_input();
-            }
-            service.finish(&container, &process, Ended { status, at }).await;
-        });
-    }
-
-    async fn finish(&self, container: &Arc<Container>, process: &Arc<Process>, ended: Ended) {
-        let is_init = process.exec_id.is_empty();
-        // A start that is under way comes first.
-        let turn = process.turn.lock().await;
-        if is_init {
-            container.closing.store(true, Ordering::Relaxed);
-            if !container.core.state().own_pid_namespace {
-                let container = container.clone();
-                let killed = blocking(move || container.core.kill(libc::SIGKILL, true).map_err(from_runtime)).await;
-                if let Err(e) = killed {
-                    log::warn!("end what a container's first process left: {e}");
-                }
-            }
-            self.wait_for_others(container).await;
-        }
-        if ended.status == 128 + libc::SIGKILL as u32 && container.ran_out_of_memory() {
-            let event = topics::TaskOOM { container_id: container.id.clone(), ..topics::TaskOOM::default() };
-            self.0.events.publish("/tasks/oom", &event);
-        }
-        process.end(ended);
-        drop(turn);
-        let event = topics::TaskExit {
-            container_id: container.id.clone(),
-            id: if is_init { container.id.clone() } else { process.exec_id.clone() },
-            pid: process.pid(),
-            exit_status: ended.status,
-            exited_at: MessageField::some(timestamp(ended.at)),
-            ..topics::TaskExit::default()
-        };
-        self.0.events.publish("/tasks/exit", &event);
-    }
-
-    /// The first process's exit is the last that is told of.
-    async fn wait_for_others(&self, container: &Container) {
-        let execs: Vec<_> = container.execs().values().cloned().collect();
-        let all = async {
-            for exec in execs {
-                // One that is being started is running, or has failed, when it gives up its turn; the next
-                // is refused.
-                drop(exec.turn.lock().await);
-                if exec.phase() == Phase::Running {
-                    exec.wait().await;
-                }
-            }
-        };
-        if tokio::time::timeout(OTHERS_EXIT, all).await.is_err() {
-            log::warn!("container {}: processes outlive the first one", container.id);
-        }
-    }
-
     async fn create_container(&self, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
             return Err(status(Code::UNIMPLEMENTED, "restore from a checkpoint is not supported"));
@@ -288,6 +219,7 @@ impl Service {
             ..topics::TaskCreate::default()
         };
         self.0.events.publish("/tasks/create", &event);
+        self.watch_oom(container.clone());
         self.watch(container, process);
         drop(expectation);
         Ok(pb::CreateTaskResponse { pid, ..pb::CreateTaskResponse::default() })
@@ -466,37 +398,5 @@ fn delete_response(process: &Process, ended: Option<Ended>) -> pb::DeleteRespons
         exit_status: ended.map_or(0, |ended| ended.status),
         exited_at: ended.map_or_else(MessageField::none, |ended| MessageField::some(timestamp(ended.at))),
         ..pb::DeleteResponse::default()
-    }
-}
-
-/// Reaps the process when its descriptor says that it has ended.
-async fn wait_for_exit(process: &Process) -> u32 {
-    const LOST: u32 = 255;
-    let Some(Ok(copy)) = process.pidfd().map(|fd| fd.try_clone()) else { return LOST };
-    let waiter = match crate::io::watched(copy, Interest::READABLE) {
-        Ok(waiter) => waiter,
-        Err(e) => {
-            log::error!("wait for process {}: {e}", process.pid());
-            return LOST;
-        }
-    };
-    loop {
-        match pidfd::try_wait(waiter.get_ref().as_fd()) {
-            Ok(Some(exit)) => return exit.code as u32,
-            Ok(None) => {}
-            Err(e) => {
-                log::error!("wait for process {}: {e}", process.pid());
-                return LOST;
-            }
-        }
-        match waiter.readable().await {
-            Ok(mut guard) => {
-                if let Ok(Some(exit)) = pidfd::try_wait(waiter.get_ref().as_fd()) {
-                    return exit.code as u32;
-                }
-                guard.clear_ready();
-            }
-            Err(_) => return LOST,
-        }
     }
 }

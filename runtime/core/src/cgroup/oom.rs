@@ -22,6 +22,8 @@ pub struct OomWatch {
     source: Source,
     /// Kills that have been told of.
     told: u64,
+    /// A kill was announced and has not been counted so far.
+    announced: bool,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl OomWatch {
         try_write(directory, "cgroup.event_control", &text).on("watch", &path)?;
         let told = pair(&read_pairs(directory, "memory.oom_control"), "oom_kill");
         let ready = epoll_of(event.as_fd(), EpollFlags::EPOLLIN)?;
-        Ok(Self { ready, source: Source::V1(event, directory.to_owned()), told })
+        Ok(Self { ready, source: Source::V1(event, directory.to_owned()), told, announced: false })
     }
 
     /// Watches a directory of version 2; `None` if it has not got the memory controller.
@@ -66,7 +68,7 @@ impl OomWatch {
             other => other.on("open", &path)?,
         };
         let ready = epoll_of(file.as_fd(), EpollFlags::EPOLLPRI)?;
-        let mut watch = Self { ready, source: Source::V2(file), told: 0 };
+        let mut watch = Self { ready, source: Source::V2(file), told: 0, announced: false };
         // The kernel notifies of what changes after a file was read.
         watch.drain()?;
         Ok(Some(watch))
@@ -79,8 +81,9 @@ impl OomWatch {
                 let notified = event.read().is_ok();
                 let control = read_pairs(directory, "memory.oom_control");
                 let on = |key| pair(&control, key) != 0;
+                self.announced |= notified;
                 let events = OomEvents {
-                    announced: notified && !on("oom_kill_disable"),
+                    announced: self.announced && !on("oom_kill_disable"),
                     stalled: notified && on("oom_kill_disable") && on("under_oom"),
                     gone: control.is_empty(),
                     ..OomEvents::default()
@@ -98,7 +101,10 @@ impl OomWatch {
             }
         };
         events.kills = kills.saturating_sub(self.told);
-        events.announced &= events.kills == 0;
+        if events.kills > 0 || events.stalled {
+            self.announced = false;
+            events.announced = false;
+        }
         if !events.gone {
             self.told = kills;
         }
