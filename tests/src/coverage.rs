@@ -67,7 +67,8 @@ impl Coverage {
             if let Some(words) = line.trim().strip_prefix("// covers:") {
                 covered.extend(words.split_whitespace());
             }
-            let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')).map(|(name, _)| name) else {
+            let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')).map(|(name, _)| name)
+            else {
                 continue;
             };
             let is_test = lines[..at].iter().rev().take(3).any(|line| line.trim() == "#[test]");
@@ -78,12 +79,8 @@ impl Coverage {
                     asks("needs_cgroup_v1!"),
                     asks("needs_cgroup_v2!") || asks("needs_systemd!") || asks("needs_apparmor!"),
                 );
-                let test = Test {
-                    suite: suite.to_owned(),
-                    name: name.to_owned(),
-                    v1: !only_v2,
-                    v2: in_machine && !only_v1,
-                };
+                let test =
+                    Test { suite: suite.to_owned(), name: name.to_owned(), v1: !only_v2, v2: in_machine && !only_v1 };
                 for field in covered.drain(..) {
                     self.tests.entry(field.to_owned()).or_default().insert(test.clone());
                 }

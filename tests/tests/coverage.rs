@@ -21,5 +21,8 @@ fn the_table_is_up_to_date() {
         fs::write(&path, &table).unwrap();
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == table, "docs/coverage.md is old: run RUNX_UPDATE_DOCS=1 cargo test -p runx-tests --test coverage");
+    assert!(
+        written == table,
+        "docs/coverage.md is old: run RUNX_UPDATE_DOCS=1 cargo test -p runx-tests --test coverage"
+    );
 }

@@ -1,18 +1,22 @@
 //! The `runx` command: an OCI runtime that takes the place of runc, and what else people need of runx
 //! on one machine.
 
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
+
 mod arguments;
 mod logging;
 mod oci;
 mod reexec;
+mod start;
 mod version;
 mod wasm;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Result};
 use runx_core::container::Runtime;
 use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
@@ -52,26 +56,27 @@ impl Failure {
     }
 }
 
-fn main() -> ExitCode {
-    let (global, command) = arguments::parse(std::env::args_os().skip(1));
+/// The whole of the command, on a command line without the program's name.
+fn command(args: impl Iterator<Item = OsString>, executable: Result<PathBuf>) -> u8 {
+    let (global, command) = arguments::parse(args);
     let begun = global.and_then(|global| logging::begin(&global).map(|to_file| (global, to_file)));
     let (global, to_file) = match begun {
         Ok(begun) => begun,
         Err(e) => {
             eprintln!("runx: {}", message(&e));
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
-    let done = command.map_err(Failure::from).and_then(|command| run(global, command));
+    let done = command.map_err(Failure::from).and_then(|command| run(global, command, executable));
     match done {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(failure) => {
             let message = message(&failure.error);
             log::error!("{message}");
             if to_file {
                 eprintln!("{message}");
             }
-            ExitCode::from(failure.code)
+            failure.code
         }
     }
 }
@@ -88,15 +93,14 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     out
 }
 
-fn run(global: Global, command: Command) -> Result<u8, Failure> {
+fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<u8, Failure> {
     if global.criu {
         log::warn!("--criu is ignored: it has no effect any more");
     }
     if global.rootless == Some(true) && command.makes_processes() {
         return Err(anyhow::anyhow!("--rootless=true is not supported: containers always get their cgroups").into());
     }
-    let executable = if command.makes_processes() { reexec::from_read_only_clone()? } else { reexec::own_path()? };
-    let context = Context { global, executable };
+    let context = Context { global, executable: executable? };
     log::debug!("runx {} with state below {}", env!("CARGO_PKG_VERSION"), context.global.root.display());
     match command {
         Command::Create(create) => oci::create::create(&context, create).map_err(|e| e.of("runx create failed")),

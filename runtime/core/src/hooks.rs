@@ -219,8 +219,8 @@ impl Running {
     fn new(mut child: Child) -> io::Result<Self> {
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
-        let streams = stdout.iter().chain(&stderr).map(AsFd::as_fd).chain(child.stdin.iter().map(AsFd::as_fd));
-        let ready = streams.map(sys::set_nonblocking).collect::<io::Result<()>>();
+        let mut streams = stdout.iter().chain(&stderr).map(AsFd::as_fd).chain(child.stdin.iter().map(AsFd::as_fd));
+        let ready = streams.try_for_each(sys::set_nonblocking);
         match ready.and_then(|()| pidfd::open(child.id() as i32)) {
             Ok(pidfd) => Ok(Self { child, pidfd, outputs: [(stdout, Vec::new()), (stderr, Vec::new())] }),
             Err(e) => {

@@ -160,8 +160,9 @@ pub enum MountSource {
 pub enum CgroupView {
     /// The hierarchy mounted in the container's own cgroup namespace, with these options.
     Mounted(Vec<(String, Option<String>)>),
-    /// The container's directory, bound.
-    Bound(Fd),
+    /// The container's directory, bound: a tree that comes with the word that the process is in its cgroups, in the
+    /// order of the plan.
+    Bound,
 }
 
 /// A device node.

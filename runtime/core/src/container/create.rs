@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::{Linux, LinuxIdMapping};
 
 use super::listener::Listener;
+use super::mounts;
 use super::net_devices;
 use super::prepare::{self, Surroundings, Table};
 use super::process::{self, Defaults};
@@ -111,18 +112,18 @@ impl Runtime {
             keyring: (!options.no_new_keyring).then(|| format!("_ses.{id}")),
             annotations: spec.annotations().clone().unwrap_or_default(),
         };
-        // On disk before the first cgroup: from here on, `delete` finds what a killed create leaves.
-        state.write(directory)?;
         if options.notify {
             let notify = directory.join(state::NOTIFY);
             fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
         }
         let settings = cgroup::Settings::of(id, spec);
         let mut cleanup = Cleanup { cgroup: &state.cgroup, settings, rdt: state.rdt.as_ref(), made: false };
-        // Version 1 shows a container without a cgroup namespace its own directory, so it must exist
-        // before the plan; otherwise it is made while the child already works.
-        let early = matches!(layout, Layout::V2 { .. }) || !namespaces.new_cgroup;
+        // With version 2 a process is born in its cgroup; with version 1 the cgroups are made and joined while it
+        // already works. The state is on disk before the first of them: from there on, `delete` finds what a killed
+        // create leaves.
+        let early = matches!(layout, Layout::V2 { .. });
         if early {
+            state.write(directory)?;
             cleanup.make()?;
         }
         let (moved, net_devices): (Vec<_>, Vec<_>) = net_devices::find(linux)?.into_iter().unzip();
@@ -137,6 +138,7 @@ impl Runtime {
             no_pivot: options.no_pivot,
         };
         let container = prepare::container(bundle, around, &mut table)?;
+        let views = mounts::bound_views(&container.mounts);
         let mut process = process::plan(bundle.process()?, &state.defaults, &mut table)?;
         process.preserve_fds = options.preserve_fds;
         process.make_cwd = true;
@@ -163,7 +165,7 @@ impl Runtime {
             plan,
             fds: table.into_fds(),
             namespaces: namespaces.new,
-            cgroup: state.cgroup.birthplace().or_else(|e| if early { Err(e) } else { Ok(None) })?,
+            cgroup: state.cgroup.birthplace()?,
             pid_namespace: namespaces.pid,
             first: namespaces.first,
             host_mounts: hooks.before_pivot(),
@@ -175,7 +177,7 @@ impl Runtime {
             .seccomp_listener
             .clone()
             .map(|listener| (listener, HookState { pid: process.pid, ..state.told(Status::Created) }));
-        let mut set_up = || -> Result<()> {
+        let mut set_up = || -> Result<Vec<OwnedFd>> {
             if user_namespace == Some(UserNamespace::New) {
                 let mappings = |list: &Option<Vec<LinuxIdMapping>>| list.clone().unwrap_or_default();
                 users::write_maps(process.pid, &mappings(linux.uid_mappings()), &mappings(linux.gid_mappings()))?;
@@ -185,6 +187,7 @@ impl Runtime {
                 set_limits(process.pid, &rlimits)?;
             }
             if !early {
+                state.write(directory)?;
                 cleanup.make()?;
             }
             state.cgroup.join(process.pid, &settings)?;
@@ -194,7 +197,7 @@ impl Runtime {
             }
             net_devices::move_all(&moved, process.pid)?;
             set_oom_score(process.pid, oom_score_adj)?;
-            Ok(())
+            mounts::open_views(&views, &state.cgroup)
         };
         let pid = process.pid;
         let run_hooks = || -> Result<()> {
@@ -202,7 +205,8 @@ impl Runtime {
             hooks::run_all("prestart", &hooks.prestart, &told, &state.bundle)?;
             hooks::run_all("createRuntime", &hooks.create_runtime, &told, &state.bundle)
         };
-        let made = set_up().and_then(|()| self.converse(&mut process, Some(&run_hooks))).and_then(|()| {
+        let set_up = set_up().and_then(|views| self.converse(&mut process, &views, Some(&run_hooks)));
+        let made = set_up.and_then(|()| {
             let start_time = crate::sys::process::start_time(process.pid)
                 .ok_or_else(|| Error::Died("it ended while it was being set up".into()))?;
             let state = State { pid: process.pid, start_time, ..state.clone() };
@@ -225,12 +229,19 @@ impl Runtime {
         }
     }
 
-    /// Accompanies a process through its setup until it is ready. `hooks` is what it waits for before pivot_root.
-    pub(super) fn converse(&self, process: &mut Process, hooks: Option<&dyn Fn() -> Result<()>>) -> Result<()> {
+    /// Accompanies a process through its setup until it is ready. `views` show its cgroups; `hooks` is what it waits
+    /// for before pivot_root.
+    pub(super) fn converse(
+        &self,
+        process: &mut Process,
+        views: &[OwnedFd],
+        hooks: Option<&dyn Fn() -> Result<()>>,
+    ) -> Result<()> {
         let Some(handshake) = &process.handshake else {
             return Err(Error::Died("there is no handshake".into()));
         };
-        tell(handshake, &ToChild::InCgroup, &[])?;
+        let views: Vec<_> = views.iter().map(AsFd::as_fd).collect();
+        tell(handshake, &ToChild::InCgroup, &views)?;
         loop {
             let heard = handshake.receive::<FromChild>().context("hear from the container's process")?;
             let Some((message, fds)) = heard else {

@@ -90,7 +90,7 @@ impl Runtime {
             .and_then(|()| state.rdt.as_ref().map_or(Ok(()), |rdt| rdt.join(process.pid)))
             .and_then(|()| set_oom_score(process.pid, oom_score_adj))
             .and_then(|()| if in_user_namespace { set_limits(process.pid, &rlimits) } else { Ok(()) })
-            .and_then(|()| self.converse(&mut process, None));
+            .and_then(|()| self.converse(&mut process, &[], None));
         match made {
             Ok(()) => Ok(process),
             Err(e) => {

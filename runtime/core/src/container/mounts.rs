@@ -91,7 +91,7 @@ impl Mounts<'_> {
     ) -> Result<MountSource> {
         let attributes = options.set & !options.clear | options.set & attr::ATIME_MASK;
         match (kind, self.layout) {
-            ("cgroup", Layout::V1 { .. }) => cgroup_v1(attributes, self.namespaces, self.layout, self.cgroup, table),
+            ("cgroup", Layout::V1 { .. }) => cgroup_v1(attributes, self.namespaces, self.layout),
             ("cgroup" | "cgroup2", Layout::V2 { .. }) => cgroup_v2(attributes, self.namespaces, self.cgroup, table),
             _ => {
                 let mut data = options.data;
@@ -199,19 +199,40 @@ fn new_filesystem(
     Ok(MountSource::Tree { tree: table.add(made), directory: true })
 }
 
-fn cgroup_v1(
-    attributes: u64,
-    namespaces: &Namespaces,
-    layout: &Layout,
-    cgroup: &Cgroup,
-    table: &mut Table,
-) -> Result<MountSource> {
+/// The mounts of a plan that show a version 1 container without a cgroup namespace its cgroups: their attributes, and
+/// how many cgroups.
+pub(super) fn bound_views(plans: &[MountPlan]) -> Vec<(u64, usize)> {
+    let bound = |plan: &MountPlan| match &plan.source {
+        MountSource::CgroupV1 { attributes, hierarchies, .. } => {
+            let bound = hierarchies.iter().filter(|(_, view)| matches!(view, CgroupView::Bound)).count();
+            (bound > 0).then_some((*attributes, bound))
+        }
+        _ => None,
+    };
+    plans.iter().filter_map(bound).collect()
+}
+
+/// Opens these views, once the cgroups are there: a tree for each [`CgroupView::Bound`] of the plan.
+pub(super) fn open_views(views: &[(u64, usize)], cgroup: &Cgroup) -> Result<Vec<OwnedFd>> {
+    let mut trees = Vec::new();
+    for (attributes, count) in views {
+        for path in cgroup.paths().into_iter().take(*count) {
+            let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)?;
+            let tree = mount::clone_tree(at.as_fd(), "", false).on("clone the mount of cgroup", path)?;
+            mount::set_attributes(tree.as_fd(), *attributes, 0, libc::MS_PRIVATE, false).on("set options on", path)?;
+            trees.push(tree);
+        }
+    }
+    Ok(trees)
+}
+
+fn cgroup_v1(attributes: u64, namespaces: &Namespaces, layout: &Layout) -> Result<MountSource> {
     let Layout::V1 { hierarchies } = layout else {
         return Err(Error::unsupported("a mount of type cgroup", "this machine has cgroup v2"));
     };
     let mut views = Vec::new();
     let mut links = Vec::new();
-    for (hierarchy, path) in hierarchies.iter().zip(cgroup.paths()) {
+    for hierarchy in hierarchies {
         let name = hierarchy.name();
         let view = if namespaces.new_cgroup {
             let mut data = vec![("source".to_owned(), Some("cgroup".to_owned()))];
@@ -226,10 +247,7 @@ fn cgroup_v1(
             }
             CgroupView::Mounted(data)
         } else {
-            let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)?;
-            let tree = mount::clone_tree(at.as_fd(), "", false).on("clone the mount of cgroup", path)?;
-            mount::set_attributes(tree.as_fd(), attributes, 0, libc::MS_PRIVATE, false).on("set options on", path)?;
-            CgroupView::Bound(table.add(tree))
+            CgroupView::Bound
         };
         for controller in hierarchy.controllers.iter().filter(|controller| **controller != name) {
             if !controller.starts_with("name=") {

@@ -34,14 +34,6 @@ pub(crate) fn check(field: &str, mappings: &[LinuxIdMapping]) -> Result<()> {
     Ok(())
 }
 
-/// The host's id of a container's id.
-pub(super) fn to_host(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
-    mappings.iter().find_map(|mapping| {
-        let offset = id.checked_sub(mapping.container_id())?;
-        (offset < mapping.size()).then(|| mapping.host_id() + offset)
-    })
-}
-
 /// Writes the mappings of the user namespace that process `pid` was born in. Only the first write counts, and the
 /// process waits for it.
 pub(super) fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
@@ -75,14 +67,6 @@ mod tests {
 
     fn mapping(inside: u32, outside: u32, size: u32) -> LinuxIdMapping {
         serde_json::from_value(serde_json::json!({"containerID": inside, "hostID": outside, "size": size})).unwrap()
-    }
-
-    #[test]
-    fn ids_are_translated_by_the_range_they_are_in() {
-        let mappings = [mapping(0, 1000, 10), mapping(10, 5000, 1)];
-        assert_eq!(to_host(&mappings, 9), Some(1009));
-        assert_eq!(to_host(&mappings, 10), Some(5000));
-        assert_eq!(to_host(&mappings, 11), None);
     }
 
     #[test]

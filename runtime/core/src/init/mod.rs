@@ -19,6 +19,7 @@ mod seccomp;
 mod sysctl;
 mod time;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -54,6 +55,8 @@ struct Parent {
     handshake: Handshake,
     in_cgroup: bool,
     in_cgroup_namespace: bool,
+    /// What the process is to see of its cgroups, without a cgroup namespace.
+    cgroup_views: VecDeque<OwnedFd>,
 }
 
 impl Parent {
@@ -72,9 +75,14 @@ impl Parent {
     /// Waits for one word; that we are in our cgroups may come before it.
     fn wait_for(&mut self, wanted: fn(&ToChild) -> bool) -> Result<()> {
         loop {
-            match self.hear()?.0 {
+            let (word, fds) = self.hear()?;
+            if matches!(word, ToChild::InCgroup) {
+                self.in_cgroup = true;
+                self.cgroup_views = fds.into();
+            }
+            match word {
                 word if wanted(&word) => return Ok(()),
-                ToChild::InCgroup => self.in_cgroup = true,
+                ToChild::InCgroup => {}
                 other => return Err(Error::Died(format!("heard {other:?} at a wrong time"))),
             }
         }
@@ -83,7 +91,6 @@ impl Parent {
     fn wait_for_cgroup(&mut self) -> Result<()> {
         if !self.in_cgroup {
             self.wait_for(|word| matches!(word, ToChild::InCgroup))?;
-            self.in_cgroup = true;
         }
         Ok(())
     }
@@ -120,7 +127,7 @@ pub(crate) fn run_encoded(plan: &OwnedFd, fds: Vec<OwnedFd>, handshake: Handshak
 /// Runs a plan in the process made for it. Never returns: the process becomes the container's program
 /// or reports why not.
 pub(crate) fn run(plan: Plan, fds: Vec<OwnedFd>, handshake: Handshake) -> ! {
-    let mut parent = Parent { handshake, in_cgroup: false, in_cgroup_namespace: false };
+    let mut parent = Parent { handshake, in_cgroup: false, in_cgroup_namespace: false, cgroup_views: VecDeque::new() };
     match steps(plan, fds, &mut parent) {
         Ok((gate, error)) => fail(gate.as_ref().unwrap_or(&parent.handshake), error),
         Err(error) => fail(&parent.handshake, error),

@@ -82,7 +82,7 @@ pub(super) fn attach_all(
             }
             (MountSource::CgroupV1 { attributes, hierarchies, links }, _) => {
                 parent.enter_cgroup_namespace(plan)?;
-                attach_cgroup_v1(mount, *attributes, hierarchies, links, fds, root)?;
+                attach_cgroup_v1(mount, *attributes, hierarchies, links, parent, root)?;
             }
         }
     }
@@ -157,7 +157,7 @@ fn attach_cgroup_v1(
     attributes: u64,
     hierarchies: &[(String, CgroupView)],
     links: &[(String, String)],
-    fds: &Fds,
+    parent: &mut Parent,
     root: &OwnedFd,
 ) -> Result<()> {
     let destination = PathBuf::from(&plan.destination);
@@ -175,8 +175,10 @@ fn attach_cgroup_v1(
                 let made = filesystem("cgroup", attributes, data).with_context(what)?;
                 mount::attach(made.as_fd(), target.as_fd()).with_context(what)?;
             }
-            CgroupView::Bound(tree) => {
-                mount::attach(fds.get(*tree)?, target.as_fd()).with_context(what)?;
+            CgroupView::Bound => {
+                let tree = parent.cgroup_views.pop_front();
+                let tree = tree.ok_or_else(|| Error::Died(format!("the view of cgroup {name} is missing")))?;
+                mount::attach(tree.as_fd(), target.as_fd()).with_context(what)?;
             }
         }
     }

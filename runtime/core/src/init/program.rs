@@ -135,20 +135,17 @@ fn module(name: &str, path: &Path) -> Result<Option<File>> {
 
 fn runner_for(name: &str, module: &File, parent: &Parent) -> Result<Program> {
     parent.tell(&FromChild::Module { name: name.to_owned() }, &[module.as_fd()])?;
-    loop {
-        match parent.hear()? {
-            (ToChild::Runner, fds) => {
-                let mut fds = fds.into_iter();
-                if let (Some(runner), Some(artifact)) = (fds.next(), fds.next()) {
-                    return Ok(Program::Runner { runner, artifact });
-                }
-                return Err(Error::Died("the runner's descriptors are missing".into()));
+    match parent.hear()? {
+        (ToChild::Runner, fds) => {
+            let mut fds = fds.into_iter();
+            match (fds.next(), fds.next()) {
+                (Some(runner), Some(artifact)) => Ok(Program::Runner { runner, artifact }),
+                _ => Err(Error::Died("the runner's descriptors are missing".into())),
             }
-            // The parent knows why and reports it itself.
-            (ToChild::NoRunner, _) => exit(1),
-            (ToChild::InCgroup, _) => {}
-            (other, _) => return Err(Error::Died(format!("expected Runner, heard {other:?}"))),
         }
+        // The parent knows why and reports it itself.
+        (ToChild::NoRunner, _) => exit(1),
+        (other, _) => Err(Error::Died(format!("expected Runner, heard {other:?}"))),
     }
 }
 
