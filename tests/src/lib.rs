@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod descriptors;
 pub mod image;
 pub mod leftovers;
+pub mod podman;
 pub mod running;
 pub mod wasm;
 
