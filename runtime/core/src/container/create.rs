@@ -184,7 +184,7 @@ impl Runtime {
                 process.tell(&ToChild::Mapped)?;
             }
             if user_namespace.is_some() {
-                set_limits(process.pid, &rlimits)?;
+                raise_limits(process.pid, &rlimits)?;
             }
             if !early {
                 state.write(directory)?;
@@ -298,16 +298,24 @@ pub(super) fn set_oom_score(pid: i32, adjustment: Option<i32>) -> Result<()> {
         .with_context(|| format!("set process.oomScoreAdj to {adjustment}"))
 }
 
-/// Limits of a process in a user namespace, where it may not raise them by itself.
-pub(super) fn set_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
+/// Raises the hard limits of a process in a user namespace, which may not do that by itself. The rest it does, when
+/// it needs no more than they allow.
+pub(super) fn raise_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
     for (resource, soft, hard) in limits {
-        let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
-        // SAFETY: limit is a valid rlimit64, and the old one is not asked for.
-        crate::sys::check(unsafe { libc::prlimit64(pid, *resource as _, &limit, std::ptr::null_mut()) }.into())
-            .with_context(|| {
-                let name = process::rlimit_name(*resource).unwrap_or("rlimit");
-                format!("set {name} to {soft}:{hard}")
-            })?;
+        let what = || {
+            let name = process::rlimit_name(*resource).unwrap_or("rlimit");
+            format!("set {name} to {soft}:{hard}")
+        };
+        let mut present = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: present is writable, and no new limit is given.
+        crate::sys::check(unsafe { libc::prlimit64(pid, *resource as _, std::ptr::null(), &mut present) }.into())
+            .with_context(what)?;
+        if *hard > present.rlim_max {
+            let limit = libc::rlimit64 { rlim_cur: present.rlim_cur, rlim_max: *hard };
+            // SAFETY: limit is a valid rlimit64, and the old one is not asked for.
+            crate::sys::check(unsafe { libc::prlimit64(pid, *resource as _, &limit, std::ptr::null_mut()) }.into())
+                .with_context(what)?;
+        }
     }
     Ok(())
 }

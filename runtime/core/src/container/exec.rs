@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
-use super::create::{set_limits, set_oom_score};
+use super::create::{raise_limits, set_oom_score};
 use super::prepare::Table;
 use super::{Container, Process, Runtime, Status, process};
 use crate::bundle;
@@ -89,7 +89,7 @@ impl Runtime {
             .enter(process.pid)
             .and_then(|()| state.rdt.as_ref().map_or(Ok(()), |rdt| rdt.join(process.pid)))
             .and_then(|()| set_oom_score(process.pid, oom_score_adj))
-            .and_then(|()| if in_user_namespace { set_limits(process.pid, &rlimits) } else { Ok(()) })
+            .and_then(|()| if in_user_namespace { raise_limits(process.pid, &rlimits) } else { Ok(()) })
             .and_then(|()| self.converse(&mut process, &[], None));
         match made {
             Ok(()) => Ok(process),
