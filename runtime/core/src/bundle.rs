@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process, Spec
 
 use crate::container::{net_devices, users};
 use crate::error::{Context, Error, Result};
-use crate::mount_options;
+use crate::{mount_options, tolerance};
 
 /// No honest config.json comes near this size in bytes; a hostile one shall not fill the memory.
 const SIZE_LIMIT: u64 = 64 << 20;
@@ -269,12 +269,15 @@ pub fn parse_file<T: serde::de::DeserializeOwned + 'static>(path: &Path) -> Resu
 /// As [`parse_file`], for a document that is at hand; `name` appears in errors.
 pub fn parse<T: serde::de::DeserializeOwned + 'static>(text: &[u8], name: &str) -> Result<T> {
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let invalid = |e: serde_json::Error| Error::InvalidSpec { document: name.to_owned(), reason: e.to_string() };
-    let mut value: T = serde_ignored::deserialize(&mut reader, |property| {
-        log::debug!("{name}: unknown property {property} is ignored");
-    })
-    .map_err(invalid)?;
-    reader.end().map_err(invalid)?;
+    let parsed = typed(&mut reader, name).and_then(|value| reader.end().map(|()| value));
+    let mut value: T = parsed.or_else(|error| {
+        let invalid = |e: serde_json::Error| Error::InvalidSpec { document: name.to_owned(), reason: e.to_string() };
+        let Ok(mut document) = serde_json::from_slice(text) else { return Err(invalid(error)) };
+        if !tolerance::correct(&mut document) {
+            return Err(invalid(error));
+        }
+        typed(document, name).map_err(invalid)
+    })?;
     let any: &mut dyn Any = &mut value;
     if let Some(resources) = any.downcast_mut::<LinuxResources>() {
         forget_absent_pids(resources, text, "/pids/limit");
@@ -284,6 +287,16 @@ pub fn parse<T: serde::de::DeserializeOwned + 'static>(text: &[u8], name: &str) 
         forget_absent_pids(resources, text, "/linux/resources/pids/limit");
     }
     Ok(value)
+}
+
+fn typed<'de, T, D>(document: D, name: &str) -> std::result::Result<T, D::Error>
+where
+    T: serde::de::DeserializeOwned,
+    D: serde::Deserializer<'de>,
+{
+    serde_ignored::deserialize(document, |property| {
+        log::debug!("{name}: unknown property {property} is ignored");
+    })
 }
 
 /// `pids` without a limit says nothing, while a limit of 0 is one. The parsed form has 0 for both.

@@ -59,6 +59,12 @@ pub(crate) fn bit(name: &str) -> Option<u64> {
     NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
 }
 
+/// The name of a capability by its number.
+pub(crate) fn name(number: libc::c_ulong) -> String {
+    let known = usize::try_from(number).ok().and_then(|number| NAMES.get(number));
+    known.map_or_else(|| format!("capability {number}"), |name| format!("CAP_{name}"))
+}
+
 /// All names with their prefix.
 pub(crate) fn names() -> Vec<String> {
     NAMES.iter().map(|name| format!("CAP_{name}")).collect()

@@ -20,6 +20,7 @@ pub mod rdt;
 pub mod seccomp;
 pub mod spawn;
 pub mod sys;
+mod tolerance;
 pub mod workload;
 
 pub use error::{Error, Result};

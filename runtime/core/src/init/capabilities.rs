@@ -5,7 +5,7 @@
 
 use std::io;
 
-use crate::capability::SYS_ADMIN;
+use crate::capability::{self, SYS_ADMIN};
 use crate::error::{Context, Result};
 use crate::plan::{CapabilitySets, ProcessPlan};
 use crate::sys::{self, process::prctl};
@@ -64,7 +64,7 @@ pub(super) fn drop_bounding(process: &ProcessPlan) -> Result<()> {
         match prctl(libc::PR_CAPBSET_READ, number, 0, 0) {
             Ok(1) if keep & (1 << number) == 0 => {
                 prctl(libc::PR_CAPBSET_DROP, number, 0, 0)
-                    .with_context(|| format!("drop capability {number} from the bounding set"))?;
+                    .with_context(|| format!("drop {} from the bounding set", capability::name(number)))?;
             }
             Ok(_) => {}
             Err(_) => break,
@@ -97,11 +97,12 @@ pub(super) fn before_filter(process: &ProcessPlan) -> Result<()> {
         let bit = 1u64 << number;
         if bit & inheritable & permitted & sets.permitted == 0 {
             // As runc: it cannot be ambient without being inheritable and permitted.
-            log::warn!("capability {number} cannot be ambient: it is not both permitted and inheritable");
+            let name = capability::name(number);
+            log::warn!("can't raise ambient capability {name}: it is not both permitted and inheritable");
             continue;
         }
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, number, 0)
-            .with_context(|| format!("make capability {number} ambient"))?;
+            .with_context(|| format!("make {} ambient", capability::name(number)))?;
     }
     if process.seccomp.is_some() && !process.no_new_privileges {
         set((sets.effective & permitted) | (SYS_ADMIN & permitted), permitted, inheritable)
