@@ -214,3 +214,105 @@ fn any_path_can_be_masked_or_made_read_only() {
     assert_eq!(bundle.run().ok().stdout, "0\n0\nread-only\nwritable\n");
     bundle.assert_nothing_left();
 }
+
+// covers: mounts.destination
+#[test]
+fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_where_it_leads() {
+    needs_root!();
+    let mut bundle = Bundle::script("readlink /etc/resolv.conf; cat /run/resolve/stub; cat /far/away/config");
+    bundle.config["root"]["readonly"] = json!(false);
+    let _ = fs::remove_file(bundle.rootfs().join("etc/resolv.conf"));
+    symlink("../run/resolve/stub", bundle.rootfs().join("etc/resolv.conf")).unwrap();
+    symlink("/../../jump/to", bundle.rootfs().join("far")).unwrap();
+    let beside = bundle.path().join("beside");
+    fs::create_dir(&beside).unwrap();
+    fs::write(beside.join("config"), "content\n").unwrap();
+    bundle.add_mount(
+        json!({"destination": "/etc/resolv.conf", "type": "bind", "source": beside.join("config"), "options": ["bind"]}),
+    );
+    bundle.add_mount(json!({"destination": "/far/away", "type": "bind", "source": beside, "options": ["bind"]}));
+    assert_eq!(bundle.run().ok().stdout, "../run/resolve/stub\ncontent\ncontent\n");
+    assert!(bundle.rootfs().join("jump/to/away").is_dir());
+    bundle.assert_nothing_left();
+}
+
+// covers: mounts.options.ro
+#[test]
+fn a_read_only_tmpfs_still_gets_devices_and_what_is_mounted_below_it() {
+    needs_root!();
+    let mut bundle = Bundle::script(
+        "test -c /dev/null && touch /below/it/file && echo made; touch /dev/x 2>/dev/null || echo read-only; \
+         touch /below/x 2>/dev/null || echo read-only",
+    );
+    bundle.config["root"]["readonly"] = json!(false);
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let dev = mounts.iter_mut().find(|mount| mount["destination"] == "/dev").unwrap();
+    dev["options"].as_array_mut().unwrap().push(json!("ro"));
+    bundle.add_mount(json!({"destination": "/below", "type": "tmpfs", "source": "x", "options": ["ro"]}));
+    bundle.add_mount(json!({"destination": "/below/it", "type": "tmpfs", "source": "x"}));
+    assert_eq!(bundle.run().ok().stdout, "made\nread-only\nread-only\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: mounts.type
+#[test]
+fn a_tmpfs_has_the_mode_of_the_directory_below_or_is_open_for_all() {
+    needs_root!();
+    let mut bundle = Bundle::script("stat -c %a /there /new /asked");
+    bundle.config["root"]["readonly"] = json!(false);
+    fs::create_dir(bundle.rootfs().join("there")).unwrap();
+    fs::set_permissions(bundle.rootfs().join("there"), fs::Permissions::from_mode(0o710)).unwrap();
+    for destination in ["/there", "/new"] {
+        bundle.add_mount(json!({"destination": destination, "type": "tmpfs", "source": "x"}));
+    }
+    bundle.add_mount(json!({"destination": "/asked", "type": "tmpfs", "source": "x", "options": ["mode=1500"]}));
+    assert_eq!(bundle.run().ok().stdout, "710\n1777\n1500\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: mounts.source
+#[test]
+fn a_source_in_the_container_shows_what_an_earlier_mount_put_there() {
+    needs_root!();
+    let mut bundle = Bundle::script("cat /second/name; touch /second/x 2>/dev/null || echo read-only");
+    bundle.config["root"]["readonly"] = json!(false);
+    let data = bundle.scratch().join("data");
+    fs::create_dir_all(data.join("inner")).unwrap();
+    fs::write(data.join("inner/name"), "inner\n").unwrap();
+    bundle.add_mount(json!({"destination": "/first", "type": "bind", "source": data, "options": ["rbind"]}));
+    let inner = bundle.rootfs().join("first/inner");
+    bundle.add_mount(json!({"destination": "/second", "type": "bind", "source": inner, "options": ["rbind", "ro"]}));
+    assert_eq!(bundle.run().ok().stdout, "inner\nread-only\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: linux.maskedPaths
+#[test]
+fn a_path_that_is_named_twice_is_masked_once() {
+    needs_root!();
+    let mut bundle = Bundle::script("grep -c ' /root ' /proc/self/mounts; grep -c ' /etc/passwd ' /proc/self/mounts");
+    bundle.set("/linux", "maskedPaths", json!(["/root", "/etc/passwd", "/root/", "/etc/passwd"]));
+    assert_eq!(bundle.run().ok().stdout, "1\n1\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: root.path
+#[test]
+fn without_pivot_root_nothing_of_the_host_is_in_sight() {
+    needs_root!();
+    // A procfs without masks anywhere in the mount namespace would let a user namespace mount another.
+    let mut bundle =
+        Bundle::script("ls / | tr '\\n' ' '; unshare -mrpf mount -t proc x /proc 2>/dev/null || echo refused");
+    for set in ["bounding", "permitted", "effective"] {
+        bundle.config["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SETFCAP"));
+    }
+    let pivoted = bundle.run().ok().stdout;
+    let run = ["run", "--no-pivot", "--bundle", bundle.path().to_str().unwrap(), bundle.id()].map(str::to_owned);
+    let run: Vec<&str> = run.iter().map(String::as_str).collect();
+    assert_eq!(bundle.runx(&run).ok().stdout, pivoted);
+    assert!(pivoted.ends_with("refused\n"), "{pivoted}");
+    // With the root filesystem at its own path in a copy of the host's mounts.
+    bundle.set("", "hooks", json!({"createRuntime": [{"path": "/bin/true"}]}));
+    assert_eq!(bundle.runx(&run).ok().stdout, pivoted);
+    bundle.assert_nothing_left();
+}

@@ -313,3 +313,39 @@ fn resource_director_is_refused_where_the_machine_has_none() {
     bundle.run().fails(1, &["linux.intelRdt", "resctrl"]);
     bundle.assert_nothing_left();
 }
+
+// covers: linux.namespaces.user process.rlimits
+#[test]
+fn a_low_limit_on_open_files_does_not_hinder_the_mounts() {
+    needs_root!();
+    let mut bundle = in_user_namespace("ulimit -n");
+    bundle.set("/process", "rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 12, "hard": 12}]));
+    for n in 0..20 {
+        bundle.add_mount(json!({"destination": format!("/tmp/{n}"), "type": "tmpfs", "source": "x"}));
+    }
+    assert_eq!(bundle.run().ok().stdout, "12\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: mounts.options.idmap linux.namespaces.path
+#[test]
+fn an_idmap_option_takes_the_mappings_of_a_joined_user_namespace() {
+    needs_root!();
+    let owner = in_user_namespace("sleep 100");
+    owner.create().ok();
+    let pid = owner.state()["pid"].as_i64().unwrap();
+    let mut bundle = in_user_namespace("stat -c %u /mapped/file");
+    for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "user" {
+            namespace["path"] = json!(format!("/proc/{pid}/ns/user"));
+        }
+    }
+    for field in ["uidMappings", "gidMappings"] {
+        bundle.config["linux"].as_object_mut().unwrap().remove(field);
+    }
+    let data = file_of(&bundle, 0);
+    bundle.add_mount(json!({"destination": "/mapped", "type": "bind", "source": data, "options": ["rbind", "idmap"]}));
+    assert_eq!(bundle.run().ok().stdout, "0\n");
+    owner.runx(&["delete", "--force", owner.id()]).ok();
+    bundle.assert_nothing_left();
+}

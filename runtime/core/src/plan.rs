@@ -133,6 +133,15 @@ pub enum MountSource {
         /// Whether its root is a directory.
         directory: bool,
     },
+    /// A bind mount whose source is in the container, where earlier mounts may have put it.
+    Inside {
+        /// The source's path in the container.
+        path: String,
+        /// With all that is mounted below it.
+        recursive: bool,
+        /// `MOUNT_ATTR_*` to set and to clear, on the mount alone and then on all below it.
+        attributes: [(u64, u64); 2],
+    },
     /// A filesystem that must be made inside the new namespaces.
     New {
         /// The type, as in /proc/filesystems.

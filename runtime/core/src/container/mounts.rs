@@ -1,8 +1,8 @@
 //! The mounts of config.json as a plan: sources opened, trees cloned, options set.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, Mount};
 
@@ -122,11 +122,16 @@ impl Mounts<'_> {
         }
         // A relative source is below the bundle (config.md, "Mounts").
         let source: PathBuf = self.bundle.path().join(source);
+        let mapped = options.id_map.is_some() || has_mappings(entry);
+        let recursive = options.bind != Some(false);
+        if let Some(path) = self.inside(&source)?.filter(|_| !mapped) {
+            let attributes = [(options.set, options.clear), (options.recursive_set, options.recursive_clear)];
+            return Ok(MountSource::Inside { path, recursive, attributes });
+        }
         let what = |verb: &str| format!("{verb} {}, the source of mount {destination}", source.display());
         let at = sys::open(&source, libc::O_PATH).with_context(|| what("open"))?;
         let directory = sys::is_dir(&sys::fstat(at.as_fd()).with_context(|| what("look at"))?);
-        let tree = mount::clone_tree(at.as_fd(), "", options.bind != Some(false))
-            .with_context(|| what("clone the mounts of"))?;
+        let tree = mount::clone_tree(at.as_fd(), "", recursive).with_context(|| what("clone the mounts of"))?;
         for (set, clear, recursive) in
             [(options.set, options.clear, false), (options.recursive_set, options.recursive_clear, true)]
         {
@@ -135,17 +140,37 @@ impl Mounts<'_> {
                     .with_context(|| what("set options on"))?;
             }
         }
-        if options.id_map.is_some() || has_mappings(entry) {
+        if mapped {
             let recursive = options.id_map.unwrap_or(false);
             let users = self.id_map(entry, destination)?;
-            mount::set_id_map(tree.as_fd(), users.as_fd(), recursive).with_context(|| what("map the ids of"))?;
+            mount::set_id_map(tree.as_fd(), users, recursive).with_context(|| what("map the ids of"))?;
         }
         Ok(MountSource::Tree { tree: table.add(tree), directory })
     }
 
+    /// The path in the container of a source below its root filesystem. What an earlier mount put there is in the
+    /// container's mount namespace only.
+    fn inside(&self, source: &Path) -> Result<Option<String>> {
+        let rootfs = self.bundle.rootfs()?;
+        let below = match source.strip_prefix(&rootfs) {
+            Ok(below) => below.to_owned(),
+            Err(_) => {
+                let rootfs = std::fs::canonicalize(&rootfs).on("find root.path", &rootfs)?;
+                let Ok(below) = source.strip_prefix(&rootfs) else { return Ok(None) };
+                below.to_owned()
+            }
+        };
+        let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+        Ok(below.to_str().filter(|_| plain).map(|below| format!("/{below}")))
+    }
+
     /// The user namespace whose mappings an entry shall have: its own, or else the container's.
-    fn id_map(&mut self, entry: &Mount, destination: &str) -> Result<&OwnedFd> {
+    fn id_map(&mut self, entry: &Mount, destination: &str) -> Result<BorrowedFd<'_>> {
         let linux = self.bundle.linux()?;
+        let joined = self.namespaces.first.iter().find(|(_, kind)| *kind == libc::CLONE_NEWUSER);
+        if let Some((joined, _)) = joined.filter(|_| !has_mappings(entry)) {
+            return Ok(joined.as_fd());
+        }
         let (own_uids, own_gids) = (entry.uid_mappings().as_deref(), entry.gid_mappings().as_deref());
         let (uids, gids) = if has_mappings(entry) {
             (own_uids, own_gids)
@@ -167,7 +192,7 @@ impl Mounts<'_> {
             let made = users::hold(self.spawner, uids, gids)?;
             self.id_maps.insert(key.clone(), made);
         }
-        Ok(&self.id_maps[&key])
+        Ok(self.id_maps[&key].as_fd())
     }
 }
 

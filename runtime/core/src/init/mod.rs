@@ -281,6 +281,14 @@ impl LastStep {
             None => {}
         }
         capabilities::set_final(process)?;
+        // What they execute is the image's: they may do what its program may, and no more.
+        if let Some(HooksPlan { state, start_container, .. }) = &self.hooks {
+            let state = HookState { status: "created".into(), pid: std::process::id() as i32, ..state.clone() };
+            // A hook without an environment has the program's, which is never empty.
+            let mut list = start_container.clone();
+            list.iter_mut().filter(|hook| hook.env.is_empty()).for_each(|hook| hook.env.clone_from(&process.env));
+            hooks::run_all("startContainer", &list, &state, Path::new(&process.cwd))?;
+        }
         exec.execute()
     }
 }
@@ -299,7 +307,7 @@ fn set_up_container(
         rootfs::enter(plan, fds)?;
     }
     let root = fds.get(plan.rootfs)?.try_clone_to_owned().context("keep the root filesystem")?;
-    mounts::attach_all(plan, filesystems, fds, &root, parent)?;
+    let read_only = mounts::attach_all(plan, filesystems, fds, &root, parent)?;
     if let Some(list) = &plan.devices {
         devices::make(&root, list, fds)?;
     }

@@ -30,7 +30,7 @@ pub(super) fn make(plans: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>> {
 }
 
 fn make_one(plan: &MountPlan, kind: &str, attributes: u64, data: &[(String, Option<String>)]) -> Result<OwnedFd> {
-    // A tmpfs is made read-only once its mode is set and its content there.
+    // A tmpfs is made read-only when everything is there: devices, and the mount points of what is mounted below.
     let attributes = if kind == "tmpfs" { attributes & !attr::RDONLY } else { attributes };
     filesystem(kind, attributes, data).with_context(|| format!("mount {kind} for {}", plan.destination))
 }
@@ -48,14 +48,16 @@ pub(crate) fn filesystem(kind: &str, attributes: u64, data: &[(String, Option<St
     filesystem.mount(attributes)
 }
 
-/// Attaches everything below the root, in the order of the plan.
+/// Attaches everything below the root, in the order of the plan. Returns what is to be made read-only once nothing
+/// has to be made in it any more, and where it is.
 pub(super) fn attach_all(
     plan: &ContainerPlan,
     filesystems: Vec<Option<OwnedFd>>,
     fds: &Fds,
     root: &OwnedFd,
     parent: &mut Parent,
-) -> Result<()> {
+) -> Result<Vec<(OwnedFd, String)>> {
+    let mut read_only = Vec::new();
     for (mount, made) in plan.mounts.iter().zip(filesystems) {
         let what = || format!("mount {}", mount.destination);
         match (&mount.source, made) {
@@ -63,6 +65,14 @@ pub(super) fn attach_all(
                 let target = paths::make_target(root.as_fd(), Path::new(&mount.destination), *directory)
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(fds.get(*tree)?, target.as_fd(), mount).with_context(what)?;
+            }
+            (MountSource::Inside { path, recursive, attributes }, _) => {
+                let (tree, directory) = clone_inside(root, path, *recursive, attributes).with_context(|| {
+                    format!("clone the mounts of {path}, the source of mount {}", mount.destination)
+                })?;
+                let target = paths::make_target(root.as_fd(), Path::new(&mount.destination), directory)
+                    .with_context(|| format!("find or make the mount point {}", mount.destination))?;
+                attach(tree.as_fd(), target.as_fd(), mount).with_context(what)?;
             }
             (MountSource::New { kind, attributes, data, copy_up }, made) => {
                 let made = match made {
@@ -73,12 +83,11 @@ pub(super) fn attach_all(
                     }
                 };
                 let target = prepare_new(mount, kind, data, *copy_up, &made, root)?;
-                if kind == "tmpfs" && attributes & attr::RDONLY != 0 {
-                    mount::set_attributes(made.as_fd(), attr::RDONLY, 0, 0, false)
-                        .on("make read-only", &mount.destination)?;
-                }
                 attach(made.as_fd(), target.as_fd(), mount)
                     .with_context(|| format!("mount {kind} on {}", mount.destination))?;
+                if kind == "tmpfs" && attributes & attr::RDONLY != 0 {
+                    read_only.push((made, mount.destination.clone()));
+                }
             }
             (MountSource::CgroupV1 { attributes, hierarchies, links }, _) => {
                 parent.enter_cgroup_namespace(plan)?;
@@ -86,7 +95,7 @@ pub(super) fn attach_all(
             }
         }
     }
-    Ok(())
+    Ok(read_only)
 }
 
 fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, plan: &MountPlan) -> io::Result<()> {
@@ -95,6 +104,24 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, plan: &MountPlan) -> io:
         mount::set_attributes(tree, 0, 0, flags & !libc::MS_REC, flags & libc::MS_REC != 0)?;
     }
     Ok(())
+}
+
+/// A detached tree of what is at `path` in the container by now, and whether it is a directory.
+fn clone_inside(
+    root: &OwnedFd,
+    path: &str,
+    recursive: bool,
+    attributes: &[(u64, u64); 2],
+) -> io::Result<(OwnedFd, bool)> {
+    let source = paths::find(root.as_fd(), path)?;
+    let directory = sys::is_dir(&sys::fstat(source.as_fd())?);
+    let tree = mount::clone_tree(source.as_fd(), "", recursive)?;
+    for ((set, clear), recursive) in attributes.iter().zip([false, true]) {
+        if set | clear != 0 {
+            mount::set_attributes(tree.as_fd(), *set, *clear, 0, recursive)?;
+        }
+    }
+    Ok((tree, directory))
 }
 
 /// Finds the place for a new filesystem, and finishes the filesystem after what is there.
@@ -106,14 +133,16 @@ fn prepare_new(
     made: &OwnedFd,
     root: &OwnedFd,
 ) -> Result<OwnedFd> {
+    let there = kind != "tmpfs" || paths::find(root.as_fd(), &plan.destination).is_ok();
     let target = if matches!(kind, "proc" | "sysfs") {
         ordinary_directory(root.as_fd(), &plan.destination, kind)?
     } else {
         paths::make_directory(root.as_fd(), &plan.destination)
             .with_context(|| format!("find or make the mount point {}", plan.destination))?
     };
-    if kind == "tmpfs" && !data.iter().any(|(key, _)| key == "mode") {
-        // As runc does it, a tmpfs without a mode of its own has that of the directory below.
+    if kind == "tmpfs" && there && !data.iter().any(|(key, _)| key == "mode") {
+        // As runc does it, a tmpfs without a mode of its own has that of the directory below, and the kernel's
+        // where there was none.
         let mode = sys::fstat(target.as_fd()).on("look at", &plan.destination)?.st_mode & 0o7777;
         set_mode(made.as_fd(), mode).on("set the mode of", &plan.destination)?;
     }

@@ -1,8 +1,9 @@
 //! Entering the root filesystem, hiding parts of it, and its final state.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Fds, paths};
 use crate::error::{Context, Error, Result};
@@ -25,10 +26,45 @@ pub(super) fn attach(plan: &ContainerPlan, fds: &Fds) -> Result<()> {
 pub(super) fn enter(plan: &ContainerPlan, fds: &Fds) -> Result<()> {
     let rootfs = fds.get(plan.rootfs)?;
     if plan.no_pivot {
-        mount::move_into(&rootfs).context("move the root filesystem over /")
+        let elsewhere = plan.hooks.as_ref().and_then(|hooks| hooks.host_rootfs.as_deref());
+        uncover_nothing(elsewhere)?;
+        mount::move_into(&rootfs, elsewhere.is_some()).context("move the root filesystem over /")
     } else {
         mount::pivot_into(&rootfs).context("pivot into the root filesystem")
     }
+}
+
+/// Without pivot_root the host's mounts stay below the container's root. Nobody reaches them, but the kernel lets a
+/// user namespace mount a new procfs or sysfs only where it sees one without masks, and would see the host's.
+fn uncover_nothing(rootfs: Option<&str>) -> Result<()> {
+    let path = "/proc/self/mountinfo";
+    let text = std::fs::read_to_string(path).on("read", path)?;
+    let mut kernels: Vec<PathBuf> = text.lines().filter_map(kernel_filesystem).collect();
+    // What was mounted last is on top.
+    kernels.reverse();
+    for path in kernels {
+        if rootfs.is_some_and(|rootfs| path.starts_with(rootfs)) {
+            continue;
+        }
+        if mount::detach(&path).is_err() {
+            // In a user namespace the host's mounts cannot be detached one by one.
+            let at = sys::open(&path, libc::O_PATH | libc::O_DIRECTORY).on("open", &path)?;
+            let cover = empty_directory().on("make a cover for", &path)?;
+            mount::attach(cover.as_fd(), at.as_fd()).on("cover", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The mount point of a whole procfs or sysfs, from a line of /proc/PID/mountinfo.
+fn kernel_filesystem(line: &str) -> Option<PathBuf> {
+    let (own, filesystem) = line.split_once(" - ")?;
+    let mut fields = own.split(' ').skip(3);
+    let (root, path) = (fields.next()?, fields.next()?);
+    let whole = root == "/" && matches!(filesystem.split(' ').next()?, "proc" | "sysfs");
+    // The four characters that the kernel writes as octal numbers.
+    let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    whole.then(|| plain.iter().fold(path.to_owned(), |path, (code, plain)| path.replace(code, plain)).into())
 }
 
 /// Masks paths and makes paths read-only.
@@ -44,7 +80,11 @@ pub(super) fn hide(plan: &ContainerPlan, fds: &Fds, root: &OwnedFd) -> Result<()
     let null = fds.get(plan.null)?;
     let mut null_used = false;
     let mut empty: Option<OwnedFd> = None;
+    let mut seen = HashSet::new();
     for path in &plan.masked_paths {
+        if !seen.insert(Path::new(path).components().collect::<Vec<_>>()) {
+            continue;
+        }
         let Some(target) = find_if_there(root, path).on("look up masked path", path)? else { continue };
         let stat = sys::fstat(target.as_fd()).on("look at masked path", path)?;
         if !sys::is_dir(&stat) {
@@ -86,8 +126,11 @@ fn empty_directory() -> io::Result<OwnedFd> {
     tmpfs.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
 }
 
-/// The root's last attributes, when nothing has to be made in it any more.
-pub(super) fn finish(plan: &ContainerPlan, root: &OwnedFd) -> Result<()> {
+/// The last attributes of the root and of what is mounted in it, when nothing has to be made there any more.
+pub(super) fn finish(plan: &ContainerPlan, root: &OwnedFd, read_only: &[(OwnedFd, String)]) -> Result<()> {
+    for (mount, destination) in read_only {
+        mount::set_attributes(mount.as_fd(), attr::RDONLY, 0, 0, false).on("make read-only", destination)?;
+    }
     if plan.rootfs_readonly {
         mount::set_attributes(root.as_fd(), attr::RDONLY, 0, 0, false).context("make / read-only")?;
     }

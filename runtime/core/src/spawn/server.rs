@@ -210,7 +210,9 @@ fn trim_mount_namespace() -> Result<()> {
     }
     match mount::pivot_into(&root) {
         // An initramfs cannot be pivoted away from.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mount::move_into(&root).context("enter the spawner's root"),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            mount::move_into(&root, false).context("enter the spawner's root")
+        }
         other => other.context("pivot into the spawner's root"),
     }
 }

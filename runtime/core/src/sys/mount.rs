@@ -187,13 +187,15 @@ pub fn pivot_into(root: &impl AsFd) -> io::Result<()> {
 }
 
 /// The way into a root for kernels that run on an initramfs, where pivot_root is refused: the mount is
-/// moved over `/` and entered by chroot.
-pub fn move_into(root: &impl AsFd) -> io::Result<()> {
+/// moved over `/`, unless it is there already, and entered by chroot.
+pub fn move_into(root: &impl AsFd, elsewhere: bool) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call.
     check(unsafe { libc::fchdir(root.as_fd().as_raw_fd()) }.into())?;
-    // SAFETY: the paths are NUL-terminated; type and data are ignored for MS_MOVE.
-    let moved = unsafe { libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null()) };
-    check(moved.into())?;
+    if elsewhere {
+        let (from, to) = (c".".as_ptr(), c"/".as_ptr());
+        // SAFETY: the paths are NUL-terminated; type and data are ignored for MS_MOVE.
+        check(unsafe { libc::mount(from, to, std::ptr::null(), libc::MS_MOVE, std::ptr::null()) }.into())?;
+    }
     // SAFETY: the path is NUL-terminated.
     check(unsafe { libc::chroot(c".".as_ptr()) }.into())?;
     chdir_root()
