@@ -186,3 +186,48 @@ fn a_hook_that_hangs_or_is_missing_fails_the_container() {
     bundle.run().fails(1, &["createContainer", "/no/such/hook", "No such file"]);
     bundle.assert_nothing_left();
 }
+
+// covers: hooks.startContainer
+#[test]
+fn a_start_container_hook_without_an_environment_has_the_programs() {
+    needs_root!();
+    let mut bundle = Bundle::script("cat /told");
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.set("/process", "env", json!(["PATH=/bin", "WORD=here"]));
+    bundle.set(
+        "",
+        "hooks",
+        json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "env | sort > /told"]}]}),
+    );
+    let out = bundle.run().ok().stdout;
+    for line in ["WORD=here", "PATH=/bin", "HOME=/root"] {
+        assert!(out.lines().any(|l| l == line), "{out}");
+    }
+    bundle.assert_nothing_left();
+}
+
+// covers: hooks.startContainer linux.seccomp
+#[test]
+fn a_start_container_hook_is_confined_as_the_program_is() {
+    needs_root!();
+    let mut bundle = Bundle::script("cat /told");
+    bundle.config["root"]["readonly"] = json!(false);
+    let hook = |script: &str| json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    bundle.set(
+        "/linux",
+        "seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 98}],
+        }),
+    );
+    bundle.set("", "hooks", hook("(mkdir /made; grep -E 'Cap(Prm|Eff)|Seccomp:' /proc/self/status) > /told 2>&1"));
+    let hooks = bundle.run().ok().stdout;
+    bundle.set("", "hooks", json!({}));
+    bundle.config["process"]["args"] =
+        json!(["sh", "-c", "mkdir /made 2>&1; grep -E 'Cap(Prm|Eff)|Seccomp:' /proc/self/status"]);
+    let programs = bundle.run().stdout;
+    assert_eq!(hooks, programs);
+    assert!(hooks.contains("Seccomp:\t2") && hooks.contains("in use"), "{hooks}");
+    bundle.assert_nothing_left();
+}

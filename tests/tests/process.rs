@@ -237,3 +237,45 @@ fn every_resource_limit_is_set() {
     limit(json!({"type": "RLIMIT_NOFILE", "hard": 1, "soft": 2})).fails(1, &["RLIMIT_NOFILE", "over"]);
     limit(json!({"type": "RLIMIT_NONE", "hard": 1, "soft": 1})).fails(1, &["RLIMIT_NONE"]);
 }
+
+// covers: process.capabilities.bounding
+#[test]
+fn a_capability_that_nobody_knows_leaves_a_warning() {
+    needs_root!();
+    let mut bundle = Bundle::script("grep CapBnd /proc/self/status");
+    for set in ["bounding", "permitted", "effective"] {
+        bundle.set("/process/capabilities", set, json!(["CAP_CHOWN", "CAP_OF_TOMORROW"]));
+    }
+    let done = bundle.run().ok();
+    assert_eq!(done.stdout, "CapBnd:\t0000000000000001\n");
+    assert!(done.stderr.contains("CAP_OF_TOMORROW"), "{}", done.stderr);
+    bundle.assert_nothing_left();
+}
+
+// covers: process.env
+#[test]
+fn the_last_of_two_variables_of_a_name_counts() {
+    needs_root!();
+    let mut bundle = Bundle::new(&["env"]);
+    bundle.set("/process", "env", json!(["PATH=/nowhere", "ONE=1", "HOME=", "PATH=/bin", "ONE=2"]));
+    assert_eq!(bundle.run().ok().stdout, "PATH=/bin\nONE=2\nHOME=/root\n");
+    bundle.assert_nothing_left();
+}
+
+// covers: process.scheduler process.user
+#[test]
+fn an_execs_description_needs_no_user_and_names_flags_as_the_specification_does() {
+    needs_root!();
+    let bundle = Bundle::script("sleep 100");
+    running(&bundle);
+    let description = bundle.scratch().join("process.json");
+    let text = json!({
+        "args": ["sh", "-c", "id -u; cut -d' ' -f19 /proc/self/stat; true"], "cwd": "/", "env": ["PATH=/bin"],
+        "scheduler": {"policy": "SCHED_BATCH", "nice": -1, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+    });
+    fs::write(&description, text.to_string()).unwrap();
+    let exec = bundle.runx(&["exec", "--process", description.to_str().unwrap(), bundle.id()]).ok();
+    // The niceness is the shell's own: what it starts is ordinary again.
+    assert_eq!(exec.stdout, "0\n0\n");
+    end(&bundle);
+}

@@ -81,7 +81,7 @@ pub enum Error {
         errno: i32,
     },
     /// A hook failed, and with it what it was part of.
-    #[error("error running {kind} hook #{number} {}: {reason}", path.display())]
+    #[error("error running {kind} hook #{number}: {}: {reason}", path.display())]
     Hook {
         /// As config.json calls it.
         kind: &'static str,

@@ -27,7 +27,7 @@ pub struct Hook {
     /// Its command line, its name included; empty: the path alone.
     #[serde(default)]
     pub args: Vec<String>,
-    /// Its environment, `NAME=value`.
+    /// Its environment, `NAME=value`; empty: that of whoever runs it.
     #[serde(default)]
     pub env: Vec<String>,
     /// Seconds after which it is killed.
@@ -168,7 +168,10 @@ fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: 
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    command.env_clear().current_dir(directory);
+    command.current_dir(directory);
+    if !hook.env.is_empty() {
+        command.env_clear();
+    }
     for variable in &hook.env {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         command.env(name, value);
@@ -202,6 +205,7 @@ fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: 
     }
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
+        (None, Some(libc::SIGSYS)) => "signal: bad system call".to_owned(),
         (None, signal) => format!("signal {}", signal.unwrap_or_default()),
     };
     Err(failed(format!("{how}, stdout: {}, stderr: {}", running.said(0), running.said(1))))
@@ -332,6 +336,12 @@ mod tests {
         let script = "read -r state; case $state in *'\"id\":\"c1\"'*) ;; *) exit 3;; esac; [ \"$WORD\" = here ] && \
                       [ -z \"$HOME\" ] && [ \"$(pwd)\" = /tmp ]";
         run_all("prestart", &[hook(script, None)], &state(), Path::new("/tmp")).unwrap();
+    }
+
+    #[test]
+    fn a_hook_without_an_environment_has_ours() {
+        let own = hook("[ -n \"$PATH\" ] && [ -z \"$WORD\" ]", None);
+        run_all("prestart", &[Hook { env: Vec::new(), ..own }], &state(), Path::new("/tmp")).unwrap();
     }
 
     #[test]

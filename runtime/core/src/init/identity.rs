@@ -1,5 +1,6 @@
 //! Who the process is and where it stands: limits, user, groups, working directory.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -127,15 +128,20 @@ pub(super) fn check_directory(path: &str) -> Result<()> {
     }
 }
 
-/// Adds `HOME` from the container's /etc/passwd if the environment has none, as runc does.
-pub(super) fn add_home(process: &mut ProcessPlan) -> Result<()> {
-    if process.env.iter().any(|variable| variable.starts_with("HOME=") && variable.len() > 5) {
-        return Ok(());
+/// Leaves one variable of each name, the last one, and adds `HOME` from the container's /etc/passwd if it is missing
+/// or empty, as runc does.
+pub(super) fn complete_environment(process: &mut ProcessPlan) {
+    let mut seen = HashSet::new();
+    let mut environment: Vec<String> = std::mem::take(&mut process.env);
+    environment.reverse();
+    environment.retain(|variable| seen.insert(variable.split('=').next().unwrap_or_default().to_owned()));
+    environment.reverse();
+    environment.retain(|variable| variable != "HOME=");
+    if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
+        let home = home_of(process.uid).unwrap_or_else(|| "/".to_owned());
+        environment.push(format!("HOME={home}"));
     }
-    process.env.retain(|variable| !variable.starts_with("HOME="));
-    let home = home_of(process.uid).unwrap_or_else(|| "/".to_owned());
-    process.env.push(format!("HOME={home}"));
-    Ok(())
+    process.env = environment;
 }
 
 fn home_of(uid: u32) -> Option<String> {
@@ -155,4 +161,29 @@ fn home_of(uid: u32) -> Option<String> {
         let of = fields.next()?.parse::<u32>().ok()?;
         (of == uid).then(|| fields.nth(2).unwrap_or("/").to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(env: &[&str]) -> Vec<String> {
+        let env = env.iter().map(|variable| (*variable).to_owned()).collect();
+        let mut process = ProcessPlan { env, ..ProcessPlan::default() };
+        complete_environment(&mut process);
+        process.env
+    }
+
+    #[test]
+    fn the_last_variable_of_a_name_stays_in_its_place() {
+        assert_eq!(completed(&["A=1", "HOME=/x", "B=", "A=2=3", "HOME=/y"]), ["B=", "A=2=3", "HOME=/y"]);
+    }
+
+    #[test]
+    fn an_empty_home_counts_as_none() {
+        let env = completed(&["HOME=/x", "HOME=", "A=1"]);
+        assert_eq!(env.len(), 2);
+        assert_eq!(env[0], "A=1");
+        assert!(env[1].starts_with("HOME=/"), "{env:?}");
+    }
 }

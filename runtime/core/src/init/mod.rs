@@ -210,7 +210,7 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         identity::enter_directory(&process.cwd)?;
     }
     identity::check_directory(&process.cwd)?;
-    identity::add_home(&mut process)?;
+    identity::complete_environment(&mut process);
     let program = program::find(&process, parent)?;
     if matches!(program, Program::Runner { .. }) {
         // A module that could open /proc/self/mem would be native code.
@@ -264,10 +264,6 @@ impl LastStep {
         let preserved = 3 + process.preserve_fds as i32;
         sys::cloexec_from(preserved).context("close descriptors")?;
         let exec = program.prepare(process)?;
-        if let Some(HooksPlan { state, start_container, .. }) = &self.hooks {
-            let state = HookState { status: "created".into(), pid: std::process::id() as i32, ..state.clone() };
-            hooks::run_all("startContainer", start_container, &state, Path::new(&process.cwd))?;
-        }
         identity::set_final_file_limit(&process.rlimits)?;
         if let Some(labels) = self.labels {
             labels.apply()?;
@@ -333,7 +329,7 @@ fn set_up_container(
     sysctl::set_all(proc, &plan.sysctl)?;
     rootfs::hide(plan, fds, &root)?;
     parent.enter_cgroup_namespace(plan)?;
-    rootfs::finish(plan, &root)
+    rootfs::finish(plan, &root, &read_only)
 }
 
 /// Lets the runtime run its hooks, then runs those of the container.
