@@ -59,7 +59,8 @@ pub fn program(profile: &LinuxSeccomp, cache: &Path) -> Result<Program> {
 /// Whether a rule, or the default action, asks a listener.
 ///
 /// # Errors
-/// [`Error::InvalidSpec`] if there is a listener and nobody to ask, or the other way round.
+/// [`Error::InvalidSpec`] if somebody is to be asked and nobody is there. A listener that nobody asks is no harm, in
+/// profiles that are made for several programs.
 fn asks_listener(profile: &LinuxSeccomp) -> Result<bool> {
     let asks = profile.default_action() == LinuxSeccompAction::ScmpActNotify
         || profile.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
@@ -68,7 +69,7 @@ fn asks_listener(profile: &LinuxSeccomp) -> Result<bool> {
         return Err(Error::spec("linux.seccomp uses SCMP_ACT_NOTIFY and has no listenerPath"));
     }
     if !asks && path.is_some() {
-        return Err(Error::spec("linux.seccomp.listenerPath is set and nothing uses SCMP_ACT_NOTIFY"));
+        log::warn!("linux.seccomp.listenerPath is ignored: nothing uses SCMP_ACT_NOTIFY");
     }
     if profile.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) && path.is_none() {
         return Err(Error::spec("linux.seccomp.listenerMetadata is set without listenerPath"));

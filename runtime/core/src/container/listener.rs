@@ -45,7 +45,8 @@ impl Listener {
         number: i32,
         state: &HookState,
     ) -> Result<()> {
-        let socket = UnixStream::connect(&self.path).on("connect to linux.seccomp.listenerPath", &self.path)?;
+        let socket = UnixStream::connect(&self.path)
+            .on("failed to connect with seccomp agent: connect to linux.seccomp.listenerPath", &self.path)?;
         handshake.send(&ToChild::Fetch, &[]).context("tell the process to load its filter")?;
         let descriptor = fetch(handshake, process, number)?;
         let message = ContainerProcessState {
