@@ -25,6 +25,8 @@ pub(super) struct Mounts<'a> {
     pub(super) layout: &'a Layout,
     pub(super) cgroup: &'a Cgroup,
     pub(super) spawner: &'a Spawner,
+    /// The root filesystem's path as config.json has it and as it is; none for the host's own root.
+    pub(super) rootfs: Vec<PathBuf>,
     /// `MS_*` of linux.rootfsPropagation.
     pub(super) rootfs_propagation: u64,
     /// User namespaces that hold the mappings of id-mapped mounts, made once each.
@@ -43,6 +45,8 @@ impl Mounts<'_> {
 
     fn entry(&mut self, entry: &Mount, table: &mut Table) -> Result<MountPlan> {
         let destination = Path::new("/").join(entry.destination());
+        // As runc has it, a destination below the root filesystem's own path is meant from there.
+        let destination = self.inside(&destination).map_or(destination, PathBuf::from);
         let destination = destination
             .to_str()
             .ok_or_else(|| Error::spec(format!("mount destination {destination:?} is not valid UTF-8")))?
@@ -124,7 +128,7 @@ impl Mounts<'_> {
         let source: PathBuf = self.bundle.path().join(source);
         let mapped = options.id_map.is_some() || has_mappings(entry);
         let recursive = options.bind != Some(false);
-        if let Some(path) = self.inside(&source)?.filter(|_| !mapped) {
+        if let Some(path) = self.inside(&source).filter(|_| !mapped) {
             let attributes = [(options.set, options.clear), (options.recursive_set, options.recursive_clear)];
             return Ok(MountSource::Inside { path, recursive, attributes });
         }
@@ -148,20 +152,12 @@ impl Mounts<'_> {
         Ok(MountSource::Tree { tree: table.add(tree), directory })
     }
 
-    /// The path in the container of a source below its root filesystem. What an earlier mount put there is in the
-    /// container's mount namespace only.
-    fn inside(&self, source: &Path) -> Result<Option<String>> {
-        let rootfs = self.bundle.rootfs()?;
-        let below = match source.strip_prefix(&rootfs) {
-            Ok(below) => below.to_owned(),
-            Err(_) => {
-                let rootfs = std::fs::canonicalize(&rootfs).on("find root.path", &rootfs)?;
-                let Ok(below) = source.strip_prefix(&rootfs) else { return Ok(None) };
-                below.to_owned()
-            }
-        };
+    /// The path in the container of what is named by its path below the root filesystem's. What an earlier mount put
+    /// there is in the container's mount namespace only.
+    fn inside(&self, path: &Path) -> Option<String> {
+        let below = self.rootfs.iter().find_map(|rootfs| path.strip_prefix(rootfs).ok())?;
         let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
-        Ok(below.to_str().filter(|_| plain).map(|below| format!("/{below}")))
+        below.to_str().filter(|_| plain).map(|below| format!("/{below}"))
     }
 
     /// The user namespace whose mappings an entry shall have: its own, or else the container's.

@@ -149,12 +149,16 @@ pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut T
     let linux = bundle.linux()?;
     let propagation = linux.rootfs_propagation().as_deref().and_then(mount_options::propagation).unwrap_or(0);
     let entries = spec.mounts().as_deref().unwrap_or_default();
+    let rootfs = bundle.rootfs()?;
+    let real_rootfs = std::fs::canonicalize(&rootfs).on("find root.path", &rootfs)?;
+    let named = if real_rootfs == Path::new("/") { Vec::new() } else { vec![rootfs.clone(), real_rootfs] };
     let mut mounts = Mounts {
         bundle,
         namespaces,
         layout,
         cgroup,
         spawner,
+        rootfs: named,
         rootfs_propagation: propagation,
         id_maps: HashMap::new(),
     };
@@ -164,7 +168,7 @@ pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut T
         new_time_namespace: namespaces.new_time.then(|| time_offsets(linux)),
         hooks: hooks_plan(bundle, hooks, hook_state)?,
         mounts: mounts.plan(entries, table)?,
-        rootfs: table.add(rootfs_tree(&bundle.rootfs()?)?),
+        rootfs: table.add(rootfs_tree(&rootfs)?),
         rootfs_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         // Being private is what the detached clone already is.
         rootfs_propagation: if propagation & libc::MS_PRIVATE != 0 { 0 } else { propagation },
