@@ -40,6 +40,7 @@ fn config_json_is_missing_malformed_or_too_deep() {
     refused(write("[]"), &["config.json"]);
 }
 
+// covers: ociVersion
 #[test]
 fn fields_that_contradict_the_specification_are_named() {
     needs_root!();
@@ -82,6 +83,7 @@ fn fields_without_effect_are_refused_by_name() {
     );
 }
 
+// covers: process.selinuxLabel linux.mountLabel process.apparmorProfile
 #[test]
 fn labels_without_their_security_module_are_refused() {
     needs_root!();
@@ -166,6 +168,7 @@ fn ids_that_exist_or_are_no_names_are_refused() {
     bundle.assert_nothing_left();
 }
 
+// covers: linux.cgroupsPath
 #[test]
 fn two_containers_do_not_share_a_cgroup() {
     needs_root!();

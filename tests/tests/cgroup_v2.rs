@@ -47,6 +47,7 @@ fn down(bundle: &Bundle) {
     bundle.assert_nothing_left();
 }
 
+// covers: linux.resources.memory.limit linux.resources.memory.reservation linux.resources.memory.swap linux.resources.cpu.shares linux.resources.cpu.quota linux.resources.cpu.period linux.resources.cpu.cpus linux.resources.cpu.mems linux.resources.pids.limit linux.resources.blockIO.weight linux.resources.hugepageLimits linux.resources.unified
 #[test]
 fn every_limit_is_read_back() {
     needs_cgroup_v2!();
@@ -108,6 +109,7 @@ fn what_version_2_has_not_is_refused_by_name() {
     }
 }
 
+// covers: linux.namespaces.cgroup
 #[test]
 fn a_container_sees_its_own_group_as_the_root() {
     needs_cgroup_v2!();

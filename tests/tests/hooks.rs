@@ -43,6 +43,7 @@ fn lines(log: &Path) -> Vec<String> {
 }
 
 // covers: hooks.prestart hooks.createRuntime hooks.createContainer hooks.startContainer hooks.poststart hooks.poststop
+// covers: annotations
 #[test]
 fn hooks_run_in_order_and_read_the_state() {
     needs_root!();
@@ -174,7 +175,7 @@ fn a_failing_poststop_hook_is_a_warning_and_the_others_run() {
     bundle.assert_nothing_left();
 }
 
-// covers: hooks.timeout hooks.path
+// covers: hooks.timeout
 #[test]
 fn a_hook_that_hangs_or_is_missing_fails_the_container() {
     needs_root!();

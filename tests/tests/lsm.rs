@@ -57,7 +57,7 @@ fn a_container_and_its_execs_are_confined_by_their_profile() {
     bundle.assert_nothing_left();
 }
 
-// covers: process.apparmorProfile process.noNewPrivileges process.user
+// covers: process.apparmorProfile process.noNewPrivileges process.user.uid
 #[test]
 fn an_ordinary_user_without_new_privileges_is_confined_too() {
     needs_apparmor!();

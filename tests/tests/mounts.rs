@@ -35,8 +35,8 @@ fn options(out: &str, at: &str) -> Vec<String> {
     list.split(',').map(str::to_owned).collect()
 }
 
-// covers: mounts.options.ro mounts.options.nosuid mounts.options.nodev mounts.options.noexec mounts.options.nosymfollow
-// covers: mounts.options.noatime mounts.options.nodiratime mounts.options.strictatime mounts.options.relatime
+// covers: mounts.options.attributes
+// covers: mounts.options.attributes
 #[test]
 fn each_attribute_is_on_the_mount_and_not_below_it() {
     needs_root!();
@@ -70,8 +70,8 @@ fn each_attribute_is_on_the_mount_and_not_below_it() {
     bundle.assert_nothing_left();
 }
 
-// covers: mounts.options.rro mounts.options.rnosuid mounts.options.rnodev mounts.options.rnoexec
-// covers: mounts.options.rnosymfollow mounts.options.rnoatime mounts.options.rw
+// covers: mounts.options.recursive
+// covers: mounts.options.recursive mounts.options.attributes
 #[test]
 fn recursive_attributes_are_on_everything_below_and_can_be_cleared() {
     needs_root!();
@@ -153,7 +153,7 @@ fn the_root_has_the_propagation_asked_for() {
     bundle.run().fails(1, &["rootfsPropagation", "sideways"]);
 }
 
-// covers: mounts.options.shared mounts.options.slave mounts.options.private mounts.options.unbindable
+// covers: mounts.options.propagation
 #[test]
 fn a_mount_has_the_propagation_asked_for() {
     needs_root!();
@@ -175,7 +175,7 @@ fn a_mount_has_the_propagation_asked_for() {
     bundle.assert_nothing_left();
 }
 
-// covers: mounts.destination mounts.type mounts.source mounts.options.sync
+// covers: mounts.destination mounts.type mounts.source mounts.options.filesystem
 #[test]
 fn relative_destinations_and_filesystem_options_are_understood() {
     needs_root!();
@@ -236,7 +236,7 @@ fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_where_it_leads() {
     bundle.assert_nothing_left();
 }
 
-// covers: mounts.options.ro
+// covers: mounts.options.attributes
 #[test]
 fn a_read_only_tmpfs_still_gets_devices_and_what_is_mounted_below_it() {
     needs_root!();

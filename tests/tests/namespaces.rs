@@ -53,7 +53,7 @@ fn root_of_a_user_namespace_is_an_ordinary_user_of_the_host() {
     bundle.assert_nothing_left();
 }
 
-// covers: linux.namespaces.user process.rlimits process.user
+// covers: linux.namespaces.user process.rlimits process.user.uid
 #[test]
 fn an_exec_enters_the_user_namespace_with_its_limits_and_groups() {
     needs_root!();
@@ -244,7 +244,7 @@ fn a_mount_shows_files_with_mapped_ids() {
     bundle.assert_nothing_left();
 }
 
-// covers: mounts.options.ridmap
+// covers: mounts.options.idmap
 #[test]
 fn an_idmap_option_alone_takes_the_containers_own_mappings() {
     needs_root!();

@@ -130,7 +130,7 @@ fn an_exec_runs_on_the_cpus_of_its_description_and_the_first_process_on_all() {
     bundle.run().fails(1, &["CPU"]);
 }
 
-// covers: linux.namespaces process.noNewPrivileges
+// covers: process.noNewPrivileges
 #[test]
 fn an_exec_has_the_containers_session_keyring() {
     needs_root!();
@@ -262,7 +262,7 @@ fn the_last_of_two_variables_of_a_name_counts() {
     bundle.assert_nothing_left();
 }
 
-// covers: process.scheduler process.user
+// covers: process.scheduler process.user.uid
 #[test]
 fn an_execs_description_needs_no_user_and_names_flags_as_the_specification_does() {
     needs_root!();

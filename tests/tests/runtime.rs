@@ -10,6 +10,7 @@ use runx_tests::command::{eventually, run};
 use runx_tests::{descriptors, needs_root, repeats, slow};
 use serde_json::json;
 
+// covers: process.args process.cwd ociVersion
 #[test]
 fn the_exit_code_is_the_programs() {
     needs_root!();
@@ -30,6 +31,7 @@ fn standard_streams_are_the_callers() {
     bundle.assert_nothing_left();
 }
 
+// covers: linux.namespaces.pid linux.namespaces.network linux.namespaces.mount linux.namespaces.ipc linux.namespaces.uts linux.namespaces.cgroup hostname
 #[test]
 fn a_container_has_namespaces_of_its_own() {
     needs_root!();
@@ -61,6 +63,7 @@ fn loopback_is_up() {
     assert!(out.contains("127.0.0.1/8") && out.contains("UP"), "{out}");
 }
 
+// covers: linux.namespaces.path
 #[test]
 fn a_namespace_is_joined_by_its_path() {
     needs_root!();
@@ -95,6 +98,7 @@ fn a_path_that_is_another_kind_of_namespace_is_refused() {
     bundle.assert_nothing_left();
 }
 
+// covers: root.path root.readonly linux.maskedPaths linux.readonlyPaths
 #[test]
 fn the_root_is_read_only_and_paths_are_hidden() {
     needs_root!();
@@ -105,6 +109,7 @@ fn the_root_is_read_only_and_paths_are_hidden() {
     assert_eq!(bundle.run().ok().stdout, "0\n0\ndone\n");
 }
 
+// covers: mounts.options.attributes mounts.options.bind mounts.options.filesystem
 #[test]
 fn mounts_have_their_options() {
     needs_root!();
@@ -129,6 +134,7 @@ fn mounts_have_their_options() {
     bundle.assert_nothing_left();
 }
 
+// covers: mounts.options.bind
 #[test]
 fn a_file_is_bound_on_a_file_that_is_made() {
     needs_root!();
@@ -141,6 +147,7 @@ fn a_file_is_bound_on_a_file_that_is_made() {
     assert_eq!(bundle.run().ok().stdout, "nameserver 127.0.0.1\n");
 }
 
+// covers: mounts.options.propagation
 #[test]
 fn what_the_host_mounts_later_arrives_only_where_it_may() {
     needs_root!();
@@ -174,6 +181,7 @@ fn what_the_host_mounts_later_arrives_only_where_it_may() {
     }
 }
 
+// covers: linux.devices linux.resources.devices
 #[test]
 fn devices_are_the_default_ones_and_those_asked_for() {
     needs_root!();
@@ -194,6 +202,7 @@ fn devices_are_the_default_ones_and_those_asked_for() {
     assert!(lines[6].contains("Operation not permitted"), "{out}");
 }
 
+// covers: process.user.uid process.user.gid process.user.umask process.user.additionalGids process.rlimits process.capabilities.bounding process.capabilities.effective process.capabilities.permitted process.noNewPrivileges process.oomScoreAdj process.cwd process.env
 #[test]
 fn the_process_has_the_identity_and_limits_of_its_description() {
     needs_root!();
@@ -219,6 +228,7 @@ fn the_process_has_the_identity_and_limits_of_its_description() {
     }
 }
 
+// covers: linux.seccomp.syscalls.errnoRet
 #[test]
 fn seccomp_rules_take_effect_with_their_own_errno_and_without_no_new_privileges() {
     needs_root!();
@@ -240,6 +250,7 @@ fn seccomp_rules_take_effect_with_their_own_errno_and_without_no_new_privileges(
     bundle.assert_nothing_left();
 }
 
+// covers: linux.sysctl
 #[test]
 fn sysctls_are_set_in_the_containers_namespaces_only() {
     needs_root!();
@@ -255,6 +266,7 @@ fn sysctls_are_set_in_the_containers_namespaces_only() {
     bundle.assert_nothing_left();
 }
 
+// covers: linux.cgroupsPath linux.resources.memory.limit linux.resources.cpu.shares linux.resources.cpu.quota linux.resources.cpu.period linux.resources.pids.limit
 #[test]
 fn limits_are_in_the_cgroup() {
     needs_root!();
@@ -279,6 +291,7 @@ fn limits_are_in_the_cgroup() {
     bundle.assert_nothing_left();
 }
 
+// covers: linux.resources.memory.limit
 #[test]
 fn memory_beyond_the_limit_kills() {
     needs_root!();
@@ -396,6 +409,7 @@ fn detached_processes_have_pid_files() {
     bundle.assert_nothing_left();
 }
 
+// covers: process.terminal process.consoleSize
 #[test]
 fn a_terminal_goes_to_the_console_socket_with_the_size_asked_for() {
     needs_root!();
