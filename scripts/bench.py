@@ -14,6 +14,9 @@ import time
 
 COMMANDS = ["run", "create", "start", "state", "exec", "delete"]
 
+# What a busy node has besides.
+MOUNTS = 1000
+
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
@@ -31,6 +34,8 @@ class Bench:
         self.skipped = []
         # By (suite, bundle, operation, mode, runtime), milliseconds of each run.
         self.samples = {}
+        # By (bundle, operation, runtime), KiB of the largest process.
+        self.memory = {}
 
     def timed(self, command):
         """Runs a program and returns the milliseconds from before its start until its end is known."""
@@ -92,8 +97,38 @@ class Bench:
             run = self.bundles(bundle, "run", ["/bin/true"], programs)
             live = self.bundles(bundle, "live", ["/bin/sleep", "1000"], programs)
             self.rounds(("command", bundle), list(programs), self.one_run(programs, run))
-            self.rounds(("command", bundle), [r for r in programs if self.ran(bundle, r)],
-                        self.one_life(programs, live))
+            able = [r for r in programs if self.ran(bundle, r)]
+            self.rounds(("command", bundle), able, self.one_life(programs, live))
+            for runtime in able:
+                self.peaks(bundle, runtime, self.base(programs, runtime), run[runtime], live[runtime])
+
+    def peaks(self, bundle, runtime, base, run, live):
+        """The largest of the processes that a command makes, its own included. The program that is run in the
+        container is a part of it, and the same for all."""
+        self.peak((bundle, "run", runtime), [*base, "run", "--bundle", run, "bench-run"])
+        self.timed([*base, "create", "--bundle", live, "bench-live"])
+        try:
+            self.timed([*base, "start", "bench-live"])
+            self.peak((bundle, "exec", runtime), [*base, "exec", "bench-live", "/bin/true"])
+        finally:
+            subprocess.run([*base, "delete", "--force", "bench-live"], capture_output=True, check=False)
+
+    def peak(self, key, command):
+        for _ in range(5):
+            size = self.size(command) // self.unit()
+            self.memory[key] = max(self.memory.get(key, 0), size)
+
+    def size(self, command):
+        # A small program starts it: what it is started from counts as its own.
+        out = self.work / "peak"
+        self.timed([shutil.which("busybox"), "time", "-f", "%M", "-o", str(out), *command])
+        return int(out.read_text().split()[-1])
+
+    def unit(self):
+        """What busybox's time multiplies KiB with: it takes the kernel's number for pages."""
+        busybox = shutil.which("busybox")
+        answer = subprocess.run([busybox, "grep", "VmHWM", "/proc/self/status"], capture_output=True, text=True, check=True)
+        return max(round(self.size([busybox, "true"]) / int(answer.stdout.split()[1])), 1)
 
     def ran(self, bundle, runtime):
         return ("command", bundle, "run", "back to back", runtime) in self.samples
@@ -185,6 +220,16 @@ class Bench:
         for bundle, flags in (("bare", []),
                               ("kubernetes", ["--seccomp", "--memory-limit", str(128 << 20), "--cpus", "0.5"])):
             self.rounds(("containerd", bundle), list(runtimes), self.one_ctr_run(runtimes, flags))
+        self.add_mounts()
+        self.rounds(("containerd", "mounts"), list(runtimes), self.one_ctr_run(runtimes, []))
+
+    def add_mounts(self):
+        """As on a busy node. They go with the mount namespace that all of this is in."""
+        say(f"mounting {MOUNTS} filesystems")
+        top = self.work / "mounts"
+        top.mkdir()
+        script = "".join(f"mkdir {top}/{n} && mount -t tmpfs -o size=4k none {top}/{n}\n" for n in range(MOUNTS))
+        subprocess.run(["/bin/sh", "-e"], input=script, text=True, check=True)
 
     def one_ctr_run(self, runtimes, flags):
         ctr = [shutil.which("ctr"), "--address", self.options.socket, "--namespace", self.options.namespace]
@@ -263,7 +308,8 @@ class Bench:
             if (suite, bundle) != section:
                 section = (suite, bundle)
                 what = "the command" if suite == "command" else "containerd"
-                like = "a bare bundle" if bundle == "bare" else "as for a pod: seccomp, masked paths, limits"
+                like = {"bare": "a bare bundle", "mounts": f"the same with {MOUNTS} more mounts on the host"}.get(
+                    bundle, "as for a pod: seccomp, masked paths, limits")
                 print(f"\n{what}, {like}")
                 print(f"{'':14}{'':6}{'back to back':>17}{'/ runx':>14}"
                       f"{str(facts['gap_ms']) + ' ms between':>19}{'/ runx':>14}")
@@ -282,6 +328,11 @@ class Bench:
                     line += f"{ratio:>14}"
                 print(line.rstrip())
                 operation = ""
+        if self.memory:
+            print("\nthe largest process of a command, KiB")
+        for bundle, operation in dict.fromkeys((bundle, operation) for bundle, operation, _ in self.memory):
+            sizes = (f"{runtime} {size}" for (b, o, runtime), size in self.memory.items() if (b, o) == (bundle, operation))
+            print(f"{operation:14}{bundle:12}{', '.join(sizes)}")
 
 
 def main():
@@ -303,7 +354,9 @@ def main():
     if bench.options.only != "commands":
         bench.containerd()
     if bench.options.format == "json":
-        json.dump({"facts": facts, "skipped": bench.skipped, "results": bench.results()}, sys.stdout, indent=1)
+        json.dump({"facts": facts, "skipped": bench.skipped, "results": bench.results(),
+                   "peak_kib": [{"bundle": b, "operation": o, "runtime": r, "kib": kib}
+                                for (b, o, r), kib in bench.memory.items()]}, sys.stdout, indent=1)
         print()
     else:
         bench.table(facts)
