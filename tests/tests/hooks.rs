@@ -230,5 +230,14 @@ fn a_start_container_hook_is_confined_as_the_program_is() {
     let programs = bundle.run().stdout;
     assert_eq!(hooks, programs);
     assert!(hooks.contains("Seccomp:\t2") && hooks.contains("in use"), "{hooks}");
+    // A profile that knows nothing of newer calls must not keep a hook from running.
+    let old = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["pidfd_open", "close_range"], "action": "SCMP_ACT_ERRNO"}],
+    });
+    bundle.set("/linux", "seccomp", old);
+    bundle.set("", "hooks", hook("sleep 0.1; echo ran > /told"));
+    bundle.config["process"]["args"] = json!(["cat", "/told"]);
+    assert_eq!(bundle.run().ok().stdout, "ran\n");
     bundle.assert_nothing_left();
 }

@@ -19,6 +19,9 @@ use crate::sys::{self, pidfd};
 /// Of what a hook prints, this many bytes are kept for the error message.
 const OUTPUT_LIMIT: usize = 2048;
 
+/// Milliseconds between two looks at a hook that nothing tells the end of.
+const ASK_AGAIN: i32 = 5;
+
 /// One hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
@@ -182,7 +185,7 @@ fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: 
     unsafe {
         command.pre_exec(|| {
             sys::process::reset_signals()?;
-            sys::cloexec_from(3)
+            sys::cloexec_from(3).or_else(|_| close_one_by_one())
         })
     };
     let child = command.spawn().map_err(|e| failed(e.to_string()))?;
@@ -211,11 +214,21 @@ fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: 
     Err(failed(format!("{how}, stdout: {}, stderr: {}", running.said(0), running.said(1))))
 }
 
+/// For a process whose seccomp filter is older than close_range(2).
+fn close_one_by_one() -> io::Result<()> {
+    for fd in 3..1024 {
+        // SAFETY: only sets a flag of a descriptor, if there is one of this number.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
 /// A hook that runs, and what it has printed. One thread looks after all of it: the process may be one that must
 /// not have a second.
 struct Running {
     child: Child,
-    pidfd: OwnedFd,
+    /// None where a seccomp filter is older than pidfd_open(2): then it is asked for again and again.
+    pidfd: Option<OwnedFd>,
     outputs: [(Option<OwnedFd>, Vec<u8>); 2],
 }
 
@@ -225,8 +238,9 @@ impl Running {
         let stderr = child.stderr.take().map(OwnedFd::from);
         let mut streams = stdout.iter().chain(&stderr).map(AsFd::as_fd).chain(child.stdin.iter().map(AsFd::as_fd));
         let ready = streams.try_for_each(sys::set_nonblocking);
-        match ready.and_then(|()| pidfd::open(child.id() as i32)) {
-            Ok(pidfd) => Ok(Self { child, pidfd, outputs: [(stdout, Vec::new()), (stderr, Vec::new())] }),
+        let pidfd = pidfd::open(child.id() as i32).ok();
+        match ready {
+            Ok(()) => Ok(Self { child, pidfd, outputs: [(stdout, Vec::new()), (stderr, Vec::new())] }),
             Err(e) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -246,10 +260,11 @@ impl Running {
                 },
                 None => -1,
             };
+            let timeout = if self.pidfd.is_some() || (0..ASK_AGAIN).contains(&timeout) { timeout } else { ASK_AGAIN };
             let number = |fd: Option<&OwnedFd>| fd.map_or(-1, AsRawFd::as_raw_fd);
             let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
             let mut fds = [
-                entry(self.pidfd.as_raw_fd(), libc::POLLIN),
+                entry(number(self.pidfd.as_ref()), libc::POLLIN),
                 entry(self.child.stdin.as_ref().map_or(-1, AsRawFd::as_raw_fd), libc::POLLOUT),
                 entry(number(self.outputs[0].0.as_ref()), libc::POLLIN),
                 entry(number(self.outputs[1].0.as_ref()), libc::POLLIN),
@@ -271,10 +286,11 @@ impl Running {
                     drain(output);
                 }
             }
-            if fds[0].revents != 0 {
+            let ended = if self.pidfd.is_some() && fds[0].revents == 0 { None } else { self.child.try_wait()? };
+            if let Some(status) = ended {
                 // What it started may hold the pipes for ever; what it printed itself is there.
                 self.outputs.iter_mut().for_each(drain);
-                return self.child.wait().map(Some);
+                return Ok(Some(status));
             }
         }
     }
