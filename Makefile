@@ -12,8 +12,8 @@ PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-compiler
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 RELEASE = $(TARGET)/$$(rustc -vV | sed -n 's/^host: //p')/release
 
-# What is run in the virtual machine, all suites if it is empty. Emulated, everything takes 5 to 20 times as long.
-VM_SUITES ?=
+# For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
+VM_FLAGS ?=
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -70,7 +70,7 @@ test-vm:
 # The same suites with cgroup v2, systemd and AppArmor, which not every machine has. It says SKIPPED where it cannot.
 in-vm:
 	@echo "== Kernel and containerd, in a virtual machine with cgroup v2 and systemd"
-	@if command -v python3 >/dev/null; then scripts/vm test --dist $(DIST) $(VM_SUITES); \
+	@if command -v python3 >/dev/null; then scripts/vm test --dist $(DIST) $(VM_FLAGS); \
 	else echo "vm: SKIPPED: python3 is missing"; fi
 
 bench:

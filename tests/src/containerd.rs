@@ -1,6 +1,7 @@
 //! A containerd of the test's own.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -141,6 +142,8 @@ impl Containerd {
                 .expect("start containerd");
             Daemon::Child(child)
         });
+        // Whoever connects is served once it is up: asking it again and again would only slow it down.
+        eventually("containerd listens", || UnixStream::connect(self.path().join("c.sock")).is_ok());
         eventually("containerd answers", || self.ctr(&["version"]).code == 0);
     }
 

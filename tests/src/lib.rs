@@ -45,7 +45,9 @@ pub fn repeats(times: usize) -> usize {
 /// Says that a test does not run and why. Past the harness, which hides what passed tests print.
 pub fn skip(why: &str) {
     let thread = std::thread::current();
-    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or("a test"));
+    // In one write, so that lines of tests beside it do not mix.
+    let line = format!("SKIPPED {}: {why}\n", thread.name().unwrap_or("a test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// As [`skip`], where a reason is acceptable: the virtual machine is there to have none.
