@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use runx_tests::bundle::Bundle;
@@ -483,6 +483,44 @@ fn events_end_when_nobody_reads_them() {
         bundle.command(&["events", "--interval", "1h", bundle.id()]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     eventually("it has ended", || child.try_wait().unwrap().is_some());
+}
+
+/// `events` without statistics, once it watches, and the lines that it prints.
+fn events(bundle: &Bundle) -> (Child, impl Iterator<Item = String>) {
+    let mut child =
+        bundle.command(&["events", "--interval", "1h", bundle.id()]).stdout(Stdio::piped()).spawn().unwrap();
+    let waits = || fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap_or_default();
+    eventually("it watches", || waits().split(' ').next() == Some(&libc::SYS_poll.to_string()));
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines.map(|line| line.unwrap()))
+}
+
+#[test]
+fn a_lack_of_memory_is_told_of() {
+    needs_root!();
+    let oom = |bundle: &Bundle| Some(format!("{{\"type\":\"oom\",\"id\":\"{}\"}}", bundle.id()));
+    let hog = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    let mut bundle = Bundle::script("sleep 100");
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+    bundle.begin();
+    let (mut child, mut lines) = events(&bundle);
+    for _ in 0..2 {
+        assert_eq!(bundle.runx(&[&["exec", bundle.id()], &hog[..]].concat()).code, 137);
+        assert_eq!(lines.next(), oom(&bundle));
+    }
+    bundle.runx(&["delete", "-f", bundle.id()]).ok();
+    assert!(lines.next().is_none() && child.wait().unwrap().success());
+    // The last word of a container that ended of it.
+    let mut bundle = Bundle::script(&format!("until test -e /tmp/go; do sleep 0.02; done; exec {}", hog.join(" ")));
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+    bundle.begin();
+    let (mut child, mut lines) = events(&bundle);
+    fs::write(bundle.rootfs().join("tmp/go"), "").unwrap();
+    assert_eq!(lines.next(), oom(&bundle));
+    assert!(lines.next().is_none() && child.wait().unwrap().success());
+    bundle.runx(&["delete", bundle.id()]).ok();
+    bundle.assert_nothing_left();
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! `events`: what a container uses, again and again, and when it runs out of memory.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use runx_core::cgroup::OomWatch;
 use runx_core::container::{Container, Status};
 
 use super::stats::{Event, Stats};
@@ -31,14 +32,62 @@ fn print_event(event: &Event<'_>) -> Result<u8, Failure> {
     print(&format!("{}\n", serde_json::to_string(event).context("print an event")?))
 }
 
+/// How long to wait until a kill that the kernel announced is counted, and how often.
+const RECHECK: Duration = Duration::from_millis(5);
+const RECHECKS: u32 = 40;
+
+/// Tells when a container runs out of memory.
+struct Memory<'a> {
+    id: &'a str,
+    watch: Option<OomWatch>,
+    /// How often a kill that was announced is still looked for.
+    rechecks: u32,
+}
+
+impl Memory<'_> {
+    /// Prints what is new.
+    fn tell(&mut self) -> Result<(), Failure> {
+        let Some(watch) = &mut self.watch else { return Ok(()) };
+        let found = watch.drain()?;
+        if found.kills > 0 || found.stalled {
+            print_event(&Event { kind: "oom", id: self.id, data: None })?;
+        }
+        if found.gone {
+            self.watch = None;
+        }
+        self.rechecks = match (found.announced, self.rechecks) {
+            (false, _) => 0,
+            (true, 0) => RECHECKS,
+            (true, left) => left - 1,
+        };
+        Ok(())
+    }
+}
+
 /// Prints until the container stops or nobody reads any more.
 fn watch(container: &Container, interval: Duration) -> Result<u8, Failure> {
+    let state = container.state();
+    let mut memory = Memory { id: &state.id, watch: state.cgroup.watch_oom()?, rechecks: 0 };
     let first = container.first_process()?;
     let mut next = Instant::now() + interval;
     loop {
-        let left = next.saturating_duration_since(Instant::now());
-        let happened = wait(&first, left)?;
-        if happened.nobody_reads || happened.ended {
+        let mut left = next.saturating_duration_since(Instant::now());
+        if memory.rechecks > 0 {
+            left = left.min(RECHECK);
+        }
+        let happened = wait(&first, memory.watch.as_ref(), left)?;
+        if happened.nobody_reads {
+            return Ok(0);
+        }
+        if happened.memory || happened.ended || memory.rechecks > 0 {
+            memory.tell()?;
+        }
+        if happened.ended {
+            // Its end may be what the lack of memory led to.
+            while memory.rechecks > 0 {
+                std::thread::sleep(RECHECK);
+                memory.tell()?;
+            }
             return Ok(0);
         }
         if Instant::now() >= next {
@@ -53,15 +102,21 @@ fn watch(container: &Container, interval: Duration) -> Result<u8, Failure> {
 }
 
 /// What can happen before it is time for statistics again.
+#[derive(Default)]
 struct Happened {
     ended: bool,
     nobody_reads: bool,
+    memory: bool,
 }
 
-fn wait(first: &OwnedFd, timeout: Duration) -> Result<Happened> {
+fn wait(first: &OwnedFd, memory: Option<&OomWatch>, timeout: Duration) -> Result<Happened> {
     let poll = |fd: i32, events: i16| libc::pollfd { fd, events, revents: 0 };
     // Standard output says by itself when a pipe's reader has gone.
-    let mut fds = [poll(first.as_raw_fd(), libc::POLLIN), poll(1, 0)];
+    let mut fds = [
+        poll(first.as_raw_fd(), libc::POLLIN),
+        poll(1, 0),
+        poll(memory.map_or(-1, |watch| watch.as_fd().as_raw_fd()), libc::POLLIN),
+    ];
     // Rounded up, or the last fraction of a millisecond would be waited for busily.
     let milliseconds = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32;
     // SAFETY: fds is a valid list of that many.
@@ -71,7 +126,8 @@ fn wait(first: &OwnedFd, timeout: Duration) -> Result<Happened> {
         if error.kind() != std::io::ErrorKind::Interrupted {
             return Err(error).context("wait for events of the container");
         }
-        return Ok(Happened { ended: false, nobody_reads: false });
+        return Ok(Happened::default());
     }
-    Ok(Happened { ended: fds[0].revents != 0, nobody_reads: fds[1].revents != 0 })
+    let [ended, nobody_reads, memory] = fds.map(|fd| fd.revents != 0);
+    Ok(Happened { ended, nobody_reads, memory })
 }
