@@ -47,7 +47,10 @@ struct Memory<'a> {
 impl Memory<'_> {
     /// Prints what is new.
     fn tell(&mut self) -> Result<(), Failure> {
-        let Some(watch) = &mut self.watch else { return Ok(()) };
+        let Some(watch) = &mut self.watch else {
+            self.rechecks = 0;
+            return Ok(());
+        };
         let found = watch.drain()?;
         if found.kills > 0 || found.stalled {
             print_event(&Event { kind: "oom", id: self.id, data: None })?;

@@ -101,7 +101,8 @@ impl OomWatch {
             }
         };
         events.kills = kills.saturating_sub(self.told);
-        if events.kills > 0 || events.stalled {
+        // The kernel raises an eventfd for the last time when the directory is removed.
+        if events.kills > 0 || events.stalled || events.gone {
             self.announced = false;
             events.announced = false;
         }

@@ -176,7 +176,7 @@ impl Runtime {
         process.listener = state
             .seccomp_listener
             .clone()
-            .map(|listener| (listener, HookState { pid: process.pid, ..state.told(Status::Created) }));
+            .map(|listener| (listener, HookState { pid: process.pid, ..state.told(Status::Creating) }));
         let mut set_up = || -> Result<Vec<OwnedFd>> {
             if user_namespace == Some(UserNamespace::New) {
                 let mappings = |list: &Option<Vec<LinuxIdMapping>>| list.clone().unwrap_or_default();
@@ -257,9 +257,10 @@ impl Runtime {
                     }
                     tell(handshake, &ToChild::HooksRun, &[])?;
                 }
-                FromChild::Listener { .. } => {
-                    return Err(Error::Died("it asked for a seccomp listener before its start".into()));
-                }
+                FromChild::Listener { number } => match &process.listener {
+                    Some((listener, state)) => listener.serve(handshake, process.pidfd.as_fd(), number, state)?,
+                    None => return Err(Error::Died("it asked for a seccomp listener that it has not".into())),
+                },
                 FromChild::Terminal => process.terminal = fds.into_iter().next(),
                 FromChild::Module { name } => {
                     let module = fds.into_iter().next().map(fs::File::from);

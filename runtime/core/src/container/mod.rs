@@ -13,7 +13,7 @@ pub(crate) mod users;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -178,8 +178,7 @@ impl Process {
         let Some(handshake) = self.handshake.take() else {
             return Err(Error::Init { message: "the process was started before".into(), errno: 0 });
         };
-        let listener = self.listener.take();
-        start_over(&handshake, self.pidfd.as_fd(), listener.as_ref().map(|(listener, state)| (listener, state)))
+        start_over(&handshake)
     }
 
     /// Waits for the end, and reaps it.
@@ -196,22 +195,15 @@ impl Process {
 }
 
 /// Says "start" and hears whether the exec worked: then the other end just closes.
-fn start_over(handshake: &Handshake, pidfd: BorrowedFd<'_>, listener: Option<(&Listener, &HookState)>) -> Result<()> {
+fn start_over(handshake: &Handshake) -> Result<()> {
     match handshake.send(&ToChild::Start, &[]) {
         Err(e) if e.raw_os_error() == Some(libc::EPIPE) => return Err(Error::Finished),
         other => other.context("tell the process to start")?,
     }
-    loop {
-        match (handshake.receive().context("hear whether the process started")?, listener) {
-            (None, _) => return Ok(()),
-            (Some((FromChild::Failed(failure), _)), _) => return Err(failure.into()),
-            (Some((FromChild::Listener { number }, _)), Some((listener, state))) => {
-                listener.serve(handshake, pidfd, number, state)?;
-            }
-            (Some((other, _)), _) => {
-                return Err(Error::Died(format!("the process said {other:?} instead of starting")));
-            }
-        }
+    match handshake.receive().context("hear whether the process started")? {
+        None => Ok(()),
+        Some((FromChild::Failed(failure), _)) => Err(failure.into()),
+        Some((other, _)) => Err(Error::Died(format!("the process said {other:?} instead of starting"))),
     }
 }
 
@@ -265,14 +257,7 @@ impl Container {
             return Err(self.wrong_state("start", status));
         }
         let handshake = state::connect_gate(&self.directory, &self.state.id)?;
-        let init = current.first_process()?;
-        let listener = current.state.seccomp_listener.as_ref().map(|listener| (listener, current.state.told(status)));
-        let started = start_over(&handshake, init.as_fd(), listener.as_ref().map(|(listener, told)| (*listener, told)));
-        if started.is_err() && current.state.seccomp_listener.is_some() {
-            // It may wait for ever for an answer.
-            let _ = pidfd::send_signal(init.as_fd(), libc::SIGKILL);
-        }
-        started?;
+        start_over(&handshake)?;
         current.set_started()
     }
 

@@ -216,9 +216,18 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         // A module that could open /proc/self/mem would be native code.
         mounts::detach_kernel_filesystems()?;
     }
+    let seccomp = match seccomp {
+        // As runc has it, a listener hears of its container when that is created, and not when it is started.
+        Some((instructions, flags)) if process.seccomp_listener => {
+            capabilities::before_filter(&process)?;
+            seccomp::load_with_listener(&instructions, flags, &parent.handshake)?;
+            None
+        }
+        other => other,
+    };
     let handshake = wait_for_start(parent, listener)?;
     let last = LastStep { hooks: container.and_then(|container| container.hooks), labels, seccomp };
-    let error = last.take(&process, program, handshake.as_ref().unwrap_or(&parent.handshake)).err();
+    let error = last.take(&process, program).err();
     let error = error.unwrap_or_else(|| Error::Died("exec returned".into()));
     Ok((handshake, error))
 }
@@ -259,7 +268,7 @@ struct LastStep {
 }
 
 impl LastStep {
-    fn take(self, process: &ProcessPlan, program: Program, starter: &Handshake) -> Result<()> {
+    fn take(self, process: &ProcessPlan, program: Program) -> Result<()> {
         process::reset_signals().context("reset signals")?;
         let preserved = 3 + process.preserve_fds as i32;
         sys::cloexec_from(preserved).context("close descriptors")?;
@@ -268,13 +277,11 @@ impl LastStep {
         if let Some(labels) = self.labels {
             labels.apply()?;
         }
-        capabilities::before_filter(process)?;
-        match self.seccomp {
-            Some((instructions, flags)) if process.seccomp_listener => {
-                seccomp::load_with_listener(&instructions, flags, starter)?;
-            }
-            Some((instructions, flags)) => crate::seccomp::load(&instructions, flags)?,
-            None => {}
+        if !process.seccomp_listener {
+            capabilities::before_filter(process)?;
+        }
+        if let Some((instructions, flags)) = self.seccomp {
+            crate::seccomp::load(&instructions, flags)?;
         }
         capabilities::set_final(process)?;
         // What they execute is the image's: they may do what its program may, and no more.
