@@ -298,6 +298,12 @@ fn an_exec_is_what_its_flags_say() {
     let flags = ["exec", "-p", file.to_str().unwrap(), "-u", "7", id];
     let out = bundle.runx(&flags).ok().stdout;
     assert!(out.starts_with("uid=7 gid=6"), "{out}");
+    // Without a user it is root, and what is wrong with it is named.
+    fs::write(&file, json!({"args": ["id"], "cwd": "/", "env": ["PATH=/bin"]}).to_string()).unwrap();
+    let out = bundle.runx(&["exec", "-p", file.to_str().unwrap(), id]).ok().stdout;
+    assert!(out.starts_with("uid=0"), "{out}");
+    fs::write(&file, json!({"user": {"uid": "many"}, "args": ["id"], "cwd": "/"}).to_string()).unwrap();
+    bundle.runx(&["exec", "-p", file.to_str().unwrap(), id]).fails(255, &["process.json", "many"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `exec`.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use runx_core::Error;
@@ -87,7 +88,7 @@ fn begin(process: &mut Process, exec: &Exec, sockets: &Sockets) -> Result<Option
 /// The process: from a file, or the container's own with another command line; then what the flags change.
 fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
     let mut process = match &exec.process {
-        Some(path) => bundle::parse_file(path)?,
+        Some(path) => read(path)?,
         None => {
             let config: Spec = bundle::parse_file(&container.state().config_path())?;
             let mut process = config.process().clone().context("the container's configuration has no process")?;
@@ -137,6 +138,16 @@ fn describe(container: &Container, exec: &Exec) -> Result<ProcessSpec> {
     }
     add_capabilities(&mut process, &exec.cap)?;
     Ok(process)
+}
+
+/// A process description. One that names no user means root, as with runc.
+fn read(path: &Path) -> Result<ProcessSpec> {
+    let name = path.display().to_string();
+    let mut description: serde_json::Value = bundle::parse_file(path)?;
+    if let Some(fields) = description.as_object_mut() {
+        fields.entry("user").or_insert_with(|| serde_json::json!({"uid": 0, "gid": 0}));
+    }
+    Ok(bundle::parse(description.to_string().as_bytes(), &name)?)
 }
 
 /// Adds a variable, or gives it another value: of two with one name, programs would see the first.
