@@ -31,6 +31,8 @@ pub struct Containerd {
     /// The unit's name, where systemd is to have it.
     unit: Option<String>,
     namespace: String,
+    /// Where it finds shims first.
+    shims: PathBuf,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,15 @@ impl Containerd {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Self {
-        Self::start_with(|_| None)
+        Self::start_with(dist(), |_| None)
+    }
+
+    /// As [`Self::start`]; it finds the shims of another directory first.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with_shims(shims: PathBuf) -> Self {
+        Self::start_with(shims, |_| None)
     }
 
     /// Starts it as a service of systemd, with what packages of containerd set for theirs.
@@ -76,14 +86,14 @@ impl Containerd {
     /// When it does not come up.
     pub fn start_as_service() -> Self {
         // Not the namespace's name, by which leftovers are found.
-        Self::start_with(|directory| Some(format!("{directory}.service")))
+        Self::start_with(dist(), |directory| Some(format!("{directory}.service")))
     }
 
-    fn start_with(unit: impl FnOnce(&str) -> Option<String>) -> Self {
+    fn start_with(shims: PathBuf, unit: impl FnOnce(&str) -> Option<String>) -> Self {
         let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
         let name = directory.path().file_name().expect("it has a name").to_string_lossy().into_owned();
         let namespace = name.replace(['.', '-'], "");
-        let mut this = Self { directory, daemon: None, unit: unit(&name), namespace };
+        let mut this = Self { directory, daemon: None, unit: unit(&name), namespace, shims };
         let config = format!(
             "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{0}/c.sock\"\n",
@@ -114,7 +124,7 @@ impl Containerd {
     }
 
     fn launch(&mut self) {
-        let path = format!("{}:{}", dist().display(), std::env::var("PATH").unwrap_or_default());
+        let path = format!("{}:{}", self.shims.display(), std::env::var("PATH").unwrap_or_default());
         let (config, log) = (self.path().join("config.toml"), self.path().join("log"));
         self.daemon = Some(if let Some(unit) = &self.unit {
             // What packages of containerd have, as far as it decides about the shims.

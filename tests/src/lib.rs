@@ -6,6 +6,7 @@
 //! virtual machine of `scripts/vm` it fails instead.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod command;
 pub mod containerd;
 pub mod coverage;

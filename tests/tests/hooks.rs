@@ -207,7 +207,7 @@ fn a_start_container_hook_without_an_environment_has_the_programs() {
     bundle.assert_nothing_left();
 }
 
-// covers: hooks.startContainer linux.seccomp
+// covers: hooks.startContainer linux.seccomp.syscalls
 #[test]
 fn a_start_container_hook_is_confined_as_the_program_is() {
     needs_root!();
