@@ -41,6 +41,32 @@ enum Daemon {
     Unit(String),
 }
 
+/// What `ctr events` prints, while this lives.
+#[derive(Debug)]
+pub struct Events {
+    client: Child,
+    file: PathBuf,
+}
+
+impl Events {
+    /// All so far.
+    pub fn read(&self) -> String {
+        fs::read_to_string(&self.file).unwrap_or_default()
+    }
+
+    /// Stops listening.
+    pub fn end(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Why tests with containerd cannot run here, if they cannot.
 pub fn obstacle() -> Option<String> {
     if let Some(why) = crate::obstacle() {
@@ -191,6 +217,23 @@ impl Containerd {
     #[track_caller]
     pub fn ctr(&self, args: &[&str]) -> Done {
         run(&mut self.client(args))
+    }
+
+    /// Listens to events.
+    ///
+    /// # Panics
+    /// When `ctr` cannot be started, or no event comes.
+    pub fn events(&self) -> Events {
+        let file = self.path().join("events");
+        let output = fs::File::create(&file).expect("create a file");
+        let client = self.client(&["events"]).stdin(Stdio::null()).stdout(output).spawn().expect("start ctr");
+        let events = Events { client, file };
+        // It listens once an event of ours has come through.
+        eventually("events come", || {
+            self.ctr(&["namespaces", "label", &self.namespace, "listening=yes"]);
+            !events.read().is_empty()
+        });
+        events
     }
 
     /// Runs `ctr` with something on standard input.

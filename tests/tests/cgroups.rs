@@ -429,6 +429,39 @@ fn statistics_count_what_was_used() {
 
 // covers: linux.namespaces.cgroup mounts.options.attributes
 #[test]
+fn a_kill_for_lack_of_memory_is_told_of_once_while_the_container_runs() {
+    needs_root!();
+    // The one that is killed is not the first process.
+    let mut bundle = Bundle::script(
+        "until test -e /tmp/go; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?; sleep 1000",
+    );
+    bundle.add_mount(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
+    bundle.set("/linux", "resources", json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}));
+    bundle.create().ok();
+    bundle.runx(&["start", bundle.id()]).ok();
+    let told = bundle.scratch().join("events");
+    let mut events = bundle
+        .command(&["events", "--interval", "100ms", bundle.id()])
+        .stdout(fs::File::create(&told).unwrap())
+        .spawn()
+        .unwrap();
+    let lines = |kind: &str| {
+        let kind = format!("\"type\":\"{kind}\"");
+        fs::read_to_string(&told).unwrap().lines().filter(|line| line.contains(&kind)).count()
+    };
+    eventually("events come", || lines("stats") > 0);
+    assert_eq!(lines("oom"), 0);
+    bundle.exec("touch /tmp/go").ok();
+    eventually("it is told of", || lines("oom") > 0);
+    eventually("it was killed", || fs::read_to_string(bundle.output()).unwrap().contains("137"));
+    let so_far = lines("stats");
+    eventually("it goes on", || lines("stats") > so_far + 2);
+    assert_eq!((lines("oom"), bundle.state()["status"].as_str()), (1, Some("running")));
+    end(&bundle);
+    events.wait().unwrap();
+}
+
+#[test]
 fn the_container_owns_its_group_where_it_may_write() {
     needs_root!();
     if !unified() {

@@ -302,3 +302,33 @@ fn a_client_that_dies_in_the_middle_of_a_create_leaves_no_shim() {
     });
     containerd.assert_nothing_left();
 }
+
+#[test]
+fn a_kill_for_lack_of_memory_is_an_event_as_it_happens_and_before_the_exit() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    let mut events = containerd.events();
+    let exhaust =
+        "dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 0.5; dd if=/dev/zero of=/dev/null bs=200M count=1";
+    let limit = ["--memory-limit", "33554432"];
+    // The shell lives on after the first, and ends right after the second.
+    containerd.run(&limit, "c1", &["sh", "-c", exhaust]);
+    let all = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    assert_eq!(containerd.run(&limit, "c2", &all).code, 137);
+    let order = |id: &str, events: &str| -> Vec<String> {
+        let of = |line: &&str| line.contains(&format!("\"container_id\":\"{id}\""));
+        let topic =
+            |line: &str| line.split_ascii_whitespace().find(|word| word.starts_with("/tasks/")).map(str::to_owned);
+        events.lines().filter(of).filter_map(topic).collect()
+    };
+    eventually("the last event is there", || order("c2", &events.read()).contains(&"/tasks/delete".to_owned()));
+    let text = events.read();
+    assert_eq!(
+        order("c1", &text),
+        ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/oom", "/tasks/exit", "/tasks/delete"],
+        "{text}"
+    );
+    assert_eq!(order("c2", &text), ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"]);
+    events.end();
+    containerd.assert_nothing_left();
+}

@@ -56,15 +56,13 @@ impl Service {
                     },
                 }
                 // What was announced comes a little later.
-                for pause in [2, 5, 10, 20, 50, 100, 200, 500] {
-                    let found = container.tell_oom(&events);
-                    if found.gone {
-                        return;
-                    }
-                    if !found.announced {
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                let mut found = container.tell_oom(&events);
+                while found.announced {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    found = container.tell_oom(&events);
+                }
+                if found.gone {
+                    return;
                 }
             }
         });

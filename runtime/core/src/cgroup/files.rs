@@ -18,6 +18,17 @@ pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> io::Result
     fs::OpenOptions::new().write(true).open(directory.join(file))?.write_all(value.as_bytes())
 }
 
+/// Makes a directory, with those above it. Others may remove these, being empty, in the same moment.
+pub(super) fn make_directories(directory: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match fs::create_dir_all(directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 20 => tries += 1,
+            other => return other,
+        }
+    }
+}
+
 /// Whether the kernel has this file for the group.
 pub(super) fn exists(directory: &Path, file: &str) -> bool {
     directory.join(file).exists()

@@ -193,7 +193,7 @@ impl Cgroup {
             self.apply(resources)?;
         }
         match (self, settings.owner) {
-            (Self::V2 { path, .. }, Some(uid)) => v2::delegate(path, uid),
+            (Self::V2 { path, .. }, Some(uid)) if uid != 0 => v2::delegate(path, uid),
             // Not safe with version 1, where limits belong to whoever owns the directory.
             _ => Ok(()),
         }
@@ -388,8 +388,8 @@ impl Cgroup {
     /// fine.
     pub fn remove(&self) -> Result<()> {
         let stopped = self.unit().map_or(Ok(()), Unit::stop);
-        self.paths().into_iter().try_for_each(processes::remove_tree)?;
-        stopped
+        // One that cannot be removed keeps none of the others.
+        self.paths().into_iter().map(processes::remove_tree).fold(stopped, Result::and)
     }
 
     /// All directories, in the order of the layout's hierarchies.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,9 +23,12 @@ pub struct OomWatch {
     source: Source,
     /// Kills that have been told of.
     told: u64,
-    /// A kill was announced and has not been counted so far.
-    announced: bool,
+    /// When a kill was announced that has not been counted so far.
+    announced: Option<Instant>,
 }
+
+/// How long an announced kill may take. It may also not come at all, when memory is freed just then.
+const ANNOUNCED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Source {
@@ -57,7 +61,7 @@ impl OomWatch {
         try_write(directory, "cgroup.event_control", &text).on("watch", &path)?;
         let told = pair(&read_pairs(directory, "memory.oom_control"), "oom_kill");
         let ready = epoll_of(event.as_fd(), EpollFlags::EPOLLIN)?;
-        Ok(Self { ready, source: Source::V1(event, directory.to_owned()), told, announced: false })
+        Ok(Self { ready, source: Source::V1(event, directory.to_owned()), told, announced: None })
     }
 
     /// Watches a directory of version 2; `None` if it has not got the memory controller.
@@ -68,7 +72,7 @@ impl OomWatch {
             other => other.on("open", &path)?,
         };
         let ready = epoll_of(file.as_fd(), EpollFlags::EPOLLPRI)?;
-        let mut watch = Self { ready, source: Source::V2(file), told: 0, announced: false };
+        let mut watch = Self { ready, source: Source::V2(file), told: 0, announced: None };
         // The kernel notifies of what changes after a file was read.
         watch.drain()?;
         Ok(Some(watch))
@@ -81,9 +85,12 @@ impl OomWatch {
                 let notified = event.read().is_ok();
                 let control = read_pairs(directory, "memory.oom_control");
                 let on = |key| pair(&control, key) != 0;
-                self.announced |= notified;
+                if notified {
+                    self.announced = Some(Instant::now());
+                }
+                let waits = self.announced.is_some_and(|since| since.elapsed() < ANNOUNCED_FOR);
                 let events = OomEvents {
-                    announced: self.announced && !on("oom_kill_disable"),
+                    announced: waits && !on("oom_kill_disable"),
                     stalled: notified && on("oom_kill_disable") && on("under_oom"),
                     gone: control.is_empty(),
                     ..OomEvents::default()
@@ -103,7 +110,7 @@ impl OomWatch {
         events.kills = kills.saturating_sub(self.told);
         // The kernel raises an eventfd for the last time when the directory is removed.
         if events.kills > 0 || events.stalled || events.gone {
-            self.announced = false;
+            self.announced = None;
             events.announced = false;
         }
         if !events.gone {

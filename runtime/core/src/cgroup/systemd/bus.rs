@@ -85,10 +85,13 @@ impl Bus {
     }
 
     /// The kernel tells the other end who we are; it wants the uid again, as hexadecimal digits of its decimal ones.
+    ///
+    /// BEGIN goes with it, and nothing more before the answer: what systemd reads together with BEGIN it forgets to
+    /// look at until more comes.
     fn authenticate(&mut self) -> io::Result<()> {
         let uid: String = nix::unistd::geteuid().to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
         self.arm()?;
-        self.stream.write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes())?;
+        self.stream.write_all(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").as_bytes())?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -98,11 +101,11 @@ impl Bus {
                 break;
             }
         }
-        if !answer.starts_with(b"OK ") {
-            let answer = String::from_utf8_lossy(&answer);
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it refuses us: {}", answer.trim())));
+        if answer.starts_with(b"OK ") {
+            return Ok(());
         }
-        self.stream.write_all(b"BEGIN\r\n")
+        let answer = String::from_utf8_lossy(&answer);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it refuses us: {}", answer.trim())))
     }
 
     /// What the bus, other than systemd's own socket, wants to hear before it passes anything on.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Directory;
 use super::devices::Rule;
-use super::files::{read, refuse_occupied, write};
+use super::files::{make_directories, read, refuse_occupied, write};
 use crate::error::{Context, Error, Result};
 
 pub(super) use resources::apply;
@@ -47,7 +47,7 @@ fn create_one<'a>(directory: &'a Directory, made: &mut Vec<&'a Path>) -> Result<
     match fs::create_dir(&directory.path) {
         Ok(()) => made.push(&directory.path),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(&directory.path).on("create cgroup", &directory.path)?;
+            make_directories(&directory.path).on("create cgroup", &directory.path)?;
             made.push(&directory.path);
         }
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refuse_occupied(&directory.path)?,
