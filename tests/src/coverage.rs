@@ -45,7 +45,6 @@ impl Coverage {
         let list = read("tests/fields.txt");
         let fields = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned);
         let mut coverage = Self { fields: fields.collect(), tests: BTreeMap::new() };
-        let in_machine = machine_suites(&read("Makefile"));
         let mut suites: Vec<PathBuf> = fs::read_dir(repository().join("tests/tests"))
             .expect("list the tests")
             .map(|entry| entry.expect("list the tests").path())
@@ -55,12 +54,12 @@ impl Coverage {
         for path in suites {
             let suite = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let text = fs::read_to_string(&path).expect("read a test");
-            coverage.add(&suite, &text, in_machine.is_empty() || in_machine.contains(&suite));
+            coverage.add(&suite, &text);
         }
         coverage
     }
 
-    fn add(&mut self, suite: &str, text: &str, in_machine: bool) {
+    fn add(&mut self, suite: &str, text: &str) {
         let mut covered: Vec<&str> = Vec::new();
         let lines: Vec<&str> = text.lines().collect();
         for (at, line) in lines.iter().enumerate() {
@@ -79,8 +78,7 @@ impl Coverage {
                     asks("needs_cgroup_v1!"),
                     asks("needs_cgroup_v2!") || asks("needs_systemd!") || asks("needs_apparmor!"),
                 );
-                let test =
-                    Test { suite: suite.to_owned(), name: name.to_owned(), v1: !only_v2, v2: in_machine && !only_v1 };
+                let test = Test { suite: suite.to_owned(), name: name.to_owned(), v1: !only_v2, v2: !only_v1 };
                 for field in covered.drain(..) {
                     self.tests.entry(field.to_owned()).or_default().insert(test.clone());
                 }
@@ -117,13 +115,6 @@ impl Coverage {
     }
 }
 
-/// The suites that `make test-vm` runs; none: all.
-fn machine_suites(makefile: &str) -> BTreeSet<String> {
-    let line = makefile.lines().find_map(|line| line.strip_prefix("VM_SUITES"));
-    let words = line.and_then(|line| line.split_once('=')).map(|(_, words)| words).unwrap_or_default();
-    words.split_whitespace().map(|word| word.split(':').next().unwrap_or(word).to_owned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,16 +124,10 @@ mod tests {
         let mut coverage = Coverage::default();
         let text = "// covers: a b\n#[test]\nfn one() {\n    needs_root!();\n}\n\n// covers: b\nfn helper() {\n}\n\n\
                     // covers: c\n#[test]\nfn two() {\n    needs_cgroup_v1!();\n}\n";
-        coverage.add("suite", text, true);
+        coverage.add("suite", text);
         assert_eq!(coverage.tests.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         let of = |field: &str| coverage.tests[field].iter().next().unwrap().clone();
         assert_eq!((of("b").name.as_str(), of("b").v1, of("b").v2), ("one", true, true));
         assert_eq!((of("c").v1, of("c").v2), (true, false));
-    }
-
-    #[test]
-    fn suites_are_read_from_the_makefile() {
-        let suites = machine_suites("X = y\nVM_SUITES ?= runtime cgroups:limits\n");
-        assert_eq!(suites.into_iter().collect::<Vec<_>>(), ["cgroups", "runtime"]);
     }
 }
