@@ -267,7 +267,7 @@ fn bad_input_is_named_and_leaves_nothing() {
     refused(&[], &["/etc/passwd"], &["exec: \"/etc/passwd\": permission denied"]);
     refused(&["--mount", "type=bind,src=/no/source,dst=/d,options=rbind:ro"], &["true"], &["/no/source", "/d"]);
     refused(&["--log-uri", "binary:///bin/true"], &["true"], &["binary"]);
-    refused(&["--apparmor-profile", "x"], &["true"], &["apparmorProfile"]);
+    refused(&["--apparmor-profile", "x"], &["true"], &["AppArmor"]);
 }
 
 #[test]
