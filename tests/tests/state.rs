@@ -133,6 +133,11 @@ fn everything_at_once_ends_in_order() {
                 "exec failed",
             ],
         );
+        // Whatever came before or after the kill, it was one.
+        if done[0].code == 0 {
+            let state = || bundle.runx(&["state", id]);
+            eventually("it has ended", || state().stdout.contains("\"stopped\"") || state().code != 0);
+        }
         bundle.runx(&["delete", "--force", id]).ok();
         bundle.assert_nothing_left();
     }

@@ -333,7 +333,15 @@ impl Container {
     pub fn pause(&self) -> Result<()> {
         let (_lock, current, status) = self.lock()?;
         match status {
-            Status::Running | Status::Created => current.state.cgroup.freeze(),
+            Status::Running | Status::Created => {
+                current.state.cgroup.freeze()?;
+                // Frozen processes of version 1 do not die. A kill that came just before shall not be undone.
+                if crate::sys::process::is_being_killed(current.state.pid) {
+                    current.state.cgroup.thaw()?;
+                    return Err(self.wrong_state("pause", Status::Stopped));
+                }
+                Ok(())
+            }
             status => Err(self.wrong_state("pause", status)),
         }
     }

@@ -138,3 +138,13 @@ pub fn start_time(pid: i32) -> Option<u64> {
     }
     fields.nth(18)?.parse().ok()
 }
+
+/// Whether a process has got a `SIGKILL` that it has not died of yet (proc_pid_status(5)).
+pub fn is_being_killed(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask & 1 << (libc::SIGKILL - 1) != 0)
+}
