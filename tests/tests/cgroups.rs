@@ -146,6 +146,13 @@ fn limits_of_version_1_only_take_effect_there_and_are_refused_elsewhere() {
                 refused(resources, &[file, "No such file"]);
             }
         }
+        if has("net_cls") && has("net_prio") {
+            let network = json!({"classID": 1_048_577, "priorities": [{"name": "lo", "priority": 5}]});
+            let (bundle, group) = created(json!({"network": network}));
+            assert_eq!(group.read("net_cls", "net_cls.classid"), "1048577");
+            assert!(group.read("net_prio", "net_prio.ifpriomap").lines().any(|line| line == "lo 5"));
+            end(&bundle);
+        }
         for controller in ["net_cls", "net_prio", "hugetlb", "rdma"] {
             if has(controller) {
                 continue;

@@ -332,3 +332,27 @@ fn a_kill_for_lack_of_memory_is_an_event_as_it_happens_and_before_the_exit() {
     events.end();
     containerd.assert_nothing_left();
 }
+
+#[test]
+fn options_come_as_a_table_too_and_take_effect_or_are_refused() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    let root = containerd.path().join("own-root");
+    let file = containerd.path().join("options.toml");
+    let config = ["--runtime-config-path", &file.to_string_lossy()];
+    fs::write(&file, format!("# runc's names\nBinaryName = \"\"\nRoot = \"{}\"\n", root.display())).unwrap();
+    let flags = [&["run", "-d", "--null-io", "--runtime", RUNTIME], &config[..], &[BUSYBOX, "c1", "sleep", "100"]];
+    containerd.ctr(&flags.concat()).ok();
+    assert!(root.join("c1/state.json").exists());
+    containerd.end("c1");
+    assert!(!root.join("c1").exists());
+    for (text, words) in [
+        ("NoSuchOption = true", &["NoSuchOption", "unknown"][..]),
+        ("ShimCgroup = '/x'", &["shim_cgroup", "not supported"]),
+        ("[nested]", &["[nested]"]),
+    ] {
+        fs::write(&file, text).unwrap();
+        containerd.run(&config, "c2", &["true"]).fails(1, words);
+    }
+    containerd.assert_nothing_left();
+}

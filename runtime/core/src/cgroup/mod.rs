@@ -141,7 +141,8 @@ fn unit(cgroups_path: Option<&Path>, id: &str) -> Result<Unit> {
 fn check_path(path: &Path) -> Result<&Path> {
     let bad = |why: &str| Err(Error::spec(format!("linux.cgroupsPath {:?} {why}", path.to_string_lossy())));
     if !path.is_absolute() && path.to_string_lossy().matches(':').count() == 2 {
-        return bad("is in systemd's form (slice:prefix:name), but the systemd cgroup driver is not asked for");
+        return bad("is in systemd's form (slice:prefix:name), but the systemd cgroup driver is not asked for: use \
+             --systemd-cgroup, or SystemdCgroup = true in containerd's options of the runtime");
     }
     if path.components().any(|part| matches!(part, Component::ParentDir)) {
         return bad("contains \"..\"");
