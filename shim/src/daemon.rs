@@ -1,6 +1,7 @@
 //! The daemon: serves the Task API for the containers of one pod until the last one is deleted.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
-use runx_core::sys::{self, process::prctl};
+use runx_core::sys;
+use runx_core::sys::process::{prctl, set_name};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::events::Publisher;
@@ -22,6 +24,9 @@ use crate::spawner;
 
 /// The descriptor that `start` puts the socket on.
 pub(crate) const LISTENER: i32 = 3;
+
+/// The name of the process, of which the kernel shows 15 bytes.
+const NAME: &CStr = c"containerd-shim-runx-v1";
 
 /// How often the daemon looks whether it is still needed.
 const SWEEP: Duration = Duration::from_secs(20);
@@ -50,8 +55,10 @@ fn serve(flags: Flags) -> Result<()> {
     // The bundle goes before this daemon may.
     std::env::set_current_dir("/").context("chdir to /")?;
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0).context("become a subreaper")?;
+    // It was executed by descriptor, and has a number for a name.
+    set_name(NAME);
     // Before there are threads, and from the one that lives to the end.
-    let spawner = spawner::launch()?;
+    let spawner = spawner::fork()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(THREAD_KEEP_ALIVE)

@@ -3,9 +3,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use containerd_shim_protos::cgroups::metrics as v1;
+use containerd_shim_protos::cgroups_v2::metrics as v2;
+use containerd_shim_protos::events::task as topics;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim::{event::Envelope, events::ForwardRequest};
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::context;
@@ -35,13 +39,48 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() as i32, ..Timestamp::default() }
 }
 
+/// A message whose full name is known.
+///
+/// The descriptors that come with the messages know it too, but to ask one makes all of them, which costs a
+/// millisecond and 400 KB that every shim would hold for ever.
+pub(crate) trait Named: Message {
+    /// The name with its package.
+    const FULL_NAME: &'static str;
+}
+
+macro_rules! named {
+    ($($message:ty = $name:literal,)+) => {
+        $(impl Named for $message {
+            const FULL_NAME: &'static str = $name;
+        })+
+
+        #[cfg(test)]
+        #[test]
+        fn names_are_those_of_the_protocol() {
+            use containerd_shim_protos::protobuf::MessageFull;
+            $(assert_eq!(<$message as Named>::FULL_NAME, <$message>::descriptor().full_name());)+
+        }
+    };
+}
+
+named! {
+    topics::TaskCreate = "containerd.events.TaskCreate",
+    topics::TaskStart = "containerd.events.TaskStart",
+    topics::TaskExit = "containerd.events.TaskExit",
+    topics::TaskDelete = "containerd.events.TaskDelete",
+    topics::TaskOOM = "containerd.events.TaskOOM",
+    topics::TaskExecAdded = "containerd.events.TaskExecAdded",
+    topics::TaskExecStarted = "containerd.events.TaskExecStarted",
+    topics::TaskPaused = "containerd.events.TaskPaused",
+    topics::TaskResumed = "containerd.events.TaskResumed",
+    ProcessDetails = "containerd.runc.v1.ProcessDetails",
+    v1::Metrics = "io.containerd.cgroups.v1.Metrics",
+    v2::Metrics = "io.containerd.cgroups.v2.Metrics",
+}
+
 /// A message with the bare name of its type, as containerd writes it.
-pub(crate) fn any<M: MessageFull>(message: &M) -> Any {
-    Any {
-        type_url: M::descriptor().full_name().to_owned(),
-        value: message.write_to_bytes().unwrap_or_default(),
-        ..Any::default()
-    }
+pub(crate) fn any<M: Named>(message: &M) -> Any {
+    Any { type_url: M::FULL_NAME.to_owned(), value: message.write_to_bytes().unwrap_or_default(), ..Any::default() }
 }
 
 impl Publisher {
@@ -53,7 +92,7 @@ impl Publisher {
     }
 
     /// Puts an event into the line.
-    pub(crate) fn publish<M: MessageFull>(&self, topic: &str, event: &M) {
+    pub(crate) fn publish<M: Named>(&self, topic: &str, event: &M) {
         let envelope = Envelope {
             timestamp: MessageField::some(timestamp(SystemTime::now())),
             namespace: self.namespace.clone(),

@@ -34,6 +34,8 @@ pub(crate) struct Flags {
     pub(crate) id: String,
     /// The bundle, for `delete`.
     pub(crate) bundle: PathBuf,
+    /// Where the shim's program is, for the daemon, which runs from a clone of it.
+    pub(crate) program: PathBuf,
     /// Log more.
     pub(crate) debug: bool,
 }
@@ -68,8 +70,9 @@ impl Flags {
                         "address" => &mut flags.address,
                         "publish-binary" => &mut flags.publish_binary,
                         "id" => &mut flags.id,
-                        "bundle" => {
-                            flags.bundle = take(name, value, &mut args)?.into();
+                        "bundle" | "program" => {
+                            let path = take(name, value, &mut args)?.into();
+                            *if name == "bundle" { &mut flags.bundle } else { &mut flags.program } = path;
                             continue;
                         }
                         _ => bail!("flag provided but not defined: -{name}"),

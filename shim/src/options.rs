@@ -22,6 +22,22 @@ pub(crate) struct Options {
     pub(crate) io_gid: u32,
     /// Where the state goes, if not to the usual place.
     pub(crate) root: Option<PathBuf>,
+    /// The cgroup that the shim itself is put into.
+    pub(crate) shim_cgroup: Option<PathBuf>,
+    /// The version of the Task API that the answer to `start` names; 0 if that is left to us.
+    pub(crate) task_api_version: u32,
+}
+
+const RUNCS: &str = "containerd.runc.v1.Options";
+const TABLE: &str = "runtimeoptions.v1.Options";
+
+/// Whether a message is one of those that [`parse`] reads.
+pub(crate) fn is_known(any: &Any) -> bool {
+    matches!(name(any), RUNCS | TABLE)
+}
+
+fn name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
 /// Reads the message that runc's shim takes, which is what engines send that know only that one, or the one that
@@ -31,13 +47,11 @@ pub(crate) struct Options {
 /// Options that would have no effect are refused by name.
 pub(crate) fn parse(any: Option<&Any>) -> ttrpc::Result<Options> {
     let Some(any) = any.filter(|any| !any.type_url.is_empty()) else { return Ok(Options::default()) };
-    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    let name = name(any);
     let invalid = |why: String| status(Code::INVALID_ARGUMENT, format!("runtime options of type {name:?}: {why}"));
     match name {
-        "containerd.runc.v1.Options" => {
-            from_runcs(RuncOptions::parse_from_bytes(&any.value).map_err(|e| invalid(e.to_string()))?)
-        }
-        "runtimeoptions.v1.Options" => from_runcs(from_table(&any.value).map_err(invalid)?),
+        RUNCS => from_runcs(RuncOptions::parse_from_bytes(&any.value).map_err(|e| invalid(e.to_string()))?),
+        TABLE => from_runcs(from_table(&any.value).map_err(invalid)?),
         _ if any.value.is_empty() => Ok(Options::default()),
         _ => Err(status(Code::UNIMPLEMENTED, format!("runtime options of type {name:?} are not supported"))),
     }
@@ -45,7 +59,7 @@ pub(crate) fn parse(any: Option<&Any>) -> ttrpc::Result<Options> {
 
 fn from_runcs(options: RuncOptions) -> ttrpc::Result<Options> {
     for (field, set) in [
-        ("shim_cgroup", !options.shim_cgroup.is_empty()),
+        ("task_api_address", !options.task_api_address.is_empty()),
         ("criu_image_path", !options.criu_image_path.is_empty()),
         ("criu_work_path", !options.criu_work_path.is_empty()),
     ] {
@@ -56,13 +70,16 @@ fn from_runcs(options: RuncOptions) -> ttrpc::Result<Options> {
     if !options.binary_name.is_empty() {
         log::info!("runtime option binary_name {:?} is ignored: runx runs containers itself", options.binary_name);
     }
+    let path = |text: String| Some(text).filter(|text| !text.is_empty()).map(PathBuf::from);
     Ok(Options {
         no_pivot: options.no_pivot_root,
         no_new_keyring: options.no_new_keyring,
         systemd_cgroup: options.systemd_cgroup,
         io_uid: options.io_uid,
         io_gid: options.io_gid,
-        root: Some(options.root).filter(|root| !root.is_empty()).map(PathBuf::from),
+        root: path(options.root),
+        shim_cgroup: path(options.shim_cgroup),
+        task_api_version: options.task_api_version,
     })
 }
 
@@ -97,6 +114,9 @@ fn from_table(message: &[u8]) -> Result<RuncOptions, String> {
             ("root", Value::Text(path)) => options.root = path,
             ("binaryname", Value::Text(name)) => options.binary_name = name,
             ("shimcgroup", Value::Text(group)) => options.shim_cgroup = group,
+            ("taskapiversion", Value::Number(n)) => {
+                options.task_api_version = u32::try_from(n).map_err(|e| format!("{key}: {e}"))?;
+            }
             ("criuimagepath", Value::Text(path)) => options.criu_image_path = path,
             ("criuworkpath", Value::Text(path)) => options.criu_work_path = path,
             // Where to find a program that is not run anyway.
@@ -134,17 +154,22 @@ mod tests {
         let parsed = parse(Some(&any(&options))).unwrap();
         assert!(parsed.no_pivot && parsed.systemd_cgroup);
         assert_eq!(parsed.root, Some("/r".into()));
-        let refused = RuncOptions { shim_cgroup: "/x".into(), ..RuncOptions::default() };
-        assert!(parse(Some(&any(&refused))).unwrap_err().to_string().contains("shim_cgroup"));
+        let refused = RuncOptions { criu_image_path: "/x".into(), ..RuncOptions::default() };
+        assert!(parse(Some(&any(&refused))).unwrap_err().to_string().contains("criu_image_path"));
     }
 
     #[test]
     fn a_table_of_containerds_configuration_says_the_same() {
-        let text = "BinaryName = \"\"\nCriuPath = \"\"\nIoGid = 7\nShimCgroup = ''\nSystemdCgroup = true\n";
+        let text = "BinaryName = \"\"\nCriuPath = \"\"\nIoGid = 7\nShimCgroup = '/x'\nSystemdCgroup = true\n";
         let parsed = parse(Some(&table(text))).unwrap();
-        assert_eq!(parsed, Options { systemd_cgroup: true, io_gid: 7, ..Options::default() });
+        assert_eq!(
+            parsed,
+            Options { systemd_cgroup: true, io_gid: 7, shim_cgroup: Some("/x".into()), ..Options::default() }
+        );
         assert!(parse(Some(&table("no_pivot_root = true"))).unwrap().no_pivot);
-        for bad in ["SystemdCgroup = 1", "Unknown = true", "ShimCgroup = '/x'", "IoUid = -1", "[x]\na = 1"] {
+        for bad in
+            ["SystemdCgroup = 1", "Unknown = true", "ShimCgroup = 1", "CriuWorkPath = '/x'", "IoUid = -1", "[x]\na = 1"]
+        {
             assert!(parse(Some(&table(bad))).is_err(), "{bad}");
         }
         let directory = std::env::temp_dir().join(format!("runx-options-{}", std::process::id()));

@@ -15,6 +15,7 @@ pub mod image;
 pub mod leftovers;
 pub mod podman;
 pub mod running;
+pub mod shim;
 pub mod wasm;
 
 use std::io::Write;

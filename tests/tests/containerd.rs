@@ -343,12 +343,16 @@ fn options_come_as_a_table_too_and_take_effect_or_are_refused() {
     fs::write(&file, format!("# runc's names\nBinaryName = \"\"\nRoot = \"{}\"\n", root.display())).unwrap();
     let flags = [&["run", "-d", "--null-io", "--runtime", RUNTIME], &config[..], &[BUSYBOX, "c1", "sleep", "100"]];
     containerd.ctr(&flags.concat()).ok();
-    assert!(root.join("c1/state.json").exists());
+    // As runc's shim has it, each namespace has its own below.
+    let state = root.join(containerd.namespace()).join("c1");
+    assert!(state.join("state.json").exists());
     containerd.end("c1");
-    assert!(!root.join("c1").exists());
+    assert!(!state.exists());
     for (text, words) in [
         ("NoSuchOption = true", &["NoSuchOption", "unknown"][..]),
-        ("ShimCgroup = '/x'", &["shim_cgroup", "not supported"]),
+        ("ShimCgroup = '/no-such'", &["shim_cgroup", "there is no cgroup /no-such"]),
+        ("TaskAPIVersion = 9", &["task_api_version 9"]),
+        ("CriuWorkPath = '/x'", &["criu_work_path", "not supported"]),
         ("[nested]", &["[nested]"]),
     ] {
         fs::write(&file, text).unwrap();

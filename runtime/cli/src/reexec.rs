@@ -35,8 +35,7 @@ pub(crate) fn from_read_only_clone() -> Result<PathBuf> {
             None => own_path(),
         };
     }
-    let clone = mount::clone_tree(executable.as_fd(), "", false).context("clone the mount of this program")?;
-    mount::set_attributes(clone.as_fd(), mount::attr::RDONLY, 0, 0, false).context("make the clone read-only")?;
+    let clone = mount::read_only_clone(executable.as_fd()).context("clone the mount of this program")?;
     let path = own_path()?;
     let args = c_strings(std::env::args_os())?;
     let mut variable = OsString::from(format!("{PATH_VARIABLE}="));

@@ -87,10 +87,8 @@ impl WasmConfig {
             Some(artifact) => artifact,
             None => self.compile(name, &module, &directory, compact)?,
         };
-        // From read-only clones: what a container's process executes or maps shall not be writable for
-        // it through /proc/PID/exe or /proc/PID/fd.
-        let runner = read_only(&runner).on("clone the runner", &self.runner)?;
-        let artifact = read_only(&artifact)
+        let runner = mount::read_only_clone(runner.as_fd()).on("clone the runner", &self.runner)?;
+        let artifact = mount::read_only_clone(artifact.as_fd())
             .and_then(|tree| sys::open(format!("/proc/self/fd/{}", tree.as_raw_fd()), libc::O_RDONLY))
             .on("clone the artifact", &entry)?;
         Ok((runner, artifact))
@@ -186,13 +184,6 @@ impl WasmConfig {
 
 fn entry_name(key: &str, compact: bool) -> String {
     format!("{key}{}.cwasm", if compact { "-compact" } else { "" })
-}
-
-/// A file alone on a read-only mount that is nowhere attached.
-fn read_only(file: &File) -> io::Result<OwnedFd> {
-    let tree = mount::clone_tree(file.as_fd(), "", false)?;
-    mount::set_attributes(tree.as_fd(), mount::attr::RDONLY, 0, libc::MS_PRIVATE, false)?;
-    Ok(tree)
 }
 
 /// Opens a file that only this user could have written.

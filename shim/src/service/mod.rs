@@ -35,6 +35,7 @@ type SpawnerRequest = oneshot::Sender<anyhow::Result<Spawner>>;
 pub(crate) struct Service(Arc<Shared>);
 
 struct Shared {
+    namespace: String,
     root: PathBuf,
     wasm: WasmConfig,
     spawner: Mutex<Spawner>,
@@ -66,11 +67,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 impl Service {
     pub(crate) fn new(flags: &Flags, spawner: Spawner, events: Publisher, reaper: Reaper) -> Self {
-        let executable = std::env::current_exe().unwrap_or_default();
         let (sender, receiver) = mpsc::unbounded_channel();
         Self(Arc::new(Shared {
+            namespace: flags.namespace.clone(),
             root: flags.state_root(),
-            wasm: WasmConfig::beside(&executable),
+            wasm: WasmConfig::beside(&flags.program),
             spawner: Mutex::new(spawner),
             spawner_requests: (sender, tokio::sync::Mutex::new(receiver)),
             containers: Mutex::new(HashMap::new()),
@@ -134,7 +135,7 @@ impl Service {
     pub(crate) fn answer_spawner_request(&self, request: Option<SpawnerRequest>) {
         if let Some(request) = request {
             log::warn!("the spawner has gone: another one is started");
-            let _ = request.send(spawner::launch());
+            let _ = request.send(spawner::execute());
         }
     }
 
@@ -152,7 +153,7 @@ impl Service {
     }
 
     fn runtime(&self, root: Option<&PathBuf>) -> Runtime {
-        let root = root.unwrap_or(&self.0.root);
+        let root = root.map_or_else(|| self.0.root.clone(), |root| root.join(&self.0.namespace));
         Runtime::new(root, lock(&self.0.spawner).clone(), self.0.wasm.clone())
     }
 

@@ -112,8 +112,7 @@ impl Client {
 /// When the mount namespace cannot be made; requests that fail are answered, not returned.
 pub fn serve(control: OwnedFd) -> Result<()> {
     process::set_undumpable().context("hide the spawner's memory")?;
-    // SAFETY: the name is NUL-terminated and fits the kernel's 16 bytes.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"runx-spawner".as_ptr()) };
+    process::set_name(c"runx-spawner");
     let host_mounts = sys::open("/proc/self/ns/mnt", libc::O_RDONLY).context("open /proc/self/ns/mnt")?;
     if let Err(e) = trim_mount_namespace() {
         let answer = Answer::Failed { message: format!("start the spawner: {e}"), errno: e.errno().unwrap_or(0) };

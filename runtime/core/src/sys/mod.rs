@@ -140,7 +140,7 @@ pub fn cloexec_from(first: RawFd) -> io::Result<()> {
 
 /// Closes every descriptor from `first` on that is not in `keep`. For a process that was just cloned and
 /// will never return to what else owned them.
-pub(crate) fn close_all_but(first: RawFd, mut keep: Vec<RawFd>) {
+pub fn close_all_but(first: RawFd, mut keep: Vec<RawFd>) {
     keep.sort_unstable();
     let mut from = first;
     for fd in keep.into_iter().map(Some).chain([None]) {

@@ -193,6 +193,14 @@ fn chdir_root() -> io::Result<()> {
     check(unsafe { libc::chdir(c"/".as_ptr()) }.into()).map(drop)
 }
 
+/// A file alone on a read-only mount that is nowhere attached: whoever executes it from there, or maps it, cannot be used
+/// to write to it through /proc/PID/exe or /proc/PID/fd (CVE-2019-5736).
+pub fn read_only_clone(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let tree = clone_tree(file, "", false)?;
+    set_attributes(tree.as_fd(), attr::RDONLY, 0, libc::MS_PRIVATE, false)?;
+    Ok(tree)
+}
+
 /// `umount2(2)` with `MNT_DETACH`.
 pub fn detach(path: impl AsRef<Path>) -> io::Result<()> {
     let path = cstring(path.as_ref())?;

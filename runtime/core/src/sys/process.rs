@@ -102,6 +102,12 @@ pub fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong, c: libc::c
     check(unsafe { libc::prctl(option, a, b, c, 0) }.into()).map(|value| value as i32)
 }
 
+/// Names the calling thread, and the process if it is its first one; the kernel keeps 15 bytes.
+pub fn set_name(name: &std::ffi::CStr) {
+    // SAFETY: the name is NUL-terminated. Nothing of this can fail.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
 /// Makes this process, and what it forks until an exec, unreadable for processes without
 /// `CAP_SYS_PTRACE` over it (CVE-2016-9962).
 pub fn set_undumpable() -> io::Result<()> {
