@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -20,9 +20,9 @@ use runx_core::spec::Process as ProcessSpec;
 
 use crate::error::{runtime_failure, status, unknown};
 use crate::events::Publisher;
-use crate::io::{Ends, Streams};
+use crate::io::{Ends, Owner, Streams};
 use crate::options::Options;
-use crate::process::Process;
+use crate::process::{Phase, Process};
 use crate::rootfs;
 
 /// Holds the pid of the first process, for `delete`.
@@ -31,6 +31,16 @@ pub(crate) const PID_FILE: &str = "init.pid";
 /// Holds the directory of the state where that is not the usual one, for `delete`.
 const ROOT_FILE: &str = "runx-root";
 
+/// What can be done with a container depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Created,
+    Running,
+    Pausing,
+    Paused,
+    Stopped,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -38,7 +48,11 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) core: Core,
     pub(crate) init: Arc<Process>,
+    /// The user and group that own the pipes of its processes.
+    pub(crate) io_owner: (u32, u32),
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Its processes are being frozen.
+    pub(crate) pausing: AtomicBool,
     /// Set when the first process has ended: nothing new is started.
     pub(crate) closing: AtomicBool,
     /// Where the kernel tells of processes killed for lack of memory.
@@ -49,11 +63,10 @@ pub(crate) struct Container {
 /// between would end its client's copy.
 pub(crate) type Stdio = Option<[OwnedFd; 3]>;
 
-/// Opens the streams of a process.
-pub(crate) fn open_streams(streams: &Streams, owner: (u32, u32)) -> ttrpc::Result<(Stdio, Ends)> {
+/// Opens the streams of a process. It may wait for a logger.
+pub(crate) fn open_streams(streams: &Streams, owner: Owner<'_>) -> ttrpc::Result<(Stdio, Ends)> {
     streams.open(owner).map_err(|error| {
-        let unsupported = error.kind() == io::ErrorKind::Unsupported;
-        let code = if unsupported { Code::UNIMPLEMENTED } else { Code::UNKNOWN };
+        let code = if error.kind() == io::ErrorKind::InvalidInput { Code::INVALID_ARGUMENT } else { Code::UNKNOWN };
         status(code, format!("open standard streams: {error}"))
     })
 }
@@ -173,7 +186,7 @@ pub(crate) fn exec(
 
 impl Container {
     /// A container with its first process.
-    pub(crate) fn new(id: String, bundle: PathBuf, core: Core, init: Arc<Process>) -> Self {
+    pub(crate) fn new(id: String, bundle: PathBuf, core: Core, init: Arc<Process>, io_owner: (u32, u32)) -> Self {
         let oom = core.state().cgroup.watch_oom().unwrap_or_else(|e| {
             log::warn!("container {id}: out-of-memory kills will not be told of: {e}");
             None
@@ -183,7 +196,9 @@ impl Container {
             bundle,
             core,
             init,
+            io_owner,
             execs: Mutex::new(HashMap::new()),
+            pausing: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             oom: Mutex::new(oom),
         }
@@ -198,8 +213,15 @@ impl Container {
         if exec_id.is_empty() { Some(self.init.clone()) } else { self.execs().get(exec_id).cloned() }
     }
 
-    pub(crate) fn is_paused(&self) -> bool {
-        self.core.status() == Status::Paused
+    /// The status of the container, in the words that containerd's shim has for it.
+    pub(crate) fn standing(&self) -> Standing {
+        match self.init.phase() {
+            Phase::Added | Phase::Created => Standing::Created,
+            Phase::Stopped => Standing::Stopped,
+            Phase::Running if self.pausing.load(Ordering::Relaxed) => Standing::Pausing,
+            Phase::Running if self.core.status() == Status::Paused => Standing::Paused,
+            Phase::Running => Standing::Running,
+        }
     }
 
     /// A descriptor that becomes readable when [`Self::tell_oom`] may have something to tell.

@@ -7,11 +7,13 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::{StateResponse, Status};
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use runx_core::container::Process as Handle;
 use runx_core::spec::Process as ProcessSpec;
 use runx_core::sys::pidfd;
 use tokio::sync::watch;
 
+use crate::container::Standing;
 use crate::events::timestamp;
 use crate::io::{Connections, Streams};
 
@@ -158,17 +160,19 @@ impl Process {
         }
     }
 
-    /// The answer to a State request.
-    pub(crate) fn describe(&self, id: &str, bundle: &str, paused: bool) -> StateResponse {
-        let status = match self.phase() {
-            Phase::Added | Phase::Created => Status::CREATED,
-            Phase::Running if paused => Status::PAUSED,
-            Phase::Running => Status::RUNNING,
-            Phase::Stopped => Status::STOPPED,
+    /// The answer to a State request. An exec stands still with its container.
+    pub(crate) fn describe(&self, id: &str, bundle: &str, container: Standing) -> StateResponse {
+        let is_init = self.exec_id.is_empty();
+        let status = match (container, self.phase()) {
+            (Standing::Paused, _) => Status::PAUSED,
+            (Standing::Pausing, _) => Status::PAUSING,
+            (_, Phase::Added | Phase::Created) => Status::CREATED,
+            (_, Phase::Running) => Status::RUNNING,
+            (_, Phase::Stopped) => Status::STOPPED,
         };
         let ended = self.ended();
         StateResponse {
-            id: if self.exec_id.is_empty() { id.to_owned() } else { self.exec_id.clone() },
+            id: if is_init { id.to_owned() } else { self.exec_id.clone() },
             bundle: bundle.to_owned(),
             pid: self.pid(),
             status: status.into(),
@@ -177,9 +181,19 @@ impl Process {
             stderr: self.streams.stderr.clone(),
             terminal: self.streams.terminal,
             exit_status: ended.map_or(0, |ended| ended.status),
-            exited_at: ended.map_or_else(MessageField::none, |ended| MessageField::some(timestamp(ended.at))),
+            exited_at: MessageField::some(end_time(ended)),
             exec_id: self.exec_id.clone(),
             ..StateResponse::default()
         }
+    }
+}
+
+/// When a process ended. One that has not is said to have ended at the beginning of the year 1, which Go takes for no time
+/// at all; without a time it would be 1970.
+pub(crate) fn end_time(ended: Option<Ended>) -> Timestamp {
+    const NEVER: i64 = -62_135_596_800;
+    match ended {
+        Some(ended) => timestamp(ended.at),
+        None => Timestamp { seconds: NEVER, ..Timestamp::default() },
     }
 }

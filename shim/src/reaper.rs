@@ -4,9 +4,14 @@
 //! What ends and is nobody's is reaped here.
 
 use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use runx_core::sys::pidfd;
+use tokio::io::Interest;
+
+use crate::io::watched;
 
 /// The pids of children that somebody waits for.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +62,21 @@ impl Reaper {
             }
         }
     }
+}
+
+/// Waits until a child ends, reaps it, and returns its exit code as a shell would show it; `None` if it cannot be waited
+/// for.
+pub(crate) async fn exit_of(pidfd: OwnedFd) -> Option<u32> {
+    let waited = async {
+        let waiter = watched(pidfd, Interest::READABLE)?;
+        loop {
+            if let Some(exit) = pidfd::try_wait(waiter.get_ref().as_fd())? {
+                return Ok::<_, io::Error>(exit.code as u32);
+            }
+            waiter.readable().await?.clear_ready();
+        }
+    };
+    waited.await.inspect_err(|e| log::error!("wait for a process: {e}")).ok()
 }
 
 /// See [`Reaper::expect`].

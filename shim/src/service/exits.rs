@@ -1,13 +1,11 @@
 //! The ends of processes, and kills for lack of memory: noticing them, and telling of them in order.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task as topics;
 use containerd_shim_protos::protobuf::MessageField;
-use runx_core::sys::pidfd;
 use tokio::io::Interest;
 
 use super::{Service, blocking};
@@ -15,6 +13,10 @@ use crate::container::Container;
 use crate::error::from_runtime;
 use crate::events::timestamp;
 use crate::process::{Ended, Phase, Process};
+use crate::reaper::exit_of;
+
+/// What a process that cannot be waited for counts as.
+const LOST: u32 = 255;
 
 /// How long the first process's exit waits for those of the others.
 const OTHERS_EXIT: Duration = Duration::from_secs(10);
@@ -25,7 +27,12 @@ impl Service {
         self.0.reaper.add(process.pid() as i32);
         let service = self.clone();
         tokio::spawn(async move {
-            let status = wait_for_exit(&process).await;
+            let pidfd = process.pidfd().and_then(|fd| fd.try_clone().ok());
+            let status = match pidfd {
+                Some(pidfd) => exit_of(pidfd).await,
+                None => None,
+            };
+            let status = status.unwrap_or(LOST);
             let at = SystemTime::now();
             service.0.reaper.remove(process.pid() as i32);
             if let Some(connections) = process.connections() {
@@ -112,38 +119,6 @@ impl Service {
         };
         if tokio::time::timeout(OTHERS_EXIT, all).await.is_err() {
             log::warn!("container {}: processes outlive the first one", container.id);
-        }
-    }
-}
-
-/// Reaps the process when its descriptor says that it has ended.
-async fn wait_for_exit(process: &Process) -> u32 {
-    const LOST: u32 = 255;
-    let Some(Ok(copy)) = process.pidfd().map(|fd| fd.try_clone()) else { return LOST };
-    let waiter = match crate::io::watched(copy, Interest::READABLE) {
-        Ok(waiter) => waiter,
-        Err(e) => {
-            log::error!("wait for process {}: {e}", process.pid());
-            return LOST;
-        }
-    };
-    loop {
-        match pidfd::try_wait(waiter.get_ref().as_fd()) {
-            Ok(Some(exit)) => return exit.code as u32,
-            Ok(None) => {}
-            Err(e) => {
-                log::error!("wait for process {}: {e}", process.pid());
-                return LOST;
-            }
-        }
-        match waiter.readable().await {
-            Ok(mut guard) => {
-                if let Ok(Some(exit)) = pidfd::try_wait(waiter.get_ref().as_fd()) {
-                    return exit.code as u32;
-                }
-                guard.clear_ready();
-            }
-            Err(_) => return LOST,
         }
     }
 }

@@ -20,11 +20,12 @@ use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::container::{self, Container};
+use crate::container::{self, Container, Standing, Stdio};
 use crate::error::{from_runtime, not_found, precondition, runtime_failure, status, unknown};
-use crate::events::{Publisher, timestamp};
+use crate::events::Publisher;
 use crate::flags::Flags;
-use crate::process::{Ended, Phase, Process};
+use crate::io::{Ends, Owner, Streams};
+use crate::process::{Ended, Phase, Process, end_time};
 use crate::reaper::Reaper;
 use crate::{options, rootfs, spawner};
 
@@ -163,10 +164,18 @@ impl Service {
 
     fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>)> {
         let container = self.container(id)?;
-        let process = container
-            .process(exec_id)
-            .ok_or_else(|| not_found(format!("process {exec_id} not found in container {id}")))?;
+        let process =
+            container.process(exec_id).ok_or_else(|| not_found(format!("process does not exist {exec_id}")))?;
         Ok((container, process))
+    }
+
+    async fn open_streams(&self, streams: &Streams, id: &str, ids: (u32, u32)) -> Result<(Stdio, Ends)> {
+        let (shared, copy, id) = (self.0.clone(), streams.clone(), id.to_owned());
+        let open = move || {
+            let owner = Owner { namespace: &shared.namespace, id: &id, ids, reaper: &shared.reaper };
+            container::open_streams(&copy, owner)
+        };
+        if streams.has_logger() { blocking(open).await } else { open() }
     }
 
     async fn create_container(&self, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
@@ -175,7 +184,8 @@ impl Service {
         }
         let options = Arc::new(options::parse(request.options.as_ref())?);
         let streams = container::create_streams(&request);
-        let (stdio, ends) = container::open_streams(&streams, (options.io_uid, options.io_gid))?;
+        let io_owner = (options.io_uid, options.io_gid);
+        let (stdio, ends) = self.open_streams(&streams, &request.id, io_owner).await?;
         let (request, stdio) = (Arc::new(request), Arc::new(stdio));
         let mut tried = false;
         let created = loop {
@@ -203,7 +213,7 @@ impl Service {
             return Err(unknown(format!("connect the streams of the container: {e}")));
         }
         let bundle = PathBuf::from(&request.bundle);
-        let container = Arc::new(Container::new(request.id.clone(), bundle, core, process.clone()));
+        let container = Arc::new(Container::new(request.id.clone(), bundle, core, process.clone(), io_owner));
         lock(&self.0.containers).insert(request.id.clone(), container.clone());
         let event = topics::TaskCreate {
             container_id: request.id.clone(),
@@ -229,10 +239,11 @@ impl Service {
     async fn start_init(&self, container: Arc<Container>) -> Result<u32> {
         let process = container.init.clone();
         let _turn = process.turn.lock().await;
-        let handle = match process.phase() {
-            Phase::Created => process.take_handle(),
-            Phase::Running => return Err(unknown("cannot start a running process")),
-            _ => return Err(unknown("cannot start a stopped process")),
+        let handle = match container.standing() {
+            Standing::Created => process.take_handle(),
+            Standing::Running | Standing::Pausing => return Err(unknown("cannot start a running process")),
+            Standing::Paused => return Err(unknown("cannot start a paused process")),
+            Standing::Stopped => return Err(unknown("cannot start a stopped process")),
         };
         let Some(mut handle) = handle else { return Err(unknown("cannot start a running process")) };
         let started = {
@@ -316,8 +327,8 @@ impl Service {
         Ok(pid)
     }
 
-    async fn make_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<(Handle, crate::io::Ends)> {
-        let (stdio, ends) = container::open_streams(&process.streams, (0, 0))?;
+    async fn make_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<(Handle, Ends)> {
+        let (stdio, ends) = self.open_streams(&process.streams, &process.exec_id, container.io_owner).await?;
         let stdio = Arc::new(stdio);
         let mut tried = false;
         loop {
@@ -339,8 +350,10 @@ impl Service {
 
     async fn delete_init(&self, container: Arc<Container>) -> Result<pb::DeleteResponse> {
         let process = container.init.clone();
-        if process.phase() == Phase::Running {
-            return Err(unknown("cannot delete a running process"));
+        match container.standing() {
+            Standing::Running | Standing::Pausing => return Err(unknown("cannot delete a running process")),
+            Standing::Paused => return Err(unknown("cannot delete a paused process")),
+            Standing::Created | Standing::Stopped => {}
         }
         // Never started: it is ended, and its end told, before it goes.
         if process.phase() == Phase::Created {
@@ -397,7 +410,7 @@ fn delete_response(process: &Process, ended: Option<Ended>) -> pb::DeleteRespons
     pb::DeleteResponse {
         pid: process.pid(),
         exit_status: ended.map_or(0, |ended| ended.status),
-        exited_at: ended.map_or_else(MessageField::none, |ended| MessageField::some(timestamp(ended.at))),
+        exited_at: MessageField::some(end_time(ended)),
         ..pb::DeleteResponse::default()
     }
 }

@@ -19,6 +19,7 @@ use runx_core::bundle;
 use runx_core::spec::{LinuxResources, Process as ProcessSpec};
 
 use super::{Service, blocking, lock};
+use crate::container::Standing;
 use crate::error::{from_runtime, not_found, precondition, status, unknown};
 use crate::events::{any, timestamp};
 use crate::io::Streams;
@@ -29,8 +30,7 @@ use crate::process::{Phase, Process};
 impl Task for Service {
     async fn state(&self, _: &TtrpcContext, request: pb::StateRequest) -> Result<pb::StateResponse> {
         let (container, process) = self.process(&request.id, &request.exec_id)?;
-        let paused = process.phase() == Phase::Running && container.is_paused();
-        Ok(process.describe(&container.id, &container.bundle.to_string_lossy(), paused))
+        Ok(process.describe(&container.id, &container.bundle.to_string_lossy(), container.standing()))
     }
 
     async fn create(&self, _: &TtrpcContext, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
@@ -100,13 +100,21 @@ impl Task for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: pb::PauseRequest) -> Result<Empty> {
         let container = self.container(&request.id)?;
-        match container.init.phase() {
-            Phase::Running => {}
-            Phase::Stopped => return Err(unknown("cannot pause a stopped container")),
-            _ => return Err(unknown("cannot pause task in created state")),
+        match container.standing() {
+            Standing::Running | Standing::Pausing => {}
+            Standing::Created => return Err(unknown("cannot pause task in created state")),
+            Standing::Paused => return Err(unknown("cannot pause a paused container")),
+            Standing::Stopped => return Err(unknown("cannot pause a stopped container")),
         }
         let id = container.id.clone();
-        blocking(move || container.core.pause().map_err(state_failure)).await?;
+        to_the_end(async move {
+            container.pausing.store(true, Ordering::Relaxed);
+            let doing = container.clone();
+            let paused = blocking(move || doing.core.pause().map_err(state_failure)).await;
+            container.pausing.store(false, Ordering::Relaxed);
+            paused
+        })
+        .await?;
         let event = topics::TaskPaused { container_id: id, ..topics::TaskPaused::default() };
         self.0.events.publish("/tasks/paused", &event);
         Ok(Empty::new())
@@ -114,6 +122,12 @@ impl Task for Service {
 
     async fn resume(&self, _: &TtrpcContext, request: pb::ResumeRequest) -> Result<Empty> {
         let container = self.container(&request.id)?;
+        match container.standing() {
+            Standing::Paused | Standing::Pausing => {}
+            Standing::Created => return Err(unknown("cannot resume task in created state")),
+            Standing::Running => return Err(unknown("cannot resume a running process")),
+            Standing::Stopped => return Err(unknown("cannot resume a stopped container")),
+        }
         let id = container.id.clone();
         blocking(move || container.core.resume().map_err(state_failure)).await?;
         let event = topics::TaskResumed { container_id: id, ..topics::TaskResumed::default() };
@@ -156,11 +170,10 @@ impl Task for Service {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        if container.init.phase() == Phase::Stopped {
-            return Err(unknown("cannot exec in a stopped state"));
-        }
-        if container.is_paused() {
-            return Err(unknown("cannot exec in a paused state"));
+        match container.standing() {
+            Standing::Created | Standing::Running => {}
+            Standing::Pausing | Standing::Paused => return Err(unknown("cannot exec in a paused state")),
+            Standing::Stopped => return Err(unknown("cannot exec in a stopped state")),
         }
         match container.execs().entry(request.exec_id.clone()) {
             Entry::Occupied(_) => {
@@ -203,6 +216,9 @@ impl Task for Service {
 
     async fn update(&self, _: &TtrpcContext, request: pb::UpdateTaskRequest) -> Result<Empty> {
         let container = self.container(&request.id)?;
+        if container.standing() == Standing::Stopped {
+            return Err(unknown("cannot update a stopped container"));
+        }
         let resources: LinuxResources =
             bundle::parse(&request.resources.value, "resources of the update request").map_err(from_runtime)?;
         blocking(move || container.core.update(&resources).map_err(state_failure)).await?;

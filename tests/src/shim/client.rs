@@ -27,14 +27,19 @@ impl std::fmt::Debug for Shim {
 /// What a call returns.
 pub type Answer<T> = ttrpc::Result<T>;
 
-/// The error of a call, as its gRPC code and its text.
+/// The error of a call, as its gRPC code and its text. The name of the code, which some append to the text and
+/// containerd takes off again, is not a part of it.
 ///
 /// # Panics
 /// When the call succeeded, or failed on the way.
 #[track_caller]
 pub fn refused<T: std::fmt::Debug>(answer: Answer<T>) -> (i32, String) {
     match answer {
-        Err(ttrpc::Error::RpcStatus(status)) => (status.code.value(), status.message),
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            let names = [": not found", ": already exists", ": failed precondition", ": invalid argument"];
+            let text = names.iter().find_map(|name| status.message.strip_suffix(name));
+            (status.code.value(), text.unwrap_or(&status.message).to_owned())
+        }
         other => panic!("not refused: {other:?}"),
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api as pb;
 use containerd_shim_protos::api::Empty;
+use containerd_shim_protos::bootstrap_api::BootstrapResult;
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -55,6 +56,17 @@ impl Make {
             }),
         }
     }
+}
+
+/// Returns from the test, aloud, if containerd's own shim is not there to be compared with.
+#[macro_export]
+macro_rules! needs_runcs_shim {
+    () => {
+        if $crate::shim::Make::Runc.program().is_none() {
+            $crate::skip_outside_machine("it needs containerd-shim-runc-v2");
+            return;
+        }
+    };
 }
 
 #[derive(Default)]
@@ -281,14 +293,7 @@ impl Host {
     #[track_caller]
     pub fn shim(&self, id: &str) -> Shim {
         let reply = self.start_command(id).ok().stdout;
-        // From 1.7 on, containerd's own answers with more than the address.
-        let (address, version) = match serde_json::from_str::<Value>(&reply) {
-            Ok(reply) => {
-                let address = reply["address"].as_str().expect("it has an address");
-                (address.to_owned(), reply["version"].as_u64().unwrap_or(2) as u32)
-            }
-            Err(_) => (reply, 2),
-        };
+        let (address, version) = read_reply(&reply);
         Shim::connect(&address, version)
     }
 
@@ -383,6 +388,25 @@ impl Drop for Host {
         let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runx").join(&self.namespace));
         let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runc").join(&self.namespace));
     }
+}
+
+/// The address and the version of the Task API in an answer to `start`: a bare address, or with more than that as JSON from
+/// containerd 1.7 on and as a message from 2.3 on.
+///
+/// # Panics
+/// When it is none of these.
+#[track_caller]
+pub fn read_reply(reply: &str) -> (String, u32) {
+    if reply.starts_with("unix://") {
+        return (reply.to_owned(), 2);
+    }
+    if let Ok(reply) = serde_json::from_str::<Value>(reply) {
+        let address = reply["address"].as_str().expect("it has an address");
+        return (address.to_owned(), reply["version"].as_u64().expect("it has a version") as u32);
+    }
+    let result = BootstrapResult::parse_from_bytes(reply.as_bytes()).expect("it is a bootstrap message");
+    assert_eq!(result.protocol, "ttrpc");
+    (result.address, result.version as u32)
 }
 
 /// The namespace's own cgroup, which is containerd's name for all its containers.
