@@ -1,5 +1,6 @@
 //! A container of this shim, and the blocking half of its operations.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -107,7 +108,14 @@ pub(crate) fn create(
             }
             _ => {}
         }
-        rootfs::mount_all(&request.rootfs, &root).map_err(unknown)?;
+        let gone = Cell::new(false);
+        let namespaces = |users: &[_], groups: &[_]| {
+            let made = runtime.user_namespace(users, groups);
+            gone.set(matches!(made, Err(Error::SpawnerGone)));
+            made
+        };
+        rootfs::mount_all(&request.rootfs, &root, &namespaces)
+            .map_err(|e| if gone.get() { spawner_gone() } else { unknown(e) })?;
     }
     let created = create_mounted(runtime, request, options, stdio, &bundle);
     if created.is_err()

@@ -20,7 +20,7 @@ use crate::flags::Flags;
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::service::Service;
-use crate::spawner;
+use crate::{sandbox, spawner};
 
 /// The descriptor that `start` puts the socket on.
 pub(crate) const LISTENER: i32 = 3;
@@ -49,6 +49,7 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
 }
 
 fn serve(flags: Flags) -> Result<()> {
+    save_memory();
     let listener = listener()?;
     let address = listener.local_addr().context("look at the socket")?;
     let socket = address.as_pathname().map(PathBuf::from);
@@ -72,6 +73,8 @@ fn serve(flags: Flags) -> Result<()> {
         let mut children = signal(SignalKind::child()).context("watch for SIGCHLD")?;
         let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+        // containerd's own shim describes itself, too; without a handler the signal would be the end.
+        let mut describe = signal(SignalKind::user_defined1()).context("watch for SIGUSR1")?;
         reaper.reap();
         let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
         let mut was_idle = false;
@@ -82,6 +85,7 @@ fn serve(flags: Flags) -> Result<()> {
                 () = service.shut_down() => break,
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                _ = describe.recv() => service.describe(),
                 _ = sweep.tick() => {
                     // Twice in a row: one that was just started may still be waiting for its first.
                     let idle = service.sweep().await;
@@ -90,6 +94,7 @@ fn serve(flags: Flags) -> Result<()> {
                         break;
                     }
                     was_idle = idle;
+                    return_memory();
                 }
             }
         }
@@ -103,6 +108,24 @@ fn serve(flags: Flags) -> Result<()> {
     });
     runtime.shutdown_background();
     served
+}
+
+/// A shim has next to no work, for the whole life of a pod: memory counts, and not how fast threads allocate it.
+fn save_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only sets a parameter of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives back what a burst of work needed.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only releases memory that nobody uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn listener() -> Result<UnixListener> {
@@ -130,7 +153,7 @@ async fn serve_both_versions(listener: UnixListener, service: Arc<Service>) -> R
     let listener = std::os::fd::IntoRawFd::into_raw_fd(listener);
     // SAFETY: the descriptor is an open listener and its ownership goes to the server.
     let server = unsafe { Server::new().add_unix_listener(listener) }.context("serve the socket")?;
-    let mut server = server.register_service(services);
+    let mut server = server.register_service(services).register_service(sandbox::service());
     server.start().await.context("serve the socket")?;
     Ok(server)
 }

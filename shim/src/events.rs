@@ -1,7 +1,7 @@
 //! Events for containerd, in one line: the order in which they are published is the order in which they
 //! arrive, also when containerd is away for a while.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
@@ -12,11 +12,17 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim::{event::Envelope, events::ForwardRequest};
 use containerd_shim_protos::shim_async::{Client, EventsClient};
-use containerd_shim_protos::ttrpc::context;
+use containerd_shim_protos::ttrpc::{self, context};
 use tokio::sync::{mpsc, oneshot};
 
-/// How often one event is tried.
-const TRIES: u32 = 5;
+/// How often one event is tried that containerd answers with an error.
+const TRIES: u32 = 3;
+
+/// How long one event is kept while containerd cannot be reached: it may be restarting, on a busy node.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long containerd may take for one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,28 +135,36 @@ async fn forward_all(address: Option<String>, mut queue: mpsc::UnboundedReceiver
 async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
     let topic = envelope.topic.clone();
     let request = ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
-    let mut pause = Duration::from_millis(100);
-    for attempt in 1..=TRIES {
-        match try_forward(address, client, &request).await {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(50);
+    let mut answers = 0;
+    loop {
+        let error = match try_forward(address, client, &request).await {
             Ok(()) => return,
-            Err(e) => {
-                *client = None;
-                log::warn!("event {topic}, try {attempt}: {e}");
+            Err(ttrpc::Error::RpcStatus(status)) => {
+                answers += 1;
+                status.message
             }
+            Err(e) => e.to_string(),
+        };
+        *client = None;
+        if answers >= TRIES || begun.elapsed() > PATIENCE {
+            // After a restart containerd asks for the state of every task, so it learns the outcome anyway.
+            return log::error!("event {topic} is lost: {error}");
         }
+        log::debug!("event {topic}: {error}");
         tokio::time::sleep(pause).await;
-        pause *= 3;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    // After a restart containerd asks for the state of every task, so it learns the outcome anyway.
-    log::error!("event {topic} is lost");
 }
 
-async fn try_forward(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> Result<(), String> {
-    if client.is_none() {
-        let address = if address.contains("://") { address.to_owned() } else { format!("unix://{address}") };
-        *client = Some(EventsClient::new(Client::connect(&address).await.map_err(|e| e.to_string())?));
-    }
-    let Some(client) = client else { return Err("not connected".into()) };
-    let deadline = context::with_duration(TIMEOUT);
-    client.forward(deadline, request).await.map(drop).map_err(|e| e.to_string())
+async fn try_forward(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> ttrpc::Result<()> {
+    let connected = match client {
+        Some(client) => client,
+        None => {
+            let address = if address.contains("://") { address.to_owned() } else { format!("unix://{address}") };
+            client.insert(EventsClient::new(Client::connect(&address).await?))
+        }
+    };
+    connected.forward(context::with_duration(TIMEOUT), request).await.map(drop)
 }

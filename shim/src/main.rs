@@ -19,6 +19,7 @@ mod options;
 mod process;
 mod reaper;
 mod rootfs;
+mod sandbox;
 mod service;
 mod spawner;
 mod start;

@@ -17,6 +17,8 @@ pub struct Done {
     pub code: i32,
     /// Its standard output.
     pub stdout: String,
+    /// Its standard output, where that is no text.
+    pub bytes: Vec<u8>,
     /// Its standard error.
     pub stderr: String,
 }
@@ -53,7 +55,7 @@ impl From<Output> for Done {
         use std::os::unix::process::ExitStatusExt;
         let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Self { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+        Self { code, stdout: text(output.stdout.clone()), bytes: output.stdout, stderr: text(output.stderr) }
     }
 }
 
@@ -63,12 +65,21 @@ impl From<Output> for Done {
 /// When it cannot be started, or does not end in time; it is killed then.
 #[track_caller]
 pub fn run_with(command: &mut Command, input: &str) -> Done {
+    run_bytes(command, input.as_bytes())
+}
+
+/// As [`run_with`], with anything on standard input.
+///
+/// # Panics
+/// As [`run_with`].
+#[track_caller]
+pub fn run_bytes(command: &mut Command, input: &[u8]) -> Done {
     let shown = format!("{command:?}");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().unwrap_or_else(|e| panic!("start {shown}: {e}"));
     if let Some(mut stdin) = child.stdin.take() {
         // A program that reads nothing may be gone by now.
-        let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
+        let _ = std::io::Write::write_all(&mut stdin, input);
     }
     let reader = |stream: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {

@@ -90,6 +90,23 @@ impl Service {
         self.0.shutdown.notified().await;
     }
 
+    /// Writes into the log what there is.
+    pub(crate) fn describe(&self) {
+        let containers: Vec<_> = lock(&self.0.containers).values().cloned().collect();
+        log::info!(
+            "this is version {} with {} containers, and {} being made",
+            env!("CARGO_PKG_VERSION"),
+            containers.len(),
+            lock(&self.0.creating).len()
+        );
+        for container in containers {
+            log::info!("container {}, pid {}: {:?}", container.id, container.init.pid(), container.standing());
+            for exec in container.execs().values() {
+                log::info!("container {}, exec {}, pid {}: {:?}", container.id, exec.exec_id, exec.pid(), exec.phase());
+            }
+        }
+    }
+
     fn is_idle(&self) -> bool {
         lock(&self.0.containers).is_empty() && lock(&self.0.creating).is_empty()
     }

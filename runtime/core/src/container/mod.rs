@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIdMapping, LinuxResources};
 
 use crate::cgroup::Stats;
 use crate::error::{Context, Error, Result};
@@ -86,6 +86,16 @@ impl Runtime {
     /// [`Error::InvalidId`].
     pub fn notify_directory(&self, id: &str) -> Result<PathBuf> {
         Ok(self.directory(id)?.join(state::NOTIFY))
+    }
+
+    /// A user namespace without processes, from which id-mapped mounts can take these mappings.
+    ///
+    /// # Errors
+    /// Mappings that the kernel does not take.
+    pub fn user_namespace(&self, users: &[LinuxIdMapping], groups: &[LinuxIdMapping]) -> Result<OwnedFd> {
+        users::check("the mappings of users", users)?;
+        users::check("the mappings of groups", groups)?;
+        users::hold(&self.spawner, users, groups)
     }
 
     /// Finds a container.

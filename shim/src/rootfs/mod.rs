@@ -1,18 +1,28 @@
 //! The mounts that make a container's root filesystem, as containerd lists them.
 
+mod id_map;
+mod loop_device;
+
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
 use runx_core::mount_options::MountOptions;
+use runx_core::spec::LinuxIdMapping;
 use runx_core::sys::{self, mount};
 
+use loop_device::LoopDevice;
+
+/// Makes a user namespace with mappings of user and of group ids, for id-mapped mounts.
+pub(crate) type MakeUserNamespace<'a> =
+    &'a dyn Fn(&[LinuxIdMapping], &[LinuxIdMapping]) -> Result<OwnedFd, runx_core::Error>;
+
 /// Makes the mounts on `rootfs`; what was made is taken back if one fails.
-pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), String> {
+pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path, namespaces: MakeUserNamespace<'_>) -> Result<(), String> {
     for entry in mounts {
-        if let Err(e) = mount_one(entry, rootfs) {
+        if let Err(e) = mount_one(entry, rootfs, namespaces) {
             let _ = unmount(rootfs);
             return Err(e);
         }
@@ -20,7 +30,16 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn mount_one(entry: &Mount, rootfs: &Path) -> Result<(), String> {
+/// What containerd's options ask for that mount(2) does not know.
+#[derive(Debug, Default)]
+struct Extras<'a> {
+    loop_device: bool,
+    direct: bool,
+    users: Option<&'a str>,
+    groups: Option<&'a str>,
+}
+
+fn mount_one(entry: &Mount, rootfs: &Path, namespaces: MakeUserNamespace<'_>) -> Result<(), String> {
     let target = match entry.target.trim_start_matches('/') {
         "" => rootfs.to_path_buf(),
         below if below.split('/').any(|part| part == "..") => {
@@ -30,28 +49,68 @@ fn mount_one(entry: &Mount, rootfs: &Path) -> Result<(), String> {
     };
     let what =
         |e: io::Error| format!("mount rootfs: mount {} {:?} on {}: {e}", entry.type_, entry.source, target.display());
-    let words: Vec<&String> = entry.options.iter().filter(|option| !option.starts_with("X-containerd.")).collect();
-    if let Some(word) = words.iter().find(|word| matches!(word.split('=').next(), Some("loop" | "uidmap" | "gidmap"))) {
-        return Err(format!("mount rootfs: option {word:?} is not supported"));
+    let mut extras = Extras::default();
+    let mut words = Vec::new();
+    for word in &entry.options {
+        match word.split_once('=') {
+            Some(("uidmap", map)) => extras.users = Some(map),
+            Some(("gidmap", map)) => extras.groups = Some(map),
+            None if word == "loop" => extras.loop_device = true,
+            _ if word.starts_with("X-containerd.") => {}
+            _ => words.push(word),
+        }
     }
-    let options = MountOptions::parse(&words, "/").map_err(|e| format!("mount rootfs: {e}"))?;
+    if extras.loop_device {
+        let all = words.len();
+        words.retain(|word| *word != "direct-io");
+        extras.direct = words.len() < all;
+    }
+    let mut options = MountOptions::parse(&words, "/").map_err(|e| format!("mount rootfs: {e}"))?;
     if options.recursive_set | options.recursive_clear != 0 {
         return Err(format!("mount rootfs: recursive options of {:?} are not supported", entry.options));
     }
+    let id_map = match (extras.users, extras.groups) {
+        (Some(users), Some(groups)) => {
+            let mappings = |text| id_map::parse(text).map_err(|e| format!("mount rootfs: {e}"));
+            let (users, groups) = (mappings(users)?, mappings(groups)?);
+            Some(namespaces(&users, &groups).map_err(|e| format!("mount rootfs: map ids: {e}"))?)
+        }
+        (None, None) => None,
+        _ => return Err(format!("mount rootfs: {:?} map either users or groups, and not both", entry.options)),
+    };
+    // Freed by itself once the mount that keeps it goes.
+    let device = match extras.loop_device {
+        true => {
+            let read_only = options.set & mount::attr::RDONLY != 0;
+            Some(LoopDevice::attach(Path::new(&entry.source), read_only, extras.direct).map_err(what)?)
+        }
+        false => None,
+    };
+    let source = device.as_ref().map_or(&entry.source, |device| &device.path);
+    // An overlay is not mapped itself, but its layers are.
+    let (layers, id_map) = match id_map {
+        Some(id_map) if entry.type_ == "overlay" => {
+            (Some(id_map::MappedLayers::attach(&mut options.data, rootfs, id_map.as_fd()).map_err(what)?), None)
+        }
+        other => (None, other),
+    };
     let at = sys::open(&target, libc::O_PATH | libc::O_DIRECTORY).map_err(what)?;
     let tree = if options.bind.is_some() || entry.type_ == "bind" {
-        let source = sys::open(&entry.source, libc::O_PATH).map_err(what)?;
+        let source = sys::open(source, libc::O_PATH).map_err(what)?;
         let tree = mount::clone_tree(source.as_fd(), "", options.bind == Some(true)).map_err(what)?;
         mount::set_attributes(tree.as_fd(), options.set, options.clear, 0, false).map_err(what)?;
         tree
     } else if fits_mount_option(&options) {
-        new_filesystem(entry, &options).map_err(what)?
+        new_filesystem(&entry.type_, source, &options).map_err(what)?
     } else {
         // Kernels without `lowerdir+` take an overlay's layers only through mount(2).
-        return classic_mount(entry, &options, &target).map_err(what);
+        return classic_mount(&entry.type_, source, &options, &target).map_err(what);
     };
-    let mounted = mount::attach(tree.as_fd(), at.as_fd());
-    mounted.map_err(what)?;
+    if let Some(id_map) = id_map {
+        mount::set_id_map(tree.as_fd(), id_map.as_fd(), true).map_err(what)?;
+    }
+    mount::attach(tree.as_fd(), at.as_fd()).map_err(what)?;
+    drop(layers);
     for flags in options.propagation {
         mount::set_attributes(tree.as_fd(), 0, 0, flags & !libc::MS_REC, flags & libc::MS_REC != 0).map_err(what)?;
     }
@@ -83,15 +142,19 @@ fn has_layers_one_by_one() -> bool {
     })
 }
 
-fn new_filesystem(entry: &Mount, options: &MountOptions) -> io::Result<std::os::fd::OwnedFd> {
-    let filesystem = mount::NewFilesystem::open(&entry.type_)?;
-    if !entry.source.is_empty() {
-        filesystem.string("source", &entry.source)?;
+fn new_filesystem(kind: &str, source: &str, options: &MountOptions) -> io::Result<OwnedFd> {
+    let filesystem = mount::NewFilesystem::open(kind)?;
+    if !source.is_empty() {
+        filesystem.string("source", source)?;
+    }
+    // Read-only is a matter of the filesystem, too: a device may not be written to.
+    if options.set & mount::attr::RDONLY != 0 {
+        filesystem.flag("ro")?;
     }
     for (key, value) in &options.data {
         match value {
             None => filesystem.flag(key)?,
-            Some(layers) if key == "lowerdir" && entry.type_ == "overlay" && has_layers_one_by_one() => {
+            Some(layers) if key == "lowerdir" && kind == "overlay" && has_layers_one_by_one() => {
                 for layer in layers.split(':') {
                     filesystem.string("lowerdir+", layer)?;
                 }
@@ -104,7 +167,7 @@ fn new_filesystem(entry: &Mount, options: &MountOptions) -> io::Result<std::os::
 
 /// mount(2), which takes a page of options. More than that is shortened: the layers are named from their common
 /// directory, in a thread that has a working directory of its own.
-fn classic_mount(entry: &Mount, options: &MountOptions, target: &Path) -> io::Result<()> {
+fn classic_mount(kind: &str, source: &str, options: &MountOptions, target: &Path) -> io::Result<()> {
     const PAGE: usize = 4096;
     let data = join_options(&options.data);
     let mut flags = 0;
@@ -123,12 +186,12 @@ fn classic_mount(entry: &Mount, options: &MountOptions, target: &Path) -> io::Re
         }
     }
     if data.len() < PAGE {
-        return mount_call(&entry.source, target, &entry.type_, flags, &data);
+        return mount_call(source, target, kind, flags, &data);
     }
     let (directory, shortened) = shorten_layers(&options.data)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the options are longer than a page"))?;
     let data = join_options(&shortened);
-    let (source, target, kind) = (entry.source.clone(), target.to_path_buf(), entry.type_.clone());
+    let (source, target, kind) = (source.to_owned(), target.to_path_buf(), kind.to_owned());
     let thread = std::thread::spawn(move || {
         sys::process::unshare(libc::CLONE_FS)?;
         nix::unistd::chdir(&directory)?;
