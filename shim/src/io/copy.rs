@@ -5,20 +5,26 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 
 use super::{Sink, watched};
 
 /// Bytes moved at a time.
 const CHUNK: usize = 64 << 10;
 
-/// Copies output until its end.
+/// Copies output until its end, which `copied` is told of. Then it stays until a FIFO has been read, or it is aborted.
 ///
 /// # Errors
 /// When a descriptor cannot be watched.
-pub(super) fn output(from: AsyncFd<OwnedFd>, sink: Sink) -> io::Result<impl Future<Output = ()>> {
+pub(super) fn output(
+    from: AsyncFd<OwnedFd>,
+    sink: Sink,
+    copied: oneshot::Sender<()>,
+) -> io::Result<impl Future<Output = ()>> {
     enum To {
         Pipe(AsyncFd<File>),
         File(File),
@@ -28,16 +34,40 @@ pub(super) fn output(from: AsyncFd<OwnedFd>, sink: Sink) -> io::Result<impl Futu
         Sink::File(file) => To::File(file),
     };
     Ok(async move {
-        let copied = match &to {
+        let done = match &to {
             To::Pipe(to) => move_bytes(&from, to).await,
             To::File(to) => to_file(&from, to).await,
         };
-        if let Err(e) = copied {
+        if let Err(e) = done {
             log::warn!("copy output: {e}: the rest of it is lost");
             // Nobody shall wait for us, or die, since his output has nowhere to go.
             let _ = discard(&from).await;
         }
+        drop(from);
+        let _ = copied.send(());
+        if let To::Pipe(to) = &to {
+            until_read(to.get_ref()).await;
+        }
     })
+}
+
+/// Waits until there is nothing in a pipe that nobody has read. While containerd restarts ours are the only ends of a FIFO,
+/// and what is in it would go with them.
+async fn until_read(pipe: &File) {
+    let mut pause = Duration::from_millis(1);
+    while unread(pipe).is_ok_and(|bytes| bytes > 0) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+fn unread(pipe: &File) -> io::Result<i32> {
+    let mut bytes = 0;
+    // SAFETY: FIONREAD writes an int, and the descriptor is open.
+    match unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut bytes) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(bytes),
+    }
 }
 
 /// Copies a client's input until its end.

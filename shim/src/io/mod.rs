@@ -18,6 +18,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::reaper::Reaper;
@@ -74,10 +75,17 @@ enum Input {
     File(File),
 }
 
+/// A task that copies output, and what tells that it has come to its end.
+#[derive(Debug)]
+struct Output {
+    task: JoinHandle<()>,
+    copied: oneshot::Receiver<()>,
+}
+
 /// The streams of a running process.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    outputs: Mutex<Vec<JoinHandle<()>>>,
+    outputs: Mutex<Vec<Output>>,
     input: Mutex<Option<JoinHandle<()>>>,
     /// Keeps the FIFO from ending when a client goes away, until `CloseIO`.
     hold: Mutex<Option<File>>,
@@ -244,8 +252,9 @@ impl Ends {
                 Some(master) => master.try_clone()?,
                 None => reader,
             };
-            let task = copy::output(watched(from, Interest::READABLE)?, sink)?;
-            lock(&connections.outputs).push(tokio::spawn(task));
+            let (told, copied) = oneshot::channel();
+            let task = tokio::spawn(copy::output(watched(from, Interest::READABLE)?, sink, told)?);
+            lock(&connections.outputs).push(Output { task, copied });
         }
         if let Some((writer, path)) = self.stdin {
             let to = match &connections.master {
@@ -307,14 +316,13 @@ impl Connections {
     /// Waits for the rest of the output, but not for ever: a grandchild may hold it open. Then ends the logger.
     pub(crate) async fn drain(&self) {
         self.stop_input();
-        let tasks = std::mem::take(&mut *lock(&self.outputs));
+        let outputs = std::mem::take(&mut *lock(&self.outputs));
         let deadline = tokio::time::Instant::now() + DRAIN;
-        for task in tasks {
-            let abort = task.abort_handle();
-            if tokio::time::timeout_at(deadline, task).await.is_err() {
+        for output in outputs {
+            if tokio::time::timeout_at(deadline, output.copied).await.is_err() {
                 log::warn!("output is still held open: it is cut off");
-                abort.abort();
             }
+            output.task.abort();
         }
         let logger = lock(&self.logger).take();
         if let Some(logger) = logger {
