@@ -14,19 +14,43 @@ use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 
 use crate::flags::Flags;
-use crate::{container, events, rootfs};
+use crate::{container, events, pod, rootfs};
 
 /// What a container counts as that was ended by `SIGKILL`.
 const KILLED: u32 = 137;
 
-/// Removes the socket that a daemon left behind which was killed. One that answers is served by a daemon that
-/// has other containers.
-fn remove_dead_socket(bundle: &Path) {
-    let Ok(address) = fs::read_to_string(bundle.join("address")) else { return };
-    let Some(socket) = address.trim().strip_prefix("unix://") else { return };
-    if UnixStream::connect(socket).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
-        let _ = fs::remove_file(socket);
+/// Whether the daemon that containerd was told of is gone. The socket of one that was killed is removed.
+fn daemon_is_gone(bundle: &Path) -> bool {
+    let Ok(address) = fs::read_to_string(bundle.join("address")) else { return false };
+    let Some(socket) = address.trim().strip_prefix("unix://") else { return false };
+    match UnixStream::connect(socket) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            let _ = fs::remove_file(socket);
+            true
+        }
+        other => other.is_err_and(|e| e.kind() == io::ErrorKind::NotFound),
     }
+}
+
+/// Removes what is left of the other containers of a pod whose daemon is gone. With version 3 of the Task API containerd
+/// asks for the first one's removal only.
+fn remove_others(runtime: &Runtime, bundle: &Path, id: &str) -> Result<()> {
+    let Some(group) = pod::group_of(bundle)? else { return Ok(()) };
+    for other in pod::members(runtime, &group)? {
+        let state = other.state();
+        if state.id != id {
+            remove(runtime, &state.id, &state.bundle).with_context(|| format!("delete container {}", state.id))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(runtime: &Runtime, id: &str, bundle: &Path) -> Result<()> {
+    let removed = runtime.delete_force(id);
+    let root = bundle.join("rootfs");
+    // Also where the rest failed: a mount that stays keeps the snapshot from being removed.
+    rootfs::unmount(&root).with_context(|| format!("unmount {}", root.display()))?;
+    Ok(removed?)
 }
 
 /// `delete`.
@@ -38,11 +62,13 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     };
     let root = container::recorded_root(&bundle).unwrap_or_else(|| flags.state_root());
     let runtime = Runtime::new(root, Spawner::Direct, WasmConfig::beside(&PathBuf::new()));
-    let removed = runtime.delete_force(&flags.id);
-    // Also where the rest failed: a mount that stays keeps the snapshot from being removed.
-    rootfs::unmount(&bundle.join("rootfs")).with_context(|| format!("unmount {}", bundle.join("rootfs").display()))?;
-    removed.with_context(|| format!("delete container {}", flags.id))?;
-    remove_dead_socket(&bundle);
+    remove(&runtime, &flags.id, &bundle).with_context(|| format!("delete container {}", flags.id))?;
+    if daemon_is_gone(&bundle)
+        && let Err(e) = remove_others(&runtime, &bundle, &flags.id)
+    {
+        // This container is gone, which is what was asked for.
+        eprintln!("containerd-shim-runx-v1: clean up after a lost shim: {e:#}");
+    }
     let pid = fs::read_to_string(bundle.join(container::PID_FILE)).ok().and_then(|text| text.trim().parse().ok());
     let response = DeleteResponse {
         pid: pid.unwrap_or(0),

@@ -16,6 +16,7 @@ mod io;
 mod logging;
 mod metrics;
 mod options;
+mod pod;
 mod process;
 mod reaper;
 mod rootfs;

@@ -31,6 +31,8 @@ pub struct Containerd {
     /// The unit's name, where systemd is to have it.
     unit: Option<String>,
     namespace: String,
+    /// Whether other containerds may use the same namespace.
+    shared: bool,
     /// Where it finds shims first.
     shims: PathBuf,
 }
@@ -115,16 +117,33 @@ impl Containerd {
         Self::start_with(dist(), |directory| Some(format!("{directory}.service")))
     }
 
+    /// Starts it with a configuration that depends on its directory. Images go to `namespace`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_configured(namespace: &str, configure: impl FnOnce(&Path) -> String) -> Self {
+        let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
+        let this =
+            Self { directory, daemon: None, unit: None, namespace: namespace.into(), shared: true, shims: dist() };
+        let config = configure(this.path());
+        this.begin(&config)
+    }
+
     fn start_with(shims: PathBuf, unit: impl FnOnce(&str) -> Option<String>) -> Self {
         let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
         let name = directory.path().file_name().expect("it has a name").to_string_lossy().into_owned();
         let namespace = name.replace(['.', '-'], "");
-        let mut this = Self { directory, daemon: None, unit: unit(&name), namespace, shims };
+        let this = Self { directory, daemon: None, unit: unit(&name), namespace, shared: false, shims };
         let config = format!(
             "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{0}/c.sock\"\n",
             this.path().display()
         );
+        this.begin(&config)
+    }
+
+    fn begin(self, config: &str) -> Self {
+        let mut this = self;
         fs::write(this.path().join("config.toml"), config).expect("write the configuration");
         this.launch();
         let rootfs = this.path().join("rootfs");
@@ -358,8 +377,10 @@ impl Drop for Containerd {
                 let _ = fs::remove_dir(point);
             }
         }
-        self.remove_group();
-        let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runx").join(&self.namespace));
+        if !self.shared {
+            self.remove_group();
+            let _ = fs::remove_dir_all(PathBuf::from("/run/containerd/runx").join(&self.namespace));
+        }
         if std::thread::panicking() {
             let log = fs::read_to_string(self.path().join("log")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(15).collect();

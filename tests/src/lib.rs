@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod command;
 pub mod containerd;
 pub mod coverage;
+pub mod cri;
 pub mod descriptors;
 pub mod image;
 pub mod leftovers;

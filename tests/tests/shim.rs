@@ -255,6 +255,34 @@ fn delete_cleans_up_after_a_daemon_that_was_killed_at_any_moment() {
 }
 
 #[test]
+fn delete_of_a_pods_first_container_ends_the_others_of_a_dead_daemon_and_of_no_living_one() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let group = |config: &mut Value| config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "pod"});
+    let mut running = Vec::new();
+    for id in ["pod", "c1", "c2", "failed"] {
+        host.make_bundle(id, &["/bin/sleep", "1000"], group);
+        let shim = host.shim(id);
+        if id != "failed" {
+            running.push(shim.create(&host.create_request(id)).unwrap().pid);
+            shim.start(id, "").unwrap();
+        }
+    }
+    let alive = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+    // As after a create that failed: the others are somebody's.
+    host.delete_command("failed").ok();
+    assert!(running.iter().all(alive));
+    let daemon = host.shim("pod").connect_task("pod").unwrap().shim_pid as i32;
+    kill(daemon, libc::SIGKILL);
+    eventually("it is gone", || !Path::new(&format!("/proc/{daemon}")).exists());
+    host.delete_command("pod").ok();
+    eventually("all have ended", || !running.iter().any(alive));
+    // Versions that ask for each of them may do so.
+    host.delete_command("c1").ok();
+    host.assert_nothing_left();
+}
+
+#[test]
 fn signals_to_the_daemon_do_what_containerds_shim_does_with_them() {
     needs_root!();
     let host = Host::new(Make::Runx);

@@ -33,12 +33,11 @@ impl Service {
                 None => None,
             };
             let status = status.unwrap_or(LOST);
-            let at = SystemTime::now();
             service.0.reaper.remove(process.pid() as i32);
             if let Some(connections) = process.connections() {
                 connections.stop_input();
             }
-            service.finish(&container, &process, Ended { status, at }).await;
+            service.finish(&container, &process, status).await;
         });
     }
 
@@ -75,10 +74,11 @@ impl Service {
         });
     }
 
-    async fn finish(&self, container: &Arc<Container>, process: &Arc<Process>, ended: Ended) {
+    async fn finish(&self, container: &Arc<Container>, process: &Arc<Process>, status: u32) {
         let is_init = process.exec_id.is_empty();
         // A start that is under way comes first.
         let turn = process.turn.lock().await;
+        let ended = Ended { status, at: SystemTime::now() };
         if is_init {
             container.closing.store(true, Ordering::Relaxed);
             if !container.core.state().own_pid_namespace {

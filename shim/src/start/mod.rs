@@ -5,7 +5,6 @@ mod bootstrap;
 mod launch;
 mod ping;
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,10 +12,8 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use crate::flags::Flags;
+use crate::pod;
 use ping::Daemon;
-
-/// The annotations that group containers into one daemon, the same as runc's shim has.
-const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 
 /// Where sockets go unless containerd names another place.
 const SOCKET_DIRECTORY: &str = "/run/containerd/s";
@@ -25,7 +22,7 @@ const SOCKET_DIRECTORY: &str = "/run/containerd/s";
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let input = bootstrap::read(flags)?;
     let bundle = std::env::current_dir().context("find the bundle")?;
-    let group = group_of(&bundle.join("config.json"))?.unwrap_or_else(|| flags.id.clone());
+    let group = pod::group_of(&bundle)?.unwrap_or_else(|| flags.id.clone());
     let directory = PathBuf::from(input.socket_directory.as_deref().unwrap_or(SOCKET_DIRECTORY));
     let socket = directory.join(socket_name(flags, &group));
     let daemon = ping::ask(&socket, &flags.id);
@@ -43,17 +40,6 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 fn socket_name(flags: &Flags, group: &str) -> String {
     let path = Path::new(&flags.address).join(&flags.namespace).join(group).join("runx");
     format!("{:x}", Sha256::digest(path.as_os_str().as_encoded_bytes()))
-}
-
-fn group_of(config: &Path) -> Result<Option<String>> {
-    #[derive(serde::Deserialize)]
-    struct Annotated {
-        #[serde(default)]
-        annotations: Option<HashMap<String, String>>,
-    }
-    let spec: Annotated = runx_core::bundle::parse_file(config)?;
-    let annotations = spec.annotations.unwrap_or_default();
-    Ok(GROUPS.iter().find_map(|key| annotations.get(*key)).filter(|group| !group.is_empty()).cloned())
 }
 
 /// containerd 1.6 and 1.7 find the daemon again after a restart by this file.

@@ -1,0 +1,736 @@
+//! Pods and containers as the kubelet asks containerd for them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use k8s_cri::v1 as api;
+use runx_tests::command::{eventually, run};
+use runx_tests::cri::{BY_PATH, Node, RUNC, own_namespaces, version};
+use runx_tests::wasm::Forget;
+use runx_tests::{cgroup, needs_cri, repeats, wasm};
+
+fn security(config: &mut api::ContainerConfig) -> &mut api::LinuxContainerSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
+fn pod_security(config: &mut api::PodSandboxConfig) -> &mut api::LinuxSandboxSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
+fn namespace_of(pid: i32, kind: &str) -> String {
+    fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().to_string_lossy().into_owned()
+}
+
+fn host_namespace(kind: &str) -> String {
+    fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().to_string_lossy().into_owned()
+}
+
+fn mount(host: &Path, inside: &str) -> api::Mount {
+    api::Mount { host_path: host.to_string_lossy().into_owned(), container_path: inside.into(), ..Default::default() }
+}
+
+#[test]
+fn a_pod_of_several_containers_has_one_shim_and_shared_namespaces() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let status = node.pod_status(&pod);
+    assert_eq!(status.state(), api::PodSandboxState::SandboxReady);
+    let address = status.network.unwrap().ip;
+    assert!(address.starts_with("10."), "{address}");
+    let containers: Vec<String> = ["one", "two", "three"]
+        .map(|name| node.run_container(&pod, &node.container_config(name, "sleep 1000"), &config))
+        .to_vec();
+    assert_eq!(node.shims().len(), 1);
+    let pids: Vec<i32> = containers.iter().map(|id| node.pid(id)).collect();
+    for kind in ["net", "ipc", "uts"] {
+        let shared = namespace_of(pids[0], kind);
+        assert!(pids.iter().all(|pid| namespace_of(*pid, kind) == shared), "{kind}");
+        assert_ne!(shared, host_namespace(kind), "{kind}");
+    }
+    for kind in ["pid", "mnt"] {
+        assert_ne!(namespace_of(pids[0], kind), namespace_of(pids[1], kind), "{kind}");
+    }
+    assert_eq!(node.sh(&containers[0], "hostname; cat /etc/hostname").ok().stdout, "pod\npod\n");
+    assert!(node.sh(&containers[0], "ip addr show eth0").ok().stdout.contains(&address));
+    assert!(node.sh(&containers[0], "grep -c pod /etc/hosts; cat /etc/resolv.conf").code == 0);
+    // What one opens on the loopback the other reaches.
+    node.sh(&containers[0], "echo from one | nc -l -p 7000 >/dev/null 2>&1 &");
+    eventually("the neighbour answers", || {
+        node.sh(&containers[1], "nc 127.0.0.1 7000 </dev/null").stdout == "from one\n"
+    });
+    // They share memory in /dev/shm.
+    node.sh(&containers[0], "echo shared > /dev/shm/x").ok();
+    assert_eq!(node.sh(&containers[1], "cat /dev/shm/x").ok().stdout, "shared\n");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_container_goes_through_its_life() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    // An init container, then one that fails and is started again, as the kubelet does.
+    let init = node.run_container(&pod, &node.container_config("init", "echo prepared"), &config);
+    let status = node.wait(&init);
+    assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
+    assert_eq!(node.log("pod", "init"), "prepared\n");
+    node.remove_container(&init);
+    for attempt in 0..3 {
+        let mut container = node.container_config("app", "echo try; exit 3");
+        container.metadata.as_mut().unwrap().attempt = attempt;
+        let id = node.run_container(&pod, &container, &config);
+        let status = node.wait(&id);
+        assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
+        assert!(status.started_at > 0 && status.finished_at > 0);
+        node.remove_container(&id);
+    }
+    // One that ends when it is asked to, one that must be killed, and one that is never started.
+    let script = "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    let polite = node.run_container(&pod, &node.container_config("polite", script), &config);
+    eventually("it is ready", || node.log("pod", "polite") == "ready\n");
+    node.stop_container(&polite, 30);
+    assert_eq!(node.wait(&polite).exit_code, 0);
+    assert_eq!(node.log("pod", "polite"), "ready\nasked\n");
+    let stubborn = node.run_container(&pod, &node.container_config("stubborn", "trap '' TERM; sleep 1000"), &config);
+    node.stop_container(&stubborn, 1);
+    assert_eq!(node.wait(&stubborn).exit_code, 137);
+    // Stopping twice does no harm.
+    node.stop_container(&stubborn, 1);
+    let created = node.try_create(&pod, &node.container_config("created", "sleep 1"), &config).unwrap();
+    node.remove_container(&created);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn namespaces_of_the_node_are_given_to_those_who_ask() {
+    needs_cri!();
+    let node = Node::start();
+    let on_node = |options: &mut api::NamespaceOption| {
+        options.network = api::NamespaceMode::Node.into();
+        options.pid = api::NamespaceMode::Node.into();
+        options.ipc = api::NamespaceMode::Node.into();
+    };
+    let mut config = node.pod_config("host");
+    config.hostname = String::new();
+    on_node(pod_security(&mut config).namespace_options.as_mut().unwrap());
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("app", "sleep 1000");
+    on_node(security(&mut container).namespace_options.as_mut().unwrap());
+    let id = node.run_container(&pod, &container, &config);
+    let pid = node.pid(&id);
+    for kind in ["net", "pid", "ipc"] {
+        assert_eq!(namespace_of(pid, kind), host_namespace(kind), "{kind}");
+    }
+    // In the node's PID namespace its children outlive it, unless somebody ends them.
+    node.sh(&id, "sleep 1234 >/dev/null 2>&1 & echo started").ok();
+    node.stop_container(&id, 0);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+
+    // One PID namespace for the whole pod, and a debugging container in another one's.
+    let mut config = node.pod_config("shared");
+    pod_security(&mut config).namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Pod.into();
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("app", "sleep 4321");
+    security(&mut container).namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Pod.into();
+    let app = node.run_container(&pod, &container, &config);
+    assert!(
+        node.sh(&app, "cat /proc/1/cmdline").ok().stdout.contains("2147483647"),
+        "the sandbox is its first process"
+    );
+    let mut debugger = node.container_config("debugger", "sleep 1000");
+    let options = security(&mut debugger).namespace_options.as_mut().unwrap();
+    options.pid = api::NamespaceMode::Target.into();
+    options.target_id = app.clone();
+    let debugger = node.run_container(&pod, &debugger, &config);
+    assert!(node.sh(&debugger, "ps").ok().stdout.contains("sleep 4321"));
+    assert_eq!(namespace_of(node.pid(&debugger), "pid"), namespace_of(node.pid(&app), "pid"));
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn security_contexts_take_effect() {
+    needs_cri!();
+    let node = Node::start();
+    let mut config = node.pod_config("pod");
+    config.linux.as_mut().unwrap().sysctls = HashMap::from([("net.ipv4.ip_forward".into(), "1".into())]);
+    pod_security(&mut config).privileged = true;
+    let pod = node.run_pod(&config);
+    let out = |name: &str, edit: &dyn Fn(&mut api::LinuxContainerSecurityContext), script: &str| {
+        let mut container = node.container_config(name, &format!("{{ {script}\n}} 2>&1"));
+        edit(security(&mut container));
+        let id = node.run_container(&pod, &container, &config);
+        node.wait(&id);
+        node.log("pod", name)
+    };
+    let effective = "grep CapEff /proc/self/status";
+    let capabilities = |text: &str| u64::from_str_radix(text.split_ascii_whitespace().nth(1).unwrap(), 16).unwrap();
+    let default = capabilities(&out("default", &|_| (), effective));
+    assert_eq!(default & 1 << 21, 0, "CAP_SYS_ADMIN");
+    let changed = |context: &mut api::LinuxContainerSecurityContext| {
+        context.capabilities = Some(api::Capability {
+            add_capabilities: vec!["SYS_ADMIN".into()],
+            drop_capabilities: vec!["CHOWN".into()],
+            ..Default::default()
+        });
+    };
+    assert_eq!(capabilities(&out("changed", &changed, effective)), default & !1 | 1 << 21);
+    let privileged = |context: &mut api::LinuxContainerSecurityContext| context.privileged = true;
+    let text = out(
+        "privileged",
+        &privileged,
+        "mount -t tmpfs none /tmp && ls /dev/loop-control; grep Seccomp: /proc/self/status",
+    );
+    assert!(text.contains("/dev/loop-control") && text.contains("Seccomp:\t0"), "{text}");
+    let runtime_default = |context: &mut api::LinuxContainerSecurityContext| {
+        context.seccomp = Some(api::SecurityProfile {
+            profile_type: api::security_profile::ProfileType::RuntimeDefault.into(),
+            ..Default::default()
+        });
+    };
+    let text = out("seccomp", &runtime_default, "grep Seccomp: /proc/self/status; unshare -U true");
+    assert!(text.contains("Seccomp:\t2"), "{text}");
+    let read_only = |context: &mut api::LinuxContainerSecurityContext| context.readonly_rootfs = true;
+    assert!(out("readonly", &read_only, "touch /x").contains("Read-only file system"));
+    let user = |context: &mut api::LinuxContainerSecurityContext| {
+        context.run_as_user = Some(api::Int64Value { value: 1000 });
+        context.run_as_group = Some(api::Int64Value { value: 2000 });
+        context.supplemental_groups = vec![3000];
+        context.no_new_privs = true;
+    };
+    let text = out("user", &user, "id -u; id -g; id -G; grep NoNewPrivs /proc/self/status");
+    assert!(text.starts_with("1000\n2000\n") && text.contains("3000") && text.contains("NoNewPrivs:\t1"), "{text}");
+    let paths = |context: &mut api::LinuxContainerSecurityContext| {
+        context.masked_paths = vec!["/proc/keys".into(), "/root".into()];
+        context.readonly_paths = vec!["/tmp".into()];
+    };
+    let text = out("paths", &paths, "wc -c < /proc/keys; ls -A /root | wc -l; touch /tmp/x");
+    assert!(text.starts_with("0\n0\n") && text.contains("Read-only"), "{text}");
+    assert_eq!(out("sysctl", &|_| (), "cat /proc/sys/net/ipv4/ip_forward"), "1\n");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn volumes_are_mounted_with_their_propagation() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let volume = node.path().join("volume");
+    for name in ["below", "from-inside"] {
+        fs::create_dir_all(volume.join(name)).unwrap();
+    }
+    fs::write(volume.join("file"), "content\n").unwrap();
+    // As the kubelet has it, the directory is a mount of its own, shared with the host.
+    run(Command::new("mount").arg("--bind").arg(&volume).arg(&volume)).ok();
+    run(Command::new("mount").arg("--make-shared").arg(&volume)).ok();
+    let termination = node.path().join("termination");
+    fs::write(&termination, "").unwrap();
+    let mut container = node.container_config("app", "echo last words > /dev/termination-log; sleep 1000");
+    container.mounts = vec![
+        api::Mount { readonly: true, ..mount(&volume, "/ro") },
+        mount(&volume, "/private"),
+        api::Mount {
+            propagation: api::MountPropagation::PropagationHostToContainer.into(),
+            ..mount(&volume, "/slave")
+        },
+        api::Mount { propagation: api::MountPropagation::PropagationBidirectional.into(), ..mount(&volume, "/shared") },
+        mount(&termination, "/dev/termination-log"),
+    ];
+    security(&mut container).privileged = true;
+    let mut privileged = config.clone();
+    pod_security(&mut privileged).privileged = true;
+    node.remove_pod(&pod);
+    let pod = node.run_pod(&privileged);
+    let id = node.run_container(&pod, &container, &privileged);
+    assert_eq!(node.sh(&id, "cat /ro/file /private/file").ok().stdout, "content\ncontent\n");
+    assert!(node.sh(&id, "touch /ro/new 2>&1").stdout.contains("Read-only"));
+    node.sh(&id, "echo new > /private/new").ok();
+    assert_eq!(fs::read_to_string(volume.join("new")).unwrap(), "new\n");
+    run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(volume.join("below"))).ok();
+    fs::write(volume.join("below/late"), "late\n").unwrap();
+    assert_eq!(node.sh(&id, "cat /slave/below/late").ok().stdout, "late\n");
+    assert_eq!(node.sh(&id, "cat /shared/below/late").ok().stdout, "late\n");
+    assert_ne!(node.sh(&id, "cat /private/below/late").code, 0, "a private volume sees no later mounts");
+    node.sh(&id, "mount -t tmpfs none /shared/from-inside && echo up > /shared/from-inside/up").ok();
+    assert_eq!(fs::read_to_string(volume.join("from-inside/up")).unwrap(), "up\n");
+    assert_eq!(fs::read_to_string(&termination).unwrap(), "last words\n");
+    node.remove_pod(&pod);
+    for name in ["from-inside", "below", "."] {
+        run(Command::new("umount").arg(volume.join(name))).ok();
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_lack_of_memory_is_the_reason_that_is_given() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let limited = |name: &str, script: &str| {
+        let mut container = node.container_config(name, script);
+        container.linux.as_mut().unwrap().resources =
+            Some(api::LinuxContainerResources { memory_limit_in_bytes: 24 << 20, ..Default::default() });
+        node.run_container(&pod, &container, &config)
+    };
+    for round in 0..repeats(3) {
+        let id = limited(&format!("hungry{round}"), "exec tail -c 200000000 /dev/zero");
+        let status = node.wait(&id);
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    }
+    let id = limited("modest", "exit 0");
+    assert_eq!(node.wait(&id).reason, "Completed");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn probes_are_executed_and_end_in_time() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let id = node.run_container(&pod, &node.container_config("app", "sleep 1000"), &config);
+    let done = node.sh(&id, "echo out; echo err >&2; exit 5");
+    assert_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (5, "out\n", "err\n"));
+    let numbers: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(node.sh(&id, "seq 1 100000").ok().stdout == numbers, "output is lost or changed");
+    let error = node.exec(&id, &["/no/such/program"], 0).unwrap_err();
+    assert!(error.message.contains("/no/such/program"), "{error:?}");
+    let begun = Instant::now();
+    let error = node.exec(&id, &["/bin/sleep", "1000"], 1).unwrap_err();
+    assert!(error.message.contains("timeout"), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    eventually("what took too long is gone", || {
+        !node.sh(&id, "ps").stdout.contains("sleep 1000\n") || {
+            let list = node.sh(&id, "ps").stdout;
+            list.matches("sleep 1000").count() == 1
+        }
+    });
+    let shim = node.shims()[0];
+    let count = |what: &str| fs::read_dir(format!("/proc/{shim}/{what}")).unwrap().count();
+    node.exec(&id, &["/bin/true"], 0).unwrap().ok();
+    let before = count("fd");
+    for _ in 0..repeats(60) {
+        node.exec(&id, &["/bin/true"], 10).unwrap().ok();
+    }
+    eventually("its descriptors are as before", || count("fd") <= before);
+    eventually("its threads have ended", || count("task") == 1);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn streams_of_exec_attach_and_port_forward_work() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("app", "while read -r line; do echo \"got $line\"; done; echo end");
+    container.stdin = true;
+    let id = node.run_container(&pod, &container, &config);
+    // exec without and with a terminal.
+    let mut stream = node.exec_stream(&id, &["/bin/sh", "-c", "read -r a; echo \"<$a>\"; echo err >&2; exit 9"], false);
+    stream.write("hello\n");
+    assert_eq!(stream.finish(), (9, "<hello>\n".to_owned(), "err\n".to_owned()));
+    let mut stream = node.exec_stream(&id, &["/bin/sh"], true);
+    stream.resize(91, 31);
+    stream.write("stty size; tty\n");
+    let shown = stream.read_until("31 91");
+    assert!(shown.contains("stty size"), "the terminal echoes: {shown:?}");
+    stream.read_until("/dev/pts/");
+    stream.write("exit 4\n");
+    assert_eq!(stream.finish().0, 4);
+    // attach: what is written is read, and it is in the log, too.
+    let mut stream = node.attach_stream(&id, true, false);
+    stream.write("from outside\n");
+    stream.read_until("got from outside\n");
+    drop(stream);
+    let mut stream = node.attach_stream(&id, true, false);
+    stream.write("again\n");
+    stream.read_until("got again\n");
+    eventually("it is in the log", || node.log("pod", "app") == "got from outside\ngot again\n");
+    // A port of the pod, behind which another container answers.
+    let script = "mkdir /www; echo served > /www/index.html; exec busybox httpd -f -p 8080 -h /www";
+    let server = node.container_config("server", script);
+    node.run_container(&pod, &server, &config);
+    let get = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080";
+    eventually("it serves", || node.sh(&id, get).stdout.contains("served"));
+    let mut stream = node.port_forward_stream(&pod, 8080);
+    stream.write("GET / HTTP/1.0\r\n\r\n");
+    stream.hear("served");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_terminal_of_a_container_is_attached_to() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("app", "read -r line; echo \"<$line>\"; stty size; sleep 1000");
+    (container.stdin, container.tty) = (true, true);
+    let id = node.run_container(&pod, &container, &config);
+    let mut stream = node.attach_stream(&id, true, true);
+    stream.resize(77, 17);
+    std::thread::sleep(Duration::from_millis(200));
+    stream.write("word\n");
+    stream.read_until("17 77");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn logs_are_rotated_without_a_loss() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let script =
+        "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) -ne 0 ] || sleep 0.02; done; sleep 1000";
+    let id = node.run_container(&pod, &node.container_config("app", script), &config);
+    let log = node.logs("pod").join("app.log");
+    let mut pieces = String::new();
+    for n in 0..5 {
+        std::thread::sleep(Duration::from_millis(60));
+        let old = log.with_extension(format!("log.{n}"));
+        fs::rename(&log, &old).unwrap();
+        node.client().reopen_container_log(api::ReopenContainerLogRequest { container_id: id.clone() }).unwrap();
+        pieces.push_str(&fs::read_to_string(old).unwrap());
+    }
+    eventually("the last line comes", || fs::read_to_string(&log).unwrap().contains("line 400\n"));
+    pieces.push_str(&fs::read_to_string(&log).unwrap());
+    let lines: Vec<&str> = pieces.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap()).collect();
+    let expected: Vec<String> = (1..=400).map(|n| format!("line {n}")).collect();
+    assert_eq!(lines, expected);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn statistics_are_what_the_kubelet_sums_up() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let script = "x=0; while [ $x -lt 200000 ]; do x=$((x+1)); done; sleep 1000";
+    let id = node.run_container(&pod, &node.container_config("app", script), &config);
+    let stats = |id: &str| {
+        let request = api::ContainerStatsRequest { container_id: id.into() };
+        node.client().container_stats(request).unwrap().stats.unwrap()
+    };
+    eventually("it has used the processor", || {
+        let cpu = stats(&id).cpu.unwrap();
+        cpu.usage_core_nano_seconds.is_some_and(|used| used.value > 10_000_000) && cpu.timestamp > 0
+    });
+    let memory = stats(&id).memory.unwrap();
+    assert!(memory.working_set_bytes.unwrap().value > 0);
+    assert_eq!(stats(&id).attributes.unwrap().metadata.unwrap().name, "app");
+    let all = node.client().list_container_stats(api::ListContainerStatsRequest::default()).unwrap().stats;
+    assert_eq!(all.len(), 1);
+    if version() >= (1, 7) {
+        let request = api::PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
+        let stats = node.client().pod_sandbox_stats(request).unwrap().stats.unwrap().linux.unwrap();
+        assert!(stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 10_000_000);
+        assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
+        assert!(stats.process.unwrap().process_count.unwrap().value >= 1);
+        assert_eq!(stats.network.unwrap().default_interface.unwrap().name, "eth0");
+        assert_eq!(stats.containers.len(), 1);
+    }
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn resources_are_updated_while_it_runs() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("app", "sleep 1000");
+    let resources = |memory: i64, quota: i64, shares: i64| api::LinuxContainerResources {
+        memory_limit_in_bytes: memory,
+        cpu_period: 100_000,
+        cpu_quota: quota,
+        cpu_shares: shares,
+        ..Default::default()
+    };
+    container.linux.as_mut().unwrap().resources = Some(resources(64 << 20, 50_000, 512));
+    let id = node.run_container(&pod, &container, &config);
+    let group = format!("{}/{id}", node.name());
+    let read = |controller: &str, v1: &str, v2: &str| {
+        let path = if cgroup::unified() {
+            format!("/sys/fs/cgroup/{group}/{v2}")
+        } else {
+            format!("/sys/fs/cgroup/{controller}/{group}/{v1}")
+        };
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}")).trim().to_owned()
+    };
+    let memory = || read("memory", "memory.limit_in_bytes", "memory.max");
+    let quota = || read("cpu", "cpu.cfs_quota_us", "cpu.max").split(' ').next().unwrap().to_owned();
+    assert_eq!((memory(), quota()), ((64u64 << 20).to_string(), "50000".to_owned()));
+    let update = |linux| {
+        let request =
+            api::UpdateContainerResourcesRequest { container_id: id.clone(), linux: Some(linux), ..Default::default() };
+        node.client().update_container_resources(request).unwrap();
+    };
+    update(resources(96 << 20, 25_000, 256));
+    assert_eq!((memory(), quota()), ((96u64 << 20).to_string(), "25000".to_owned()));
+    update(resources(48 << 20, 0, 0));
+    assert_eq!(memory(), (48u64 << 20).to_string());
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn pods_outlive_a_restart_of_containerd() {
+    needs_cri!();
+    let mut node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let script = "i=0; until test -e /tmp/end; do i=$((i+1)); echo line $i; sleep 0.01; done";
+    let chatty = node.run_container(&pod, &node.container_config("chatty", script), &config);
+    let ending = node.run_container(
+        &pod,
+        &node.container_config("ending", "until test -e /tmp/end; do sleep 0.01; done; exit 7"),
+        &config,
+    );
+    let (chatty_pid, ending_pid) = (node.pid(&chatty), node.pid(&ending));
+    eventually("it talks", || node.log("pod", "chatty").contains("line 20\n"));
+    node.restart_around(|| {
+        fs::write(format!("/proc/{ending_pid}/root/tmp/end"), "").unwrap();
+        eventually("it has ended", || !Path::new(&format!("/proc/{ending_pid}")).exists());
+        std::thread::sleep(Duration::from_millis(300));
+    });
+    assert_eq!(node.pod_status(&pod).state(), api::PodSandboxState::SandboxReady);
+    assert_eq!(node.pid(&chatty), chatty_pid);
+    let status = node.wait(&ending);
+    // From 1.7 on containerd itself deletes, as it starts, a task that ended while it was away.
+    assert!(status.exit_code == 7 || version() >= (1, 7), "{status:?}");
+    assert_eq!(node.sh(&chatty, "echo alive").ok().stdout, "alive\n");
+    let before = node.log("pod", "chatty").lines().count();
+    eventually("it talks on", || node.log("pod", "chatty").lines().count() > before + 20);
+    fs::write(format!("/proc/{chatty_pid}/root/tmp/end"), "").unwrap();
+    node.wait(&chatty);
+    // Nothing that it said meanwhile is lost.
+    let log = node.log("pod", "chatty");
+    let expected: String = (1..=log.lines().count()).map(|n| format!("line {n}\n")).collect();
+    assert_eq!(log, expected);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn users_of_a_pod_can_be_its_own() {
+    needs_cri!();
+    if version() < (1, 7) {
+        return println!("SKIPPED: containerd 1.6 knows no user namespaces of pods");
+    }
+    let node = Node::start();
+    let mapping = || vec![api::IdMapping { container_id: 0, host_id: 131_072, length: 65_536 }];
+    let options = || {
+        let users = api::UserNamespace { mode: api::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+        api::NamespaceOption { userns_options: Some(users), ..own_namespaces() }
+    };
+    let mut config = node.pod_config("pod");
+    pod_security(&mut config).namespace_options = Some(options());
+    let pod = node.run_pod(&config);
+    let volume = node.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let mut container =
+        node.container_config("app", "id -u; touch /new /tmp/new; ls -n / | grep -c ' 0 *0 '; sleep 1000");
+    security(&mut container).namespace_options = Some(options());
+    let id = node.run_container(&pod, &container, &config);
+    let pid = node.pid(&id);
+    assert_ne!(namespace_of(pid, "user"), host_namespace("user"));
+    let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+    assert_eq!(map.split_ascii_whitespace().collect::<Vec<_>>(), ["0", "131072", "65536"]);
+    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), 131_072);
+    eventually("it says who it is", || node.log("pod", "app").lines().count() >= 2);
+    let log = node.log("pod", "app");
+    assert!(log.starts_with("0\n"), "{log}");
+    assert_ne!(log.lines().nth(1), Some("0"), "its files belong to its root: {log}");
+    assert_eq!(node.sh(&id, "id -u; cat /proc/self/uid_map | tr -s ' '").ok().stdout, "0\n 0 131072 65536\n");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn features_of_the_handler_are_known() {
+    needs_cri!();
+    if version() < (2, 0) {
+        return println!("SKIPPED: containerd tells of features from 2.0 on");
+    }
+    let node = Node::start();
+    let status = node.client().status(api::StatusRequest { verbose: false }).unwrap();
+    let handler = |name: &str| {
+        let found = status.runtime_handlers.iter().find(|handler| handler.name == name);
+        found.unwrap_or_else(|| panic!("no {name}: {:?}", status.runtime_handlers)).features.unwrap_or_default()
+    };
+    let features = handler(BY_PATH);
+    assert!(features.user_namespaces && features.recursive_read_only_mounts, "{features:?}");
+    // For runtimes of other types than runc's containerd does not ask before 2.2.
+    if version() >= (2, 2) {
+        assert_eq!(handler("runx"), features);
+    }
+    let config = node.pod_config("pod");
+    let pod = node.try_run_pod(&config, BY_PATH).unwrap();
+    let volume = node.path().join("volume");
+    fs::create_dir_all(volume.join("below")).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(volume.join("below"))).ok();
+    let mut container = node.container_config("app", "sleep 1000");
+    container.mounts = vec![api::Mount { readonly: true, recursive_read_only: true, ..mount(&volume, "/v") }];
+    let id = node.run_container(&pod, &container, &config);
+    assert!(node.sh(&id, "touch /v/below/x 2>&1").stdout.contains("Read-only"));
+    node.remove_pod(&pod);
+    run(Command::new("umount").arg(volume.join("below"))).ok();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_module_and_a_native_program_share_a_pod() {
+    needs_cri!();
+    let node = Node::start();
+    let module = wasm::show_everything(&node.name());
+    let _forget = Forget(module.clone().into_bytes());
+    let rootfs = node.path().join("module");
+    fs::create_dir_all(rootfs.join("etc")).unwrap();
+    fs::write(rootfs.join("show.wat"), &module).unwrap();
+    fs::write(rootfs.join("etc/marker"), "the marker\n").unwrap();
+    node.containerd().import("runx.test/module:1", &rootfs, &["/show.wat"]);
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let native = node.run_container(&pod, &node.container_config("native", "sleep 1000"), &config);
+    let mut container = node.container_config("module", "");
+    container.image.as_mut().unwrap().image = "runx.test/module:1".into();
+    container.command.clear();
+    container.args = vec!["/show.wat".into()];
+    container.envs = vec![api::KeyValue { key: "NAME".into(), value: "value".into() }];
+    let id = node.run_container(&pod, &container, &config);
+    let status = node.wait(&id);
+    assert_eq!(status.exit_code, 2, "the number of its arguments: {}", node.log("pod", "module"));
+    let log = node.log("pod", "module");
+    assert!(log.contains("NAME=value") && log.contains("the marker"), "{log}");
+    assert_eq!(node.shims().len(), 1);
+    assert_eq!(node.sh(&native, "echo undisturbed").ok().stdout, "undisturbed\n");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn what_cannot_run_is_told_of_by_its_name_and_leaves_nothing() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let refused = |name: &str, edit: &dyn Fn(&mut api::ContainerConfig), words: &[&str]| {
+        let mut container = node.container_config(name, "true");
+        edit(&mut container);
+        let error = match node.try_create(&pod, &container, &config) {
+            Ok(id) => {
+                let started = node.start_container(&id);
+                let error = started.expect_err(name);
+                node.remove_container(&id);
+                error
+            }
+            Err(error) => error,
+        };
+        for word in words {
+            assert!(error.message.contains(word), "{word:?} is not in {error:?}");
+        }
+    };
+    refused("missing", &|c| c.command = vec!["/no/such/program".into()], &["/no/such/program", "no such file"]);
+    refused("not-executable", &|c| c.command = vec!["/etc/passwd".into()], &["/etc/passwd", "permission denied"]);
+    refused("cwd", &|c| c.working_dir = "/etc/passwd".into(), &["/etc/passwd"]);
+    refused("mount", &|c| c.mounts = vec![mount(node.path(), "/etc/passwd")], &["/etc/passwd", "ot a directory"]);
+    // A pod whose sandbox cannot be made.
+    let mut bad = node.pod_config("bad");
+    bad.linux.as_mut().unwrap().sysctls = HashMap::from([("net.no.such.switch".into(), "1".into())]);
+    let error = node.try_run_pod(&bad, "runx").unwrap_err();
+    assert!(error.message.contains("net.no.such.switch") || error.message.contains("net/no/such/switch"), "{error:?}");
+    let id = node.run_container(&pod, &node.container_config("app", "exit 0"), &config);
+    assert_eq!(node.wait(&id).exit_code, 0, "the pod is as good as before");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn the_end_of_a_sandbox_and_of_a_shim_are_noticed() {
+    needs_cri!();
+    let node = Node::start();
+    let kill = |pid: i32| {
+        // SAFETY: the pid is that of a process of this test's own node.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    };
+    let config = node.pod_config("sandbox");
+    let pod = node.run_pod(&config);
+    let id = node.run_container(&pod, &node.container_config("app", "sleep 1000"), &config);
+    kill(node.pod_info(&pod)["pid"].as_i64().unwrap() as i32);
+    eventually("the pod is not ready", || node.pod_status(&pod).state() == api::PodSandboxState::SandboxNotready);
+    assert_eq!(node.container_status(&id).state(), api::ContainerState::ContainerRunning);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+    let config = node.pod_config("shim");
+    let pod = node.run_pod(&config);
+    let id = node.run_container(&pod, &node.container_config("app", "sleep 1000"), &config);
+    kill(node.shims()[0]);
+    let status = node.wait(&id);
+    assert_ne!(status.exit_code, 0);
+    eventually("the pod is not ready", || node.pod_status(&pod).state() == api::PodSandboxState::SandboxNotready);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn many_containers_at_once_are_all_served() {
+    needs_cri!();
+    let node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let count = repeats(24);
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let start = |n: usize| {
+            let (node, pod, config) = (&node, &pod, &config);
+            scope.spawn(move || node.run_container(pod, &node.container_config(&format!("c{n}"), "sleep 1000"), config))
+        };
+        let threads: Vec<_> = (0..count).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(node.shims().len(), 1);
+    for id in &ids {
+        assert_eq!(node.container_status(id).state(), api::ContainerState::ContainerRunning);
+    }
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn pods_of_containerds_own_runtime_are_undisturbed() {
+    needs_cri!();
+    let node = Node::start();
+    let (ours, theirs) = (node.pod_config("ours"), node.pod_config("theirs"));
+    let their_pod = node.try_run_pod(&theirs, RUNC).unwrap();
+    let their_container = node.run_container(&their_pod, &node.container_config("app", "sleep 1000"), &theirs);
+    let our_pod = node.run_pod(&ours);
+    let our_container = node.run_container(&our_pod, &node.container_config("app", "sleep 1000"), &ours);
+    for id in [&their_container, &our_container] {
+        assert_eq!(node.sh(id, "echo here").ok().stdout, "here\n");
+    }
+    node.remove_pod(&our_pod);
+    assert_eq!(node.sh(&their_container, "echo still here").ok().stdout, "still here\n");
+    node.remove_pod(&their_pod);
+    node.assert_nothing_left();
+}
