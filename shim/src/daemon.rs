@@ -14,6 +14,7 @@ use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
 use runx_core::sys;
 use runx_core::sys::process::{prctl, set_name};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::events::Publisher;
 use crate::flags::Flags;
@@ -28,8 +29,11 @@ pub(crate) const LISTENER: i32 = 3;
 /// The name of the process, of which the kernel shows 15 bytes.
 const NAME: &CStr = c"containerd-shim-runx-v1";
 
-/// How often the daemon looks whether it is still needed.
-const SWEEP: Duration = Duration::from_secs(20);
+/// How often the daemon looks whether containerd has forgotten one of its containers.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// How often it looks without any: it may have been started for nothing.
+const IDLE_SWEEP: Duration = Duration::from_secs(15);
 
 /// How long events may take to leave before the end.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
@@ -76,8 +80,8 @@ fn serve(flags: Flags) -> Result<()> {
         // containerd's own shim describes itself, too; without a handler the signal would be the end.
         let mut describe = signal(SignalKind::user_defined1()).context("watch for SIGUSR1")?;
         reaper.reap();
-        let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + SWEEP, SWEEP);
         let mut was_idle = false;
+        let mut next_sweep = Instant::now() + IDLE_SWEEP;
         loop {
             tokio::select! {
                 _ = children.recv() => reaper.reap(),
@@ -86,7 +90,7 @@ fn serve(flags: Flags) -> Result<()> {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = describe.recv() => service.describe(),
-                _ = sweep.tick() => {
+                () = tokio::time::sleep_until(next_sweep) => {
                     // Twice in a row: one that was just started may still be waiting for its first.
                     let idle = service.sweep().await;
                     if idle && was_idle {
@@ -94,6 +98,7 @@ fn serve(flags: Flags) -> Result<()> {
                         break;
                     }
                     was_idle = idle;
+                    next_sweep = Instant::now() + if idle { IDLE_SWEEP } else { SWEEP };
                     return_memory();
                 }
             }

@@ -220,6 +220,27 @@ impl Containerd {
         }
     }
 
+    /// The daemon's pid, while it is a child of this process.
+    pub fn daemon_pid(&self) -> Option<i32> {
+        match &self.daemon {
+            Some(Daemon::Child(child)) => Some(child.id() as i32),
+            _ => None,
+        }
+    }
+
+    /// Kills the daemon, as a lack of memory would.
+    pub fn kill_daemon(&mut self) {
+        if let Some(Daemon::Child(mut child)) = self.daemon.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts the daemon again.
+    pub fn start_daemon(&mut self) {
+        self.launch();
+    }
+
     /// Stops the daemon and starts it again.
     pub fn restart_daemon(&mut self) {
         self.stop_daemon();

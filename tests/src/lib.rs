@@ -15,6 +15,7 @@ pub mod descriptors;
 pub mod image;
 pub mod leftovers;
 pub mod podman;
+pub mod random;
 pub mod running;
 pub mod shim;
 pub mod wasm;
@@ -43,6 +44,12 @@ pub fn slow() -> bool {
 /// How often to do what is done `times` times to find races.
 pub fn repeats(times: usize) -> usize {
     if slow() { times.div_ceil(4) } else { times }
+}
+
+/// How often to do something of which `make soak` does more: `RUNX_ROUNDS`, or a sample.
+pub fn rounds(sample: usize) -> usize {
+    let asked = std::env::var("RUNX_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    asked.unwrap_or_else(|| repeats(sample))
 }
 
 /// Says that a test does not run and why. Past the harness, which hides what passed tests print.

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use runx_tests::bundle::Bundle;
 use runx_tests::command::{Done, eventually, run_detached};
-use runx_tests::needs_root;
+use runx_tests::{needs_root, rounds};
 
 /// Runs commands of the bundle all at once. Each writes to a file of its own: containers keep their creator's
 /// streams.
@@ -47,16 +47,11 @@ fn successes(done: &[Done]) -> usize {
     done.iter().filter(|done| done.code == 0).count()
 }
 
-/// How often each race is run: `RUNX_ROUNDS`, or a sample.
-fn rounds() -> usize {
-    std::env::var("RUNX_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5)
-}
-
 #[test]
 fn of_several_starts_one_wins() {
     needs_root!();
     let bundle = Bundle::script("echo started; sleep 100");
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         bundle.create().ok();
         let start: &[&str] = &["start", bundle.id()];
         let done = at_once(&bundle, &[start; 4]);
@@ -71,7 +66,7 @@ fn of_several_starts_one_wins() {
 fn of_several_creates_one_wins() {
     needs_root!();
     let bundle = Bundle::script("sleep 100");
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         let create: &[&str] = &["create", bundle.id()];
         let done = at_once(&bundle, &[create; 4]);
         assert_eq!(successes(&done), 1, "{done:?}");
@@ -86,7 +81,7 @@ fn of_several_creates_one_wins() {
 fn several_deletes_delete_once() {
     needs_root!();
     let bundle = Bundle::script("sleep 100");
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         bundle.begin();
         let force: &[&str] = &["delete", "--force", bundle.id()];
         let done = at_once(&bundle, &[force; 4]);
@@ -106,7 +101,7 @@ fn everything_at_once_ends_in_order() {
     let bundle = Bundle::script("sleep 100");
     let id = bundle.id();
     let (by_force, without) = (["delete", "--force", id], ["delete", id]);
-    for round in 0..rounds() {
+    for round in 0..rounds(5) {
         bundle.begin();
         let done = at_once(
             &bundle,
@@ -148,7 +143,7 @@ fn creates_and_deletes_in_turns_leave_nothing() {
     needs_root!();
     let bundle = Bundle::script("sleep 100");
     let (create, force): (&[&str], &[&str]) = (&["create", bundle.id()], &["delete", "--force", bundle.id()]);
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         let done = at_once(&bundle, &[create, force, create, force, create, force]);
         assert_known(
             &done,

@@ -145,6 +145,11 @@ impl Node {
         self.containerd.path()
     }
 
+    /// The device that its pods are connected to.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
+    }
+
     /// The kubelet's connection.
     pub fn client(&self) -> &Client {
         &self.client
@@ -160,6 +165,14 @@ impl Node {
         self.containerd.stop_daemon();
         meanwhile();
         self.containerd.restart_daemon();
+        self.client = Client::connect(&self.path().join("c.sock"));
+        self.wait_ready();
+    }
+
+    /// Kills containerd, and starts it again.
+    pub fn crash(&mut self) {
+        self.containerd.kill_daemon();
+        self.containerd.start_daemon();
         self.client = Client::connect(&self.path().join("c.sock"));
         self.wait_ready();
     }
@@ -413,13 +426,22 @@ impl Node {
 
     /// The shims that run, without their spawners.
     pub fn shims(&self) -> Vec<i32> {
+        self.processes("containerd-shim")
+    }
+
+    /// The spawners of the shims.
+    pub fn spawners(&self) -> Vec<i32> {
+        self.processes("runx-spawner")
+    }
+
+    fn processes(&self, name: &str) -> Vec<i32> {
         let mark = self.path().to_string_lossy().into_owned();
-        let is_shim = |pid: &i32| {
+        let is_one = |pid: &i32| {
             let read = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
-            read("cmdline").contains(&mark) && read("comm").trim() == "containerd-shim"
+            read("cmdline").contains(&mark) && read("comm").trim() == name
         };
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_shim).collect()
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
     }
 
     /// Fails the test if anything is left of the pods and containers.
