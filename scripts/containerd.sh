@@ -222,10 +222,10 @@ look_for_leftovers() {
     [ ! -e "/run/containerd/runx/$namespace" ] || problem "directory /run/containerd/runx/$namespace"
     # The name of a shim's socket comes from containerd's address, the namespace and the container.
     for id in ${our_containers:-}; do
-        hash=$(printf '%s' "$socket/$namespace/$id/runx" | sha256sum | cut -d ' ' -f 1)
-        if [ -e "/run/containerd/s/$hash" ]; then
-            problem "socket /run/containerd/s/$hash of container $id"
-            rm -f "/run/containerd/s/$hash"
+        name=runx-$(printf '%s' "$socket/$namespace/$id" | sha256sum | cut -d ' ' -f 1)
+        if [ -e "/run/containerd/s/$name" ]; then
+            problem "socket /run/containerd/s/$name of container $id"
+            rm -f "/run/containerd/s/$name"
         fi
     done
     for digest in ${our_digests:-}; do

@@ -21,7 +21,7 @@ use crate::flags::Flags;
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::service::Service;
-use crate::{sandbox, spawner};
+use crate::{sandbox, sockets, spawner};
 
 /// The descriptor that `start` puts the socket on.
 pub(crate) const LISTENER: i32 = 3;
@@ -106,6 +106,7 @@ fn serve(flags: Flags) -> Result<()> {
         // First the socket, so that a new container does not find a daemon that goes.
         if let Some(socket) = &socket {
             let _ = std::fs::remove_file(socket);
+            sockets::remove_dead(socket);
         }
         let _ = tokio::time::timeout(LAST_EVENTS, events.flush()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), server.shutdown()).await;

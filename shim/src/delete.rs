@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,7 +13,7 @@ use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 
 use crate::flags::Flags;
-use crate::{container, events, pod, rootfs};
+use crate::{container, events, pod, rootfs, sockets};
 
 /// What a container counts as that was ended by `SIGKILL`.
 const KILLED: u32 = 137;
@@ -23,13 +22,13 @@ const KILLED: u32 = 137;
 fn daemon_is_gone(bundle: &Path) -> bool {
     let Ok(address) = fs::read_to_string(bundle.join("address")) else { return false };
     let Some(socket) = address.trim().strip_prefix("unix://") else { return false };
-    match UnixStream::connect(socket) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            let _ = fs::remove_file(socket);
-            true
-        }
-        other => other.is_err_and(|e| e.kind() == io::ErrorKind::NotFound),
+    let socket = Path::new(socket);
+    let dead = sockets::is_dead(socket);
+    if dead {
+        let _ = fs::remove_file(socket);
     }
+    sockets::remove_dead(socket);
+    dead || !socket.exists()
 }
 
 /// Removes what is left of the other containers of a pod whose daemon is gone. With version 3 of the Task API containerd

@@ -22,6 +22,7 @@ mod reaper;
 mod rootfs;
 mod sandbox;
 mod service;
+mod sockets;
 mod spawner;
 mod start;
 

@@ -38,11 +38,12 @@ fn names(directory: &Path) -> BTreeSet<PathBuf> {
 }
 
 /// All that a container can be seen by on this machine, from outside of containerd.
+///
+/// Sockets and bundles are looked at in the end: where containerd does not call `delete` for a killed shim, the next one
+/// that ends removes the socket, and containerd forgets a bundle (2.3 does) until it starts again.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
     states: BTreeSet<PathBuf>,
-    sockets: BTreeSet<PathBuf>,
-    bundles: BTreeSet<PathBuf>,
     cgroups: BTreeSet<PathBuf>,
     leases: BTreeSet<PathBuf>,
     links: usize,
@@ -51,9 +52,8 @@ struct Traces {
 }
 
 impl Traces {
-    fn of(node: &Node, before: &(BTreeSet<PathBuf>, BTreeSet<PathBuf>)) -> Self {
+    fn of(node: &Node, states: &BTreeSet<PathBuf>) -> Self {
         let directory = node.path().to_string_lossy().into_owned();
-        let new = |path: &str, old: &BTreeSet<PathBuf>| names(Path::new(path)).difference(old).cloned().collect();
         let mut cgroups = BTreeSet::new();
         for root in [PathBuf::from("/sys/fs/cgroup")].into_iter().chain(names(Path::new("/sys/fs/cgroup"))) {
             let is_group = |path: &PathBuf| path.is_dir();
@@ -69,9 +69,7 @@ impl Traces {
         let mut processes: BTreeSet<i32> = pids.filter(in_group).collect();
         processes.extend(node.shims());
         Self {
-            states: new(STATES, &before.0),
-            sockets: new(SOCKETS, &before.1),
-            bundles: names(&node.path().join("state/io.containerd.runtime.v2.task/k8s.io")),
+            states: names(Path::new(STATES)).difference(states).cloned().collect(),
             cgroups,
             leases: names(&node.path().join("ipam").join(node.bridge()))
                 .into_iter()
@@ -120,14 +118,14 @@ fn clean_up(node: &Node, name: &str) {
 fn what_is_killed_at_any_moment_leaves_nothing_and_harms_nobody_else() {
     needs_cri!();
     let mut random = Random::seeded("faults");
-    let before = (names(Path::new(STATES)), names(Path::new(SOCKETS)));
+    let (states, sockets) = (names(Path::new(STATES)), names(Path::new(SOCKETS)));
     let mut node = Node::start();
     let config = node.pod_config("witness");
     let witness_pod = node.run_pod(&config);
     let witness = node.run_container(&witness_pod, &node.container_config("app", "sleep 100000"), &config);
     let pid = node.pid(&witness);
     let (shim, spawner) = (node.shims()[0], node.spawners()[0]);
-    let untouched = Traces::of(&node, &before);
+    let untouched = Traces::of(&node, &states);
     let life = Duration::from_millis(if slow() { 6000 } else { 300 });
     let mut killed = [0; 3];
     let total = rounds(12);
@@ -171,11 +169,11 @@ fn what_is_killed_at_any_moment_leaves_nothing_and_harms_nobody_else() {
             node.crash();
         }
         clean_up(&node, name);
-        let mut now = Traces::of(&node, &before);
+        let mut now = Traces::of(&node, &states);
         let end = std::time::Instant::now() + Duration::from_secs(if slow() { 240 } else { 60 });
         while now != untouched && std::time::Instant::now() < end {
             thread::sleep(Duration::from_millis(50));
-            now = Traces::of(&node, &before);
+            now = Traces::of(&node, &states);
         }
         assert_eq!(now, untouched, "after {victim:?} was killed at {moment:?}, kill {killed:?}");
         assert_eq!(node.pid(&witness), pid);
@@ -183,5 +181,8 @@ fn what_is_killed_at_any_moment_leaves_nothing_and_harms_nobody_else() {
     }
     eprintln!("faults: killed shims, spawners and containerds: {killed:?}");
     node.remove_pod(&witness_pod);
+    node.crash();
     node.assert_nothing_left();
+    let left: Vec<_> = names(Path::new(SOCKETS)).difference(&sockets).cloned().collect();
+    assert!(left.is_empty(), "sockets are left: {left:?}");
 }
