@@ -20,7 +20,7 @@ import tempfile
 import time
 
 PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux",
-            "apparmor"]
+            "apparmor", "containernetworking-plugins"]
 # By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
 KERNELS = {"debian": ["linux-image-cloud-amd64", "linux-image-amd64"],
            "ubuntu": ["linux-image-virtual", "linux-image-generic"]}

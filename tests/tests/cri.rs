@@ -11,7 +11,7 @@ use k8s_cri::v1 as api;
 use runx_tests::command::{eventually, run};
 use runx_tests::cri::{BY_PATH, Node, RUNC, own_namespaces, version};
 use runx_tests::wasm::Forget;
-use runx_tests::{cgroup, needs_cri, repeats, wasm};
+use runx_tests::{cgroup, needs_cri, repeats, rounds, wasm};
 
 fn security(config: &mut api::ContainerConfig) -> &mut api::LinuxContainerSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
@@ -323,7 +323,7 @@ fn probes_are_executed_and_end_in_time() {
     let count = |what: &str| fs::read_dir(format!("/proc/{shim}/{what}")).unwrap().count();
     node.exec(&id, &["/bin/true"], 0).unwrap().ok();
     let before = count("fd");
-    for _ in 0..repeats(60) {
+    for _ in 0..rounds(60) {
         node.exec(&id, &["/bin/true"], 10).unwrap().ok();
     }
     eventually("its descriptors are as before", || count("fd") <= before);
@@ -700,7 +700,7 @@ fn many_containers_at_once_are_all_served() {
     let node = Node::start();
     let config = node.pod_config("pod");
     let pod = node.run_pod(&config);
-    let count = repeats(24);
+    let count = rounds(24);
     let ids: Vec<String> = std::thread::scope(|scope| {
         let start = |n: usize| {
             let (node, pod, config) = (&node, &pod, &config);
