@@ -77,7 +77,9 @@ in-vm:
 bench:
 	@scripts/setup bench
 	@$(MAKE) --no-print-directory build
-	@scripts/bench --dist $(DIST) $(BENCH_FLAGS)
+	@echo "== Building the programs that measure"
+	cargo build --release --locked -p runx-tests --bins
+	@scripts/bench --dist $(DIST) --programs $(RELEASE) $(BENCH_FLAGS)
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.
 SOAK := RUNX_DIST=$(DIST) cargo test --locked -p runx-tests

@@ -14,8 +14,18 @@ import time
 
 COMMANDS = ["run", "create", "start", "state", "exec", "delete"]
 
+# Of the programs that measure by themselves.
+STEPS = ["all of it", "start command", "Create", "Start", "Wait", "Delete", "until it runs", "RunPodSandbox",
+         "CreateContainer", "StartContainer", "ExecSync"]
+
+SUITES = {"command": "the command", "containerd": "containerd", "shim": "the shim by itself, over ttrpc",
+          "pods": "a pod through CRI, on"}
+
 # What a busy node has besides.
 MOUNTS = 1000
+
+# How many idle shims are looked at.
+IDLE = 20
 
 
 def say(text):
@@ -36,6 +46,8 @@ class Bench:
         self.samples = {}
         # By (bundle, operation, runtime), KiB of the largest process.
         self.memory = {}
+        # What idle shims take.
+        self.idle = []
 
     def timed(self, command):
         """Runs a program and returns the milliseconds from before its start until its end is known."""
@@ -208,12 +220,8 @@ class Bench:
     # --- containerd -------------------------------------------------------------------------------
 
     def containerd(self):
-        runtimes = {"runx": ["--runtime", "io.containerd.runx.v1"]}
-        if shutil.which("containerd-shim-runc-v2"):
-            for runtime in ("runc", "crun"):
-                if path := shutil.which(runtime):
-                    runtimes[runtime] = ["--runtime", "io.containerd.runc.v2", "--runc-binary", path]
-        else:
+        runtimes = self.shims()
+        if len(runtimes) == 1:
             say("SKIPPED: runc and crun with containerd: containerd-shim-runc-v2 is not installed")
             self.skipped.append({"runtime": "runc, crun", "suite": "containerd",
                                  "reason": "containerd-shim-runc-v2 is not installed"})
@@ -230,6 +238,69 @@ class Bench:
         top.mkdir()
         script = "".join(f"mkdir {top}/{n} && mount -t tmpfs -o size=4k none {top}/{n}\n" for n in range(MOUNTS))
         subprocess.run(["/bin/sh", "-e"], input=script, text=True, check=True)
+
+    # --- Pods, the shim by itself, and what stays in memory -----------------------------------------
+
+    def program(self, name, suite):
+        """A program of ours that measures by itself, and prints a line for each measurement."""
+        path = os.path.join(self.options.programs, name)
+        say(f"measuring: {suite}, {self.options.runs} times each")
+        environment = {**os.environ, "RUNX_DIST": self.options.dist}
+        answer = subprocess.run([path, str(self.options.runs + 1), str(self.options.gap)], env=environment,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        if answer.returncode != 0:
+            self.skipped.append({"runtime": "all", "suite": suite, "reason": f"{name} ended with {answer.returncode}"})
+            say(f"SKIPPED: {suite}: {name} ended with {answer.returncode}")
+            return
+        for line in answer.stdout.splitlines():
+            row = json.loads(line)
+            if row["suite"] == "memory":
+                self.idle.append(row)
+                continue
+            key = (row["suite"], row["bundle"], row["operation"], row["mode"], row["runtime"])
+            self.samples.setdefault(key, []).append(row["ms"])
+
+    def idle_shims(self):
+        """What shims take that have nothing to do, with their spawners: the part of every page that is theirs."""
+        ctr = [shutil.which("ctr"), "--address", self.options.socket, "--namespace", self.options.namespace]
+        for runtime, flags in self.shims().items():
+            if runtime == "crun":
+                continue
+            say(f"measuring: memory of {IDLE} idle shims, {runtime}")
+            names = [f"idle-{runtime}-{number}" for number in range(IDLE)]
+            try:
+                for name in names:
+                    self.timed([*ctr, "run", "--detach", "--null-io", *flags, "runx.test/busybox:1", name,
+                                "/bin/sleep", "100000"])
+                time.sleep(2)
+                sizes = [self.share(pid) for pid in self.shim_processes()]
+                self.idle.append({"bundle": f"{IDLE} containers by themselves", "runtime": runtime,
+                                  "shims": IDLE, "kib": sum(sizes)})
+            finally:
+                for name in names:
+                    subprocess.run([*ctr, "tasks", "delete", "--force", name], capture_output=True, check=False)
+                    subprocess.run([*ctr, "containers", "delete", name], capture_output=True, check=False)
+
+    def shim_processes(self):
+        for entry in os.listdir("/proc"):
+            try:
+                arguments = pathlib.Path("/proc", entry, "cmdline").read_bytes().split(b"\0") if entry.isdigit() else []
+            except OSError:
+                continue
+            if self.options.namespace.encode() in arguments and b"containerd-shim-" in arguments[0]:
+                yield entry
+
+    def share(self, pid):
+        text = pathlib.Path("/proc", pid, "smaps_rollup").read_text()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+
+    def shims(self):
+        runtimes = {"runx": ["--runtime", "io.containerd.runx.v1"]}
+        if shutil.which("containerd-shim-runc-v2"):
+            for runtime in ("runc", "crun"):
+                if path := shutil.which(runtime):
+                    runtimes[runtime] = ["--runtime", "io.containerd.runc.v2", "--runc-binary", path]
+        return runtimes
 
     def one_ctr_run(self, runtimes, flags):
         ctr = [shutil.which("ctr"), "--address", self.options.socket, "--namespace", self.options.namespace]
@@ -301,20 +372,20 @@ class Bench:
         for row in self.results():
             group = rows.setdefault((row["suite"], row["bundle"], row["operation"]), {})
             group.setdefault(row["runtime"], {})[row["mode"]] = row
-        order = {name: at for at, name in enumerate([*COMMANDS, "ctr run --rm", "ctr version"])}
+        order = {name: at for at, name in enumerate([*COMMANDS, "ctr run --rm", "ctr version", *STEPS])}
         section = None
         for (suite, bundle, operation), group in sorted(
                 rows.items(), key=lambda item: (item[0][0], item[0][1], order[item[0][2]])):
             if (suite, bundle) != section:
                 section = (suite, bundle)
-                what = "the command" if suite == "command" else "containerd"
+                what = SUITES[suite]
                 like = {"bare": "a bare bundle", "mounts": f"the same with {MOUNTS} more mounts on the host"}.get(
-                    bundle, "as for a pod: seccomp, masked paths, limits")
-                print(f"\n{what}, {like}")
-                print(f"{'':14}{'':6}{'back to back':>17}{'/ runx':>14}"
+                    bundle, bundle if suite == "pods" else "as for a pod: seccomp, masked paths, limits")
+                print(f"\n{what}{'' if suite == 'pods' else ','} {like}")
+                print(f"{'':16}{'':6}{'back to back':>17}{'/ runx':>14}"
                       f"{str(facts['gap_ms']) + ' ms between':>19}{'/ runx':>14}")
             for runtime, modes in group.items():
-                line = f"{operation:14}{runtime:6}"
+                line = f"{operation:16}{runtime:6}"
                 for mode, width in (("back to back", 17), ("gaps", 19)):
                     row = modes.get(mode)
                     if row is None:
@@ -333,6 +404,11 @@ class Bench:
         for bundle, operation in dict.fromkeys((bundle, operation) for bundle, operation, _ in self.memory):
             sizes = (f"{runtime} {size}" for (b, o, runtime), size in self.memory.items() if (b, o) == (bundle, operation))
             print(f"{operation:14}{bundle:12}{', '.join(sizes)}")
+        if self.idle:
+            print("\nmemory of idle shims, spawners included: PSS in MiB, altogether and for each shim")
+        for row in self.idle:
+            total = row["kib"] / 1024
+            print(f"{row['bundle']:32}{row['runtime']:6}{total:8.2f}{total / row['shims']:8.2f}")
 
 
 def main():
@@ -340,21 +416,25 @@ def main():
     for name in ("work", "socket", "namespace", "cgroups"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--dist", required=True, help="directory with the programs")
+    parser.add_argument("--programs", required=True, help="directory with the programs that measure")
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNX_BENCH_RUNS") or 20), help="how often")
     parser.add_argument("--gap", type=int, default=80, help="milliseconds between runs in the second mode")
     parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument("--only", choices=("commands", "containerd"))
+    parser.add_argument("--only", choices=("commands", "containerd", "shim", "pods", "memory"))
     bench = Bench(parser.parse_args())
     # As an exception, so that what is under way is cleaned up.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bench.options.dist = os.path.abspath(bench.options.dist)
     facts = bench.facts()
-    if bench.options.only != "containerd":
-        bench.commands()
-    if bench.options.only != "commands":
-        bench.containerd()
+    for name, work in (("commands", bench.commands), ("shim", lambda: bench.program("shim-bench", "shim")),
+                       ("pods", lambda: bench.program("cri-bench", "pods")), ("memory", bench.idle_shims),
+                       # At last, since it leaves a thousand mounts.
+                       ("containerd", bench.containerd)):
+        if bench.options.only in (None, name):
+            work()
     if bench.options.format == "json":
         json.dump({"facts": facts, "skipped": bench.skipped, "results": bench.results(),
+                   "idle": bench.idle,
                    "peak_kib": [{"bundle": b, "operation": o, "runtime": r, "kib": kib}
                                 for (b, o, r), kib in bench.memory.items()]}, sys.stdout, indent=1)
         print()

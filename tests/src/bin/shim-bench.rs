@@ -1,51 +1,58 @@
 //! How long a shim takes for the life of one container, without containerd: the start command, Create, Start, the
-//! end of a `true`, and Delete. One line of milliseconds for each round, and each part.
+//! end of a `true`, and Delete.
 //!
-//!     shim-bench runx|runc ROUNDS GAP_MS
+//!     shim-bench ROUNDS GAP_MS
 
-use std::time::{Duration, Instant};
-
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim::oci::Options;
+use runx_tests::bench::{Row, Stopwatch, arguments, modes};
+use runx_tests::cri;
 use runx_tests::shim::{Host, Make};
 
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let make = match args.get(1).map(String::as_str) {
-        Some("runx") => Make::Runx,
-        Some("runc") => Make::Runc,
-        _ => panic!("usage: shim-bench runx|runc ROUNDS GAP_MS"),
-    };
-    let number = |at: usize| args.get(at).and_then(|text| text.parse::<u64>().ok()).expect("a number");
-    let (rounds, gap) = (number(2), Duration::from_millis(number(3)));
-    let host = Host::new(make);
-    for round in 0..rounds {
-        let id = format!("b{round}");
-        host.make_bundle(&id, &["/bin/true"], |_| ());
-        std::thread::sleep(gap);
-        let begun = Instant::now();
-        let mut marks = Vec::new();
-        let mut mark = |name: &'static str| marks.push((name, begun.elapsed()));
-        let shim = host.shim(&id);
-        mark("command");
-        shim.create(&host.create_request(&id)).expect("create");
-        mark("create");
-        shim.start(&id, "").expect("start");
-        mark("start");
-        shim.wait(&id, "").expect("wait");
-        mark("wait");
-        shim.delete(&id, "").expect("delete");
-        mark("delete");
-        // containerd's own closes the connection before it answers.
-        let _ = shim.shutdown(&id);
-        let mut before = Duration::ZERO;
-        let parts: Vec<String> = marks
-            .iter()
-            .map(|(name, at)| {
-                let part = *at - before;
-                before = *at;
-                format!("\"{name}\": {:.3}", part.as_secs_f64() * 1000.0)
-            })
-            .collect();
-        println!("{{\"total\": {:.3}, {}}}", before.as_secs_f64() * 1000.0, parts.join(", "));
+    let (rounds, gap) = arguments();
+    let mut hosts = vec![("runx", Host::new(Make::Runx))];
+    if Make::Runc.program().is_some() {
+        hosts.push(("runc", Host::new(Make::Runc)));
+        if let Some(crun) = cri::crun() {
+            let options = Options { binary_name: crun.to_string_lossy().into_owned(), ..Options::default() };
+            let mut host = Host::new(Make::Runc);
+            host.options = Some(Any {
+                type_url: "containerd.runc.v1.Options".into(),
+                value: options.write_to_bytes().expect("a message"),
+                ..Any::default()
+            });
+            hosts.push(("crun", host));
+        }
     }
-    host.assert_nothing_left();
+    for (mode, pause) in modes(gap) {
+        for round in 0..rounds {
+            for (runtime, host) in &hosts {
+                let id = format!("b{round}{}", &mode[..1]);
+                host.make_bundle(&id, &["/bin/true"], |_| ());
+                std::thread::sleep(pause);
+                let mut watch = Stopwatch::start();
+                let shim = host.shim(&id);
+                watch.lap("start command");
+                shim.create(&host.create_request(&id)).expect("create");
+                watch.lap("Create");
+                shim.start(&id, "").expect("start");
+                watch.lap("Start");
+                shim.wait(&id, "").expect("wait");
+                watch.lap("Wait");
+                shim.delete(&id, "").expect("delete");
+                watch.lap("Delete");
+                // containerd's own closes the connection before it answers.
+                let _ = shim.shutdown(&id);
+                // The first fills caches.
+                if round > 0 {
+                    watch.report(&Row { suite: "shim", bundle: "bare", mode, runtime }, "all of it");
+                }
+            }
+        }
+    }
+    for (_, host) in &hosts {
+        host.assert_nothing_left();
+    }
 }

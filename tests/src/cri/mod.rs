@@ -31,6 +31,9 @@ pub const BY_PATH: &str = "runx-by-path";
 /// containerd's own runtime.
 pub const RUNC: &str = "runc";
 
+/// containerd's own runtime with crun, where that is installed.
+pub const CRUN: &str = "crun";
+
 /// The image of sandboxes.
 const PAUSE: &str = "runx.test/pause:1";
 
@@ -50,6 +53,17 @@ pub struct Node {
     made: Mutex<HashSet<String>>,
     /// Network namespaces of pods.
     networks: Mutex<HashSet<PathBuf>>,
+}
+
+/// The crun program, if it is installed.
+pub fn crun() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join("crun")).find(|program| program.exists())
+}
+
+/// The handlers that are worth comparing, ours first.
+pub fn handlers() -> Vec<&'static str> {
+    [HANDLER, RUNC].into_iter().chain(crun().map(|_| CRUN)).collect()
 }
 
 /// Why a node cannot be had here, if it cannot.
@@ -519,8 +533,13 @@ fn configuration(directory: &Path) -> String {
         format!(
             "{handler}.{HANDLER}]\n  runtime_type = \"io.containerd.runx.v1\"\n  pod_annotations = [\"runx.test/*\"]\n\
              {handler}.{BY_PATH}]\n  runtime_type = \"io.containerd.runc.v2\"\n  runtime_path = \"{}\"\n\
-             {handler}.{RUNC}]\n  runtime_type = \"io.containerd.runc.v2\"\n",
-            shim.display()
+             {handler}.{RUNC}]\n  runtime_type = \"io.containerd.runc.v2\"\n{}",
+            shim.display(),
+            crun().map_or(String::new(), |program| format!(
+                "{handler}.{CRUN}]\n  runtime_type = \"io.containerd.runc.v2\"\n{handler}.{CRUN}.options]\n  \
+                 BinaryName = \"{}\"\n",
+                program.display()
+            ))
         )
     };
     // Where limits and scores may not be raised, they stay as they are.
