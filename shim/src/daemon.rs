@@ -106,10 +106,13 @@ fn serve(flags: Flags) -> Result<()> {
         // First the socket, so that a new container does not find a daemon that goes.
         if let Some(socket) = &socket {
             let _ = std::fs::remove_file(socket);
-            sockets::remove_dead(socket);
         }
         let _ = tokio::time::timeout(LAST_EVENTS, events.flush()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), server.shutdown()).await;
+        // Nobody waits for us any more.
+        if let Some(socket) = &socket {
+            sockets::remove_dead(socket);
+        }
         Ok(())
     });
     runtime.shutdown_background();

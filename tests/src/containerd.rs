@@ -35,6 +35,8 @@ pub struct Containerd {
     shared: bool,
     /// Where it finds shims first.
     shims: PathBuf,
+    /// The daemon's program.
+    program: PathBuf,
 }
 
 #[derive(Debug)]
@@ -123,8 +125,15 @@ impl Containerd {
     /// When it does not come up.
     pub fn start_configured(namespace: &str, configure: impl FnOnce(&Path) -> String) -> Self {
         let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
-        let this =
-            Self { directory, daemon: None, unit: None, namespace: namespace.into(), shared: true, shims: dist() };
+        let this = Self {
+            directory,
+            daemon: None,
+            unit: None,
+            namespace: namespace.into(),
+            shared: true,
+            shims: dist(),
+            program: "containerd".into(),
+        };
         let config = configure(this.path());
         this.begin(&config)
     }
@@ -133,7 +142,15 @@ impl Containerd {
         let directory = TempDir::with_prefix("runx-ctd-").expect("make a directory");
         let name = directory.path().file_name().expect("it has a name").to_string_lossy().into_owned();
         let namespace = name.replace(['.', '-'], "");
-        let this = Self { directory, daemon: None, unit: unit(&name), namespace, shared: false, shims };
+        let this = Self {
+            directory,
+            daemon: None,
+            unit: unit(&name),
+            namespace,
+            shared: false,
+            shims,
+            program: "containerd".into(),
+        };
         let config = format!(
             "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{0}/c.sock\"\n",
@@ -185,7 +202,7 @@ impl Containerd {
             Daemon::Unit(unit.clone())
         } else {
             let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("open the log");
-            let child = Command::new("containerd")
+            let child = Command::new(&self.program)
                 .arg("--config")
                 .arg(config)
                 .env("PATH", path)
@@ -234,6 +251,15 @@ impl Containerd {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Lets another program be the daemon, with its own configuration, when it is started the next time.
+    ///
+    /// # Panics
+    /// When the configuration cannot be written.
+    pub fn become_program(&mut self, program: &Path, configure: impl FnOnce(&Path) -> String) {
+        self.program = program.to_owned();
+        fs::write(self.path().join("config.toml"), configure(self.path())).expect("write the configuration");
     }
 
     /// Starts the daemon again.

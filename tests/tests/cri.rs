@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use k8s_cri::v1 as api;
 use runx_tests::command::{eventually, run};
-use runx_tests::cri::{BY_PATH, Node, RUNC, own_namespaces, version};
+use runx_tests::cri::{BY_PATH, Node, RUNC, newer, own_namespaces, version};
 use runx_tests::wasm::Forget;
-use runx_tests::{cgroup, needs_cri, repeats, rounds, wasm};
+use runx_tests::{cgroup, needs_cri, repeats, rounds, skip, wasm};
 
 fn security(config: &mut api::ContainerConfig) -> &mut api::LinuxContainerSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
@@ -534,10 +534,34 @@ fn pods_outlive_a_restart_of_containerd() {
 }
 
 #[test]
+fn pods_outlive_an_upgrade_of_containerd() {
+    needs_cri!();
+    let Some(newer) = newer() else {
+        return skip("RUNX_NEWER_CONTAINERD names no newer containerd");
+    };
+    let mut node = Node::start();
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let old = node.run_container(&pod, &node.container_config("old", "echo here; sleep 1000"), &config);
+    let pid = node.pid(&old);
+    node.upgrade_to(&newer);
+    assert_eq!(node.pod_status(&pod).state(), api::PodSandboxState::SandboxReady);
+    assert_eq!(node.pid(&old), pid);
+    assert_eq!(node.sh(&old, "echo alive").ok().stdout, "alive\n");
+    let new = node.run_container(&pod, &node.container_config("new", "exit 6"), &config);
+    assert_eq!(node.wait(&new).exit_code, 6);
+    assert_eq!(node.shims().len(), 1);
+    node.stop_container(&old, 0);
+    assert_eq!(node.wait(&old).exit_code, 137);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
 fn users_of_a_pod_can_be_its_own() {
     needs_cri!();
     if version() < (1, 7) {
-        return println!("SKIPPED: containerd 1.6 knows no user namespaces of pods");
+        return skip("containerd 1.6 knows no user namespaces of pods");
     }
     let node = Node::start();
     let mapping = || vec![api::IdMapping { container_id: 0, host_id: 131_072, length: 65_536 }];
@@ -572,7 +596,7 @@ fn users_of_a_pod_can_be_its_own() {
 fn features_of_the_handler_are_known() {
     needs_cri!();
     if version() < (2, 0) {
-        return println!("SKIPPED: containerd tells of features from 2.0 on");
+        return skip("containerd tells of features from 2.0 on");
     }
     let node = Node::start();
     let status = node.client().status(api::StatusRequest { verbose: false }).unwrap();

@@ -351,6 +351,48 @@ fn events_wait_for_containerd_and_keep_their_order() {
 }
 
 #[test]
+fn a_full_disk_fails_a_create_with_its_reason_and_leaves_nothing() {
+    needs_root!();
+    let mut host = Host::new(Make::Runx);
+    let disk = host.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "none"]).arg(&disk)).ok();
+    host.options = Some(options(&Options { root: disk.to_string_lossy().into_owned(), ..Options::default() }));
+    let filling = disk.join("filling");
+    let states = disk.join(host.namespace());
+    // With ever more room, until it is enough for one container.
+    let mut failures = 0;
+    for round in 0..40 {
+        let id = format!("a{round}");
+        let _ = fs::remove_file(&filling);
+        let _ = fs::write(&filling, vec![b'x'; (128 << 10) - (4096 * round)]);
+        host.make_bundle(&id, &["/bin/true"], |_| ());
+        let shim = host.shim(&id);
+        match shim.create(&host.create_request(&id)) {
+            Ok(_) => {
+                shim.start(&id, "").unwrap();
+                shim.wait(&id, "").unwrap();
+                shim.delete(&id, "").unwrap();
+                let _ = shim.shutdown(&id);
+                break;
+            }
+            Err(_) => {
+                let (_, text) = refused(shim.create(&host.create_request(&id)));
+                assert!(text.contains("No space left on device"), "{text}");
+                failures += 1;
+                let left: Vec<_> = fs::read_dir(&states).into_iter().flatten().flatten().map(|e| e.path()).collect();
+                assert!(left.iter().all(|path| path.ends_with(".seccomp")), "{left:?}");
+                let _ = shim.shutdown(&id);
+            }
+        }
+    }
+    assert!(failures > 0);
+    eventually("all shims have ended", || host.daemons().is_empty());
+    run(Command::new("umount").arg(&disk)).ok();
+    host.assert_nothing_left();
+}
+
+#[test]
 fn a_daemon_is_executed_from_a_file_that_cannot_be_written() {
     needs_root!();
     let host = Host::new(Make::Runx);

@@ -1,10 +1,12 @@
 //! The Task API without containerd: every call in every state, beside containerd's own shim.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use containerd_shim_protos::api as pb;
+use containerd_shim_protos::cgroups::metrics as v1;
+use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::events::task as topics;
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::{Message, MessageFull, text_format};
 use containerd_shim_protos::shim::event::Envelope;
 use runx_tests::shim::{Answer, Host, Make, Shim, refused};
 use runx_tests::{needs_root, needs_runcs_shim};
@@ -257,4 +259,64 @@ fn every_call_in_every_state_is_answered_as_containerds_shim_does() {
         assert_eq!(ours, theirs);
     }
     assert_eq!(ours.len(), theirs.len());
+}
+
+/// The names of all fields that say something, with those of the messages that they are in.
+fn filled(message: &impl MessageFull) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut within: Vec<String> = Vec::new();
+    for line in text_format::print_to_string_pretty(message).lines().map(str::trim) {
+        if let Some(name) = line.strip_suffix(" {") {
+            within.push(name.to_owned());
+        } else if line == "}" {
+            within.pop();
+        } else if let Some((name, _)) = line.split_once(':') {
+            names.insert(within.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join("."));
+        }
+    }
+    names
+}
+
+fn statistics(make: Make) -> (String, BTreeSet<String>) {
+    let host = Host::new(make);
+    host.make_bundle(
+        "a",
+        &["/bin/sh", "-c", "x=0; while [ $x -lt 300000 ]; do x=$((x+1)); done; exec sleep 1000"],
+        |config| {
+            config["linux"]["resources"] = json!({
+                "devices": [{"allow": false, "access": "rwm"}],
+                "memory": {"limit": 64 << 20}, "pids": {"limit": 50}, "cpu": {"quota": 20000, "period": 100_000}
+            });
+        },
+    );
+    let shim = host.shim("a");
+    shim.create(&host.create_request("a")).expect("create");
+    shim.start("a", "").expect("start");
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    let any = shim.stats("a").expect("stats").stats.unwrap();
+    let names = match any.type_url.as_str() {
+        "io.containerd.cgroups.v1.Metrics" => filled(&v1::Metrics::parse_from_bytes(&any.value).expect("metrics")),
+        "io.containerd.cgroups.v2.Metrics" => filled(&v2::Metrics::parse_from_bytes(&any.value).expect("metrics")),
+        other => panic!("statistics of type {other}"),
+    };
+    shim.kill("a", "", 9, false).expect("kill");
+    shim.wait("a", "").expect("wait");
+    shim.delete("a", "").expect("delete");
+    let _ = shim.shutdown("a");
+    host.assert_nothing_left();
+    (any.type_url.clone(), names)
+}
+
+#[test]
+fn statistics_say_all_that_containerds_shim_says() {
+    needs_root!();
+    needs_runcs_shim!();
+    let (ours, theirs) = (statistics(Make::Runx), statistics(Make::Runc));
+    assert_eq!(ours.0, theirs.0);
+    // What the kernel counts now and then.
+    let by_chance =
+        ["maj", "dirty", "writeback", "file", "cache", "slab", "workingset", "pgscan", "kernel", "io.", "blkio"];
+    let expected = theirs.1.iter().filter(|name| !by_chance.iter().any(|word| name.contains(word)));
+    let missing: Vec<_> = expected.filter(|name| !ours.1.contains(*name)).collect();
+    assert!(missing.is_empty(), "missing: {missing:?}");
 }

@@ -106,14 +106,21 @@ macro_rules! needs_cri {
 
 /// The version of containerd: 1.6 is `(1, 6)`.
 pub fn version() -> (u32, u32) {
-    let text = run(Command::new("containerd").arg("--version")).ok().stdout;
-    let number = text
-        .split_ascii_whitespace()
-        .map(|word| word.trim_start_matches('v'))
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
+    version_of(Path::new("containerd"))
+}
+
+fn version_of(program: &Path) -> (u32, u32) {
+    let text = run(Command::new(program).arg("--version")).ok().stdout;
+    let is_version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    let number = text.split_ascii_whitespace().map(|word| word.trim_start_matches('v')).find(is_version);
     let mut parts =
         number.expect("containerd tells its version").split('.').map(|part| part.parse().expect("a number"));
     (parts.next().expect("a major version"), parts.next().expect("a minor version"))
+}
+
+/// A newer containerd than the one that is installed, if `RUNX_NEWER_CONTAINERD` names one.
+pub fn newer() -> Option<PathBuf> {
+    std::env::var_os("RUNX_NEWER_CONTAINERD").map(PathBuf::from)
 }
 
 impl Node {
@@ -128,7 +135,7 @@ impl Node {
             // Names of devices are short.
             bridge = format!("rx{}", name.rsplit('-').next().expect("it has parts"));
             write_network(directory, &bridge);
-            configuration(directory)
+            configuration(directory, version())
         });
         let client = Client::connect(&containerd.path().join("c.sock"));
         let this = Self { containerd, client, bridge, made: Mutex::default(), networks: Mutex::default() };
@@ -179,6 +186,18 @@ impl Node {
         self.containerd.stop_daemon();
         meanwhile();
         self.containerd.restart_daemon();
+        self.client = Client::connect(&self.path().join("c.sock"));
+        self.wait_ready();
+    }
+
+    /// Stops containerd and starts another one in its place.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn upgrade_to(&mut self, program: &Path) {
+        self.containerd.stop_daemon();
+        self.containerd.become_program(program, |directory| configuration(directory, version_of(program)));
+        self.containerd.start_daemon();
         self.client = Client::connect(&self.path().join("c.sock"));
         self.wait_ready();
     }
@@ -524,7 +543,7 @@ fn write_network(directory: &Path, bridge: &str) {
 }
 
 /// containerd's configuration, in the form of its version.
-fn configuration(directory: &Path) -> String {
+fn configuration(directory: &Path, version: (u32, u32)) -> String {
     let at = directory.display();
     let plugins = plugins().expect("there are plugins");
     let shim = crate::dist().join("containerd-shim-runx-v1");
@@ -550,7 +569,7 @@ fn configuration(directory: &Path) -> String {
     );
     // Its socket has one place for the whole machine.
     let nri = "[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n";
-    if version() < (2, 0) {
+    if version < (2, 0) {
         let cri = "io.containerd.grpc.v1.cri";
         format!(
             "version = 2\n{head}{nri}[plugins.\"{cri}\"]\nsandbox_image = \"{PAUSE}\"\nstream_server_port = \"0\"\n\
@@ -560,7 +579,7 @@ fn configuration(directory: &Path) -> String {
     } else {
         let cri = "io.containerd.cri.v1.runtime";
         let directories =
-            if version() < (2, 1) { format!("bin_dir = \"{plugins}\"") } else { format!("bin_dirs = [\"{plugins}\"]") };
+            if version < (2, 1) { format!("bin_dir = \"{plugins}\"") } else { format!("bin_dirs = [\"{plugins}\"]") };
         format!(
             "version = 3\n{head}{nri}[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE}\"\n\
              [plugins.\"{cri}\"]\n{common}[plugins.\"{cri}\".cni]\n  {directories}\n  conf_dir = \"{at}/cni\"\n{}",
