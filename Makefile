@@ -87,7 +87,7 @@ soak:
 	@scripts/setup test
 	@$(MAKE) --no-print-directory build
 	@echo "== 1,000 probes, and 200 containers at once"
-	RUNX_ROUNDS=1000 $(SOAK) --test cri -- probes
+	RUNX_ROUNDS=1000 $(SOAK) --test cri_running -- probes
 	RUNX_ROUNDS=200 $(SOAK) --test cri -- many_containers
 	@echo "== 500 kills at random moments"
 	RUNX_ROUNDS=500 $(SOAK) --test faults -- --nocapture

@@ -1,6 +1,7 @@
 //! A containerd whose CRI is spoken to as the kubelet does, with a network of its own.
 
 mod client;
+mod configuration;
 mod streams;
 
 use std::collections::HashSet;
@@ -11,14 +12,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use k8s_cri::v1 as api;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::command::{Done, eventually, run};
+use crate::command::{Done, eventually};
 use crate::containerd::{self, Containerd};
 use crate::leftovers;
 use crate::shim::remove_group;
 
 pub use client::{Client, Refused};
+pub use configuration::{crun, handlers, newer, version};
 pub use streams::Stream;
 
 /// The handler of the runtime under test.
@@ -40,9 +42,6 @@ const PAUSE: &str = "runx.test/pause:1";
 /// The image with busybox.
 pub const BUSYBOX: &str = "runx.test/busybox:1";
 
-/// Where distributions and installers put CNI plugins.
-const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
-
 /// A node, as far as the kubelet sees one.
 #[derive(Debug)]
 pub struct Node {
@@ -55,23 +54,12 @@ pub struct Node {
     networks: Mutex<HashSet<PathBuf>>,
 }
 
-/// The crun program, if it is installed.
-pub fn crun() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join("crun")).find(|program| program.exists())
-}
-
-/// The handlers that are worth comparing, ours first.
-pub fn handlers() -> Vec<&'static str> {
-    [HANDLER, RUNC].into_iter().chain(crun().map(|_| CRUN)).collect()
-}
-
 /// Why a node cannot be had here, if it cannot.
 pub fn obstacle() -> Option<String> {
     if let Some(why) = containerd::obstacle() {
         return Some(why);
     }
-    if plugins().is_none() {
+    if configuration::plugins().is_none() {
         return Some("it needs the CNI plugins bridge, host-local and loopback (containernetworking-plugins)".into());
     }
     // The kernel may lack the module.
@@ -86,13 +74,6 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-fn plugins() -> Option<&'static str> {
-    let complete = |directory: &&str| {
-        ["bridge", "host-local", "loopback"].iter().all(|name| Path::new(directory).join(name).exists())
-    };
-    PLUGINS.into_iter().find(complete)
-}
-
 /// Returns from the test, aloud, if there is an obstacle.
 #[macro_export]
 macro_rules! needs_cri {
@@ -102,25 +83,6 @@ macro_rules! needs_cri {
             return;
         }
     };
-}
-
-/// The version of containerd: 1.6 is `(1, 6)`.
-pub fn version() -> (u32, u32) {
-    version_of(Path::new("containerd"))
-}
-
-fn version_of(program: &Path) -> (u32, u32) {
-    let text = run(Command::new(program).arg("--version")).ok().stdout;
-    let is_version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
-    let number = text.split_ascii_whitespace().map(|word| word.trim_start_matches('v')).find(is_version);
-    let mut parts =
-        number.expect("containerd tells its version").split('.').map(|part| part.parse().expect("a number"));
-    (parts.next().expect("a major version"), parts.next().expect("a minor version"))
-}
-
-/// A newer containerd than the one that is installed, if `RUNX_NEWER_CONTAINERD` names one.
-pub fn newer() -> Option<PathBuf> {
-    std::env::var_os("RUNX_NEWER_CONTAINERD").map(PathBuf::from)
 }
 
 impl Node {
@@ -134,8 +96,8 @@ impl Node {
             let name = directory.file_name().expect("it has a name").to_string_lossy().into_owned();
             // Names of devices are short.
             bridge = format!("rx{}", name.rsplit('-').next().expect("it has parts"));
-            write_network(directory, &bridge);
-            configuration(directory, version())
+            configuration::write_network(directory, &bridge);
+            configuration::containerds(directory, version())
         });
         let client = Client::connect(&containerd.path().join("c.sock"));
         let this = Self { containerd, client, bridge, made: Mutex::default(), networks: Mutex::default() };
@@ -196,7 +158,9 @@ impl Node {
     /// When it does not come up.
     pub fn upgrade_to(&mut self, program: &Path) {
         self.containerd.stop_daemon();
-        self.containerd.become_program(program, |directory| configuration(directory, version_of(program)));
+        self.containerd.become_program(program, |directory| {
+            configuration::containerds(directory, configuration::version_of(program))
+        });
         self.containerd.start_daemon();
         self.client = Client::connect(&self.path().join("c.sock"));
         self.wait_ready();
@@ -495,8 +459,20 @@ impl Node {
         let task = self.path().join("state/io.containerd.runtime.v2.task").to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         assert!(!mounts.contains(&task), "mounts are left: {mounts}");
-        let bundles = PathBuf::from(&task).join("k8s.io");
-        eventually("all bundles are gone", || fs::read_dir(&bundles).into_iter().flatten().count() == 0);
+        let bundles = || fs::read_dir(PathBuf::from(&task).join("k8s.io")).into_iter().flatten().flatten();
+        let describe = |entry: fs::DirEntry| {
+            let files = fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|file| file.file_name());
+            format!("{}: {:?}", entry.path().display(), files.collect::<Vec<_>>())
+        };
+        let mut left = Vec::new();
+        for _ in 0..100 {
+            left = bundles().map(describe).collect();
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(left.is_empty(), "bundles are left: {left:?}");
         for id in made.iter() {
             leftovers::assert_none(id, &[]);
         }
@@ -523,67 +499,5 @@ pub fn own_namespaces() -> api::NamespaceOption {
         pid: api::NamespaceMode::Container.into(),
         ipc: api::NamespaceMode::Pod.into(),
         ..Default::default()
-    }
-}
-
-/// Addresses of their own for every node, so that several can be there at once.
-fn write_network(directory: &Path, bridge: &str) {
-    let seed = bridge.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    let subnet = format!("10.{}.{}.0/24", 64 + seed % 128, seed / 128 % 256);
-    let network = json!({
-        "cniVersion": "0.4.0",
-        "name": bridge,
-        "plugins": [{
-            "type": "bridge", "bridge": bridge, "isGateway": true,
-            "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": subnet}]]}
-        }]
-    });
-    fs::create_dir_all(directory.join("cni")).expect("make a directory");
-    fs::write(directory.join("cni/10-network.conflist"), network.to_string()).expect("write the network");
-}
-
-/// containerd's configuration, in the form of its version.
-fn configuration(directory: &Path, version: (u32, u32)) -> String {
-    let at = directory.display();
-    let plugins = plugins().expect("there are plugins");
-    let shim = crate::dist().join("containerd-shim-runx-v1");
-    let handlers = |plugin: &str| {
-        let handler = format!("[plugins.\"{plugin}\".containerd.runtimes");
-        format!(
-            "{handler}.{HANDLER}]\n  runtime_type = \"io.containerd.runx.v1\"\n  pod_annotations = [\"runx.test/*\"]\n\
-             {handler}.{BY_PATH}]\n  runtime_type = \"io.containerd.runc.v2\"\n  runtime_path = \"{}\"\n\
-             {handler}.{RUNC}]\n  runtime_type = \"io.containerd.runc.v2\"\n{}",
-            shim.display(),
-            crun().map_or(String::new(), |program| format!(
-                "{handler}.{CRUN}]\n  runtime_type = \"io.containerd.runc.v2\"\n{handler}.{CRUN}.options]\n  \
-                 BinaryName = \"{}\"\n",
-                program.display()
-            ))
-        )
-    };
-    // Where limits and scores may not be raised, they stay as they are.
-    let common = "restrict_oom_score_adj = true\nenable_unprivileged_ports = false\nenable_unprivileged_icmp = false\n";
-    let head = format!(
-        "root = \"{at}/root\"\nstate = \"{at}/state\"\n[grpc]\n  address = \"{at}/c.sock\"\n\
-         [ttrpc]\n  address = \"{at}/c.sock.ttrpc\"\n[debug]\n  address = \"{at}/debug.sock\"\n"
-    );
-    // Its socket has one place for the whole machine.
-    let nri = "[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n";
-    if version < (2, 0) {
-        let cri = "io.containerd.grpc.v1.cri";
-        format!(
-            "version = 2\n{head}{nri}[plugins.\"{cri}\"]\nsandbox_image = \"{PAUSE}\"\nstream_server_port = \"0\"\n\
-             {common}[plugins.\"{cri}\".cni]\n  bin_dir = \"{plugins}\"\n  conf_dir = \"{at}/cni\"\n{}",
-            handlers(cri)
-        )
-    } else {
-        let cri = "io.containerd.cri.v1.runtime";
-        let directories =
-            if version < (2, 1) { format!("bin_dir = \"{plugins}\"") } else { format!("bin_dirs = [\"{plugins}\"]") };
-        format!(
-            "version = 3\n{head}{nri}[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE}\"\n\
-             [plugins.\"{cri}\"]\n{common}[plugins.\"{cri}\".cni]\n  {directories}\n  conf_dir = \"{at}/cni\"\n{}",
-            handlers(cri)
-        )
     }
 }
