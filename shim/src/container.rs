@@ -16,7 +16,7 @@ use containerd_shim_protos::ttrpc::{self, Code};
 use runx_core::Error;
 use runx_core::bundle::Bundle;
 use runx_core::cgroup::{OomEvents, OomWatch};
-use runx_core::container::{Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
+use runx_core::container::{Born, Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
 
 use crate::error::{runtime_failure, status, unknown};
@@ -98,6 +98,7 @@ pub(crate) fn create(
     request: &CreateTaskRequest,
     options: &Options,
     stdio: &Stdio,
+    born: Born,
 ) -> ttrpc::Result<(Core, Handle)> {
     let bundle = PathBuf::from(&request.bundle);
     let root = bundle.join("rootfs");
@@ -117,7 +118,7 @@ pub(crate) fn create(
         rootfs::mount_all(&request.rootfs, &root, &namespaces)
             .map_err(|e| if gone.get() { spawner_gone() } else { unknown(e) })?;
     }
-    let created = create_mounted(runtime, request, options, stdio, &bundle);
+    let created = create_mounted(runtime, request, options, stdio, born, &bundle);
     if created.is_err()
         && !request.rootfs.is_empty()
         && let Err(e) = rootfs::unmount(&root)
@@ -132,6 +133,7 @@ fn create_mounted(
     request: &CreateTaskRequest,
     options: &Options,
     stdio: &Stdio,
+    born: Born,
     path: &Path,
 ) -> ttrpc::Result<(Core, Handle)> {
     let what = "OCI runtime create failed";
@@ -152,6 +154,7 @@ fn create_mounted(
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
         systemd_cgroup: options.systemd_cgroup,
+        born: Some(born),
         ..CreateOptions::default()
     };
     let (core, handle) = runtime.create(&request.id, &bundle, create).map_err(|e| match e {
@@ -182,9 +185,10 @@ pub(crate) fn exec(
     container: &Container,
     spec: &ProcessSpec,
     stdio: &Stdio,
+    born: Born,
 ) -> ttrpc::Result<Handle> {
     let what = "OCI runtime exec failed";
-    let options = ExecOptions { stdio: duplicate(stdio)?, ..ExecOptions::default() };
+    let options = ExecOptions { stdio: duplicate(stdio)?, born: Some(born), ..ExecOptions::default() };
     runtime.exec(&container.core, spec, options).map_err(|e| match e {
         Error::SpawnerGone => spawner_gone(),
         Error::WrongState { status, .. } => unknown(format!("cannot exec in a {status} state")),

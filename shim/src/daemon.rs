@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +11,9 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
 use runx_core::sys;
-use runx_core::sys::process::{prctl, set_name};
+use runx_core::sys::process::{prctl, raise_open_files, set_name};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::events::Publisher;
@@ -56,7 +56,7 @@ fn serve(flags: Flags) -> Result<()> {
     save_memory();
     let listener = listener()?;
     let address = listener.local_addr().context("look at the socket")?;
-    let socket = address.as_pathname().map(PathBuf::from);
+    let socket = address.as_pathname().and_then(|path| sockets::Own::at(path.to_owned()).ok());
     // The bundle goes before this daemon may.
     std::env::set_current_dir("/").context("chdir to /")?;
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0).context("become a subreaper")?;
@@ -64,6 +64,9 @@ fn serve(flags: Flags) -> Result<()> {
     set_name(NAME);
     // Before there are threads, and from the one that lives to the end.
     let spawner = spawner::fork()?;
+    if let Err(e) = raise_open_files() {
+        log::warn!("raise the limit on open files: {e}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(THREAD_KEEP_ALIVE)
@@ -82,6 +85,7 @@ fn serve(flags: Flags) -> Result<()> {
         reaper.reap();
         let mut was_idle = false;
         let mut next_sweep = Instant::now() + IDLE_SWEEP;
+        let mut sweeping = None;
         loop {
             tokio::select! {
                 _ = children.recv() => reaper.reap(),
@@ -90,14 +94,19 @@ fn serve(flags: Flags) -> Result<()> {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = describe.recv() => service.describe(),
-                () = tokio::time::sleep_until(next_sweep) => {
+                () = reaper.wanted() => reaper.reap(),
+                () = tokio::time::sleep_until(next_sweep), if sweeping.is_none() => {
+                    let service = service.clone();
+                    sweeping = Some(tokio::spawn(async move { service.sweep().await }));
+                }
+                idle = ended(&mut sweeping) => {
                     // Twice in a row: one that was just started may still be waiting for its first.
-                    let idle = service.sweep().await;
                     if idle && was_idle {
                         log::warn!("there is no container: the daemon ends");
                         break;
                     }
                     was_idle = idle;
+                    sweeping = None;
                     next_sweep = Instant::now() + if idle { IDLE_SWEEP } else { SWEEP };
                     return_memory();
                 }
@@ -105,18 +114,26 @@ fn serve(flags: Flags) -> Result<()> {
         }
         // First the socket, so that a new container does not find a daemon that goes.
         if let Some(socket) = &socket {
-            let _ = std::fs::remove_file(socket);
+            socket.remove();
         }
         let _ = tokio::time::timeout(LAST_EVENTS, events.flush()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), server.shutdown()).await;
         // Nobody waits for us any more.
         if let Some(socket) = &socket {
-            sockets::remove_dead(socket);
+            sockets::remove_dead(socket.path());
         }
         Ok(())
     });
     runtime.shutdown_background();
     served
+}
+
+/// What a task has found, once it has ended; without one, never.
+async fn ended(task: &mut Option<JoinHandle<bool>>) -> bool {
+    match task {
+        Some(task) => task.await.unwrap_or(false),
+        None => std::future::pending().await,
+    }
 }
 
 /// A shim has next to no work, for the whole life of a pod: memory counts, and not how fast threads allocate it.

@@ -12,7 +12,9 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim::{event::Envelope, events::ForwardRequest};
 use containerd_shim_protos::shim_async::{Client, EventsClient};
+use containerd_shim_protos::ttrpc::asynchronous::transport::Socket;
 use containerd_shim_protos::ttrpc::{self, context};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// How often one event is tried that containerd answers with an error.
@@ -161,10 +163,17 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
 async fn try_forward(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> ttrpc::Result<()> {
     let connected = match client {
         Some(client) => client,
-        None => {
-            let address = if address.contains("://") { address.to_owned() } else { format!("unix://{address}") };
-            client.insert(EventsClient::new(Client::connect(&address).await?))
-        }
+        None => client.insert(EventsClient::new(Client::new(dial(address).await?))),
     };
     connected.forward(context::with_duration(TIMEOUT), request).await.map(drop)
+}
+
+/// Connects without waiting for a containerd that stands still: its queue may be full.
+async fn dial(address: &str) -> ttrpc::Result<Socket> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    match tokio::time::timeout(TIMEOUT, UnixStream::connect(path)).await {
+        Ok(Ok(stream)) => Ok(stream.into()),
+        Ok(Err(e)) => Err(ttrpc::Error::Socket(e.to_string())),
+        Err(_) => Err(ttrpc::Error::Socket("containerd does not take the connection".into())),
+    }
 }

@@ -51,3 +51,24 @@ pub(crate) fn begin(bundle: &Path, id: &str, debug: bool) {
         log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
     }
 }
+
+struct StderrLog;
+
+impl Log for StderrLog {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        eprintln!("containerd-shim-runx-v1: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Writes warnings and worse to standard error, for calls that have no log.
+pub(crate) fn to_stderr() {
+    if log::set_boxed_logger(Box::new(StderrLog)).is_ok() {
+        log::set_max_level(LevelFilter::Warn);
+    }
+}

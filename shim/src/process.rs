@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{StateResponse, Status};
@@ -46,7 +46,7 @@ pub(crate) struct Process {
     /// What an exec is to run.
     pub(crate) spec: Option<ProcessSpec>,
     phase: Mutex<Phase>,
-    pid: OnceLock<(i32, OwnedFd)>,
+    pid: OnceLock<(i32, Arc<OwnedFd>)>,
     handle: Mutex<Option<Handle>>,
     connections: OnceLock<Connections>,
     /// `CloseIO` may come before the streams are connected.
@@ -78,12 +78,25 @@ impl Process {
     }
 
     /// It exists now, and has not started.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
     pub(crate) fn born(&self, handle: Handle, connections: Connections) -> std::io::Result<()> {
-        let _ = self.pid.set((handle.pid(), handle.pidfd().try_clone()?));
-        let _ = self.connections.set(connections);
+        self.exists(handle.pid(), handle.pidfd().try_clone()?, connections);
         *lock(&self.handle) = Some(handle);
         self.set_phase(Phase::Created);
         Ok(())
+    }
+
+    /// It exists now, and has started.
+    pub(crate) fn runs(&self, handle: Handle, connections: Connections) {
+        self.exists(handle.pid(), handle.into_pidfd(), connections);
+        self.set_phase(Phase::Running);
+    }
+
+    fn exists(&self, pid: i32, pidfd: OwnedFd, connections: Connections) {
+        let _ = self.pid.set((pid, Arc::new(pidfd)));
+        let _ = self.connections.set(connections);
     }
 
     /// What starts it, once.
@@ -95,7 +108,7 @@ impl Process {
         self.pid.get().map_or(0, |(pid, _)| *pid as u32)
     }
 
-    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
+    pub(crate) fn pidfd(&self) -> Option<&Arc<OwnedFd>> {
         self.pid.get().map(|(_, pidfd)| pidfd)
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use runx_core::spawn::{Spawner, server};
-use runx_core::sys::process::{self, Cloned};
+use runx_core::sys::process::{self, Cloned, restore_open_files};
 use runx_core::sys::{self, socket};
 
 /// The first argument that makes this program a spawner.
@@ -38,6 +38,8 @@ pub(crate) fn fork() -> Result<Spawner> {
             // The daemon's end goes too, or the spawner would not notice when that is closed.
             sys::close_all_but(3, vec![theirs.as_raw_fd()]);
             std::mem::forget(ours);
+            // The log's descriptor is closed, and its number will be another's.
+            log::set_max_level(log::LevelFilter::Off);
             // SAFETY: a process that was just cloned has one thread.
             unsafe { forget_environment() };
             let code = i32::from(server::serve(theirs).is_err());
@@ -60,7 +62,7 @@ pub(crate) fn execute() -> Result<Spawner> {
     command.arg0("runx-spawner");
     command.arg(ARGUMENT).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/").env_clear();
     // SAFETY: between fork and exec only system calls are made.
-    unsafe { command.pre_exec(move || place(number, CONTROL)) };
+    unsafe { command.pre_exec(move || restore_open_files().and_then(|()| place(number, CONTROL))) };
     command.spawn().context("start the spawner")?;
     Ok(connected_to(ours))
 }

@@ -266,7 +266,8 @@ fn bad_input_is_named_and_leaves_nothing() {
     refused(&[], &["nosuch"], &["exec: \"nosuch\": executable file not found in $PATH"]);
     refused(&[], &["/etc/passwd"], &["exec: \"/etc/passwd\": permission denied"]);
     refused(&["--mount", "type=bind,src=/no/source,dst=/d,options=rbind:ro"], &["true"], &["/no/source", "/d"]);
-    refused(&["--log-uri", "binary:///bin/true"], &["true"], &["binary"]);
+    refused(&["--log-uri", "binary:///no/logger"], &["true"], &["start logger /no/logger"]);
+    refused(&["--log-uri", "binary-v2:///bin/true"], &["true"], &["logger /bin/true", "before it was ready"]);
     refused(&["--apparmor-profile", "x"], &["true"], &["AppArmor"]);
 }
 

@@ -256,7 +256,8 @@ fn a_logger_gets_the_streams_and_ends_with_them() {
         end(&shim, "a");
         let text = fs::read_to_string(&log).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let first = format!("a in {}: 3 --key a value flag", host.namespace());
+        // The flag has a value that is empty.
+        let first = format!("a in {}: 4 --key a value flag", host.namespace());
         // A shell makes a PATH for itself, but there is none in its environment.
         assert_eq!(lines, [&first, "0", "out: one", "out: three", "err: two", "bye"], "{scheme}");
         eventually("the shim has ended", || host.daemons().is_empty());

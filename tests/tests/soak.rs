@@ -65,7 +65,7 @@ fn what_stays_does_not_grow_with_what_has_been() {
     let (shim, spawner) = (node.shims()[0], node.spawners()[0]);
     let total = rounds(20);
     // By then everything has been done that makes caches and buffers.
-    let warm = (total / 4).min(100);
+    let warm = (total / 2).clamp(1, 100);
     let mut before = None;
     for round in 1..=total {
         // A pod of its own, and a container and a command in the one that stays.

@@ -292,19 +292,24 @@ fn statistics(make: Make) -> (String, BTreeSet<String>) {
     let shim = host.shim("a");
     shim.create(&host.create_request("a")).expect("create");
     shim.start("a", "").expect("start");
-    std::thread::sleep(std::time::Duration::from_millis(800));
-    let any = shim.stats("a").expect("stats").stats.unwrap();
-    let names = match any.type_url.as_str() {
-        "io.containerd.cgroups.v1.Metrics" => filled(&v1::Metrics::parse_from_bytes(&any.value).expect("metrics")),
-        "io.containerd.cgroups.v2.Metrics" => filled(&v2::Metrics::parse_from_bytes(&any.value).expect("metrics")),
-        other => panic!("statistics of type {other}"),
-    };
+    let (mut kind, mut names) = (String::new(), BTreeSet::new());
+    // The kernel adds up what its processors count every few seconds only, and until then shows zeros.
+    for _ in 0..12 {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let any = shim.stats("a").expect("stats").stats.unwrap();
+        names.extend(match any.type_url.as_str() {
+            "io.containerd.cgroups.v1.Metrics" => filled(&v1::Metrics::parse_from_bytes(&any.value).expect("metrics")),
+            "io.containerd.cgroups.v2.Metrics" => filled(&v2::Metrics::parse_from_bytes(&any.value).expect("metrics")),
+            other => panic!("statistics of type {other}"),
+        });
+        kind.clone_from(&any.type_url);
+    }
     shim.kill("a", "", 9, false).expect("kill");
     shim.wait("a", "").expect("wait");
     shim.delete("a", "").expect("delete");
     let _ = shim.shutdown("a");
     host.assert_nothing_left();
-    (any.type_url.clone(), names)
+    (kind, names)
 }
 
 #[test]

@@ -185,6 +185,7 @@ fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: 
     unsafe {
         command.pre_exec(|| {
             sys::process::reset_signals()?;
+            sys::process::restore_open_files()?;
             sys::cloexec_from(3).or_else(|_| close_one_by_one())
         })
     };

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -110,18 +111,7 @@ impl WasmConfig {
                 return Ok(digest.to_owned());
             }
         }
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0u8; 128 << 10];
-        let mut at = 0u64;
-        loop {
-            let n = std::os::unix::fs::FileExt::read_at(file, &mut buffer, at)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(&buffer[..n]);
-            at += n as u64;
-        }
-        let digest = format!("{:x}", hash.finalize());
+        let digest = read_through(file, |_| Ok(()))?;
         // A file that changed while it was read has other times by now.
         if file.metadata()?.ctime_nsec() == meta.ctime_nsec()
             && let Err(e) = write_atomically(&memo, format!("{identity}\n{digest}").as_bytes())
@@ -136,10 +126,7 @@ impl WasmConfig {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         // A copy that cannot change: else a container could have one module hashed and another one
         // compiled, and so put code of its choice under the digest of somebody else's module.
-        let copy = sys::read_all(module.as_fd()).and_then(|bytes| {
-            Ok((format!("{:x}", Sha256::digest(&bytes)), sys::sealed_memfd(c"runx-module", &bytes)?))
-        });
-        let (key, copy) = copy.with_context(|| format!("read module {name}"))?;
+        let (key, copy) = sealed_copy(module).with_context(|| format!("read module {name}"))?;
         let entry = directory.join(entry_name(&key, compact));
         log::info!("compiling module {name} to {}", entry.display());
         make_private(directory).on("create", directory)?;
@@ -147,7 +134,10 @@ impl WasmConfig {
         let output = create(&temporary).on("create", &temporary)?;
         let mut input = File::from(copy);
         io::Seek::rewind(&mut input).with_context(|| format!("read module {name}"))?;
-        let compiled = Command::new(&self.compiler)
+        let mut command = Command::new(&self.compiler);
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(sys::process::restore_open_files) };
+        let compiled = command
             .args(["--confined", "--name", name])
             .args(compact.then_some("--compact"))
             .env_clear()
@@ -180,6 +170,33 @@ impl WasmConfig {
         result?;
         open_trusted(&entry).ok_or_else(|| wasm(format!("the artifact {} has vanished", entry.display())))
     }
+}
+
+/// Reads a file from its beginning, a piece at a time, and returns its SHA-256.
+fn read_through(file: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 128 << 10];
+    let mut at = 0u64;
+    loop {
+        let n = std::os::unix::fs::FileExt::read_at(file, &mut buffer, at)?;
+        if n == 0 {
+            return Ok(format!("{:x}", hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+        each(&buffer[..n])?;
+        at += n as u64;
+        // It may have grown since its size was looked at.
+        if at > MODULE_LIMIT {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it grows while it is read"));
+        }
+    }
+}
+
+/// The SHA-256 of a module, and a copy of it that cannot change.
+fn sealed_copy(module: &File) -> io::Result<(String, OwnedFd)> {
+    let mut copy = sys::memfd(c"runx-module")?;
+    let digest = read_through(module, |piece| copy.write_all(piece))?;
+    Ok((digest, sys::seal(copy)?))
 }
 
 fn entry_name(key: &str, compact: bool) -> String {

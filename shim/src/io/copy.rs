@@ -5,16 +5,24 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::sync::{oneshot, watch};
 
 use super::{Sink, watched};
 
 /// Bytes moved at a time.
 const CHUNK: usize = 64 << 10;
+
+/// How long the last output of a terminal may take from the process's end on.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// Becomes true when the process of a terminal has ended. Others may hold it open for ever.
+pub(super) type Ended = watch::Receiver<bool>;
 
 /// Copies output until its end, which `copied` is told of. Then it stays until a FIFO has been read, or it is aborted.
 ///
@@ -24,24 +32,25 @@ pub(super) fn output(
     from: AsyncFd<OwnedFd>,
     sink: Sink,
     copied: oneshot::Sender<()>,
+    ended: Option<Ended>,
 ) -> io::Result<impl Future<Output = ()>> {
     enum To {
         Pipe(AsyncFd<File>),
-        File(File),
+        File(Arc<File>),
     }
     let to = match sink {
         Sink::Pipe(file) => To::Pipe(watched(file, Interest::WRITABLE)?),
-        Sink::File(file) => To::File(file),
+        Sink::File(file) => To::File(Arc::new(file)),
     };
     Ok(async move {
         let done = match &to {
-            To::Pipe(to) => move_bytes(&from, to).await,
-            To::File(to) => to_file(&from, to).await,
+            To::Pipe(to) => move_bytes(&from, to, ended.clone()).await,
+            To::File(to) => to_file(&from, to, ended.clone()).await,
         };
         if let Err(e) = done {
             log::warn!("copy output: {e}: the rest of it is lost");
             // Nobody shall wait for us, or die, since his output has nowhere to go.
-            let _ = discard(&from).await;
+            let _ = each_piece(&from, ended, |_| std::future::ready(())).await;
         }
         drop(from);
         let _ = copied.send(());
@@ -75,46 +84,71 @@ pub(super) async fn input(reader: File, to: OwnedFd) {
     let copied = async {
         let to = watched(to, Interest::WRITABLE)?;
         let from = watched(reader, Interest::READABLE)?;
-        move_bytes(&from, &to).await
+        move_bytes(&from, &to, None).await
     };
     if let Err(e) = copied.await {
         log::debug!("copy input: {e}");
     }
 }
 
-/// As long as a file cannot be written, the disk being full for example, what is read is lost.
-async fn to_file(from: &AsyncFd<OwnedFd>, mut to: &File) -> io::Result<()> {
-    let mut complained = false;
-    loop {
-        let mut guard = from.readable().await?;
+/// As long as a file cannot be written, the disk being full for example, what is read is lost. Writing may take a while,
+/// and is done in another thread.
+async fn to_file(from: &AsyncFd<OwnedFd>, to: &Arc<File>, ended: Option<Ended>) -> io::Result<()> {
+    let complained = Arc::new(AtomicBool::new(false));
+    each_piece(from, ended, |piece| {
+        let (to, complained) = (to.clone(), complained.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let written = (&*to).write_all(&piece);
+            if let Err(e) = &written
+                && !complained.load(Ordering::Relaxed)
+            {
+                log::warn!("write output to its file: {e}: output is lost until that works again");
+            }
+            complained.store(written.is_err(), Ordering::Relaxed);
+        });
+        async move { drop(written.await) }
+    })
+    .await
+}
+
+/// Reads to the end, and does something with each piece.
+async fn each_piece<Done: Future<Output = ()>>(
+    from: &AsyncFd<OwnedFd>,
+    mut ended: Option<Ended>,
+    mut work: impl FnMut(Vec<u8>) -> Done,
+) -> io::Result<()> {
+    while let Some(mut guard) = readable(from, &mut ended).await? {
         let mut buffer = vec![0u8; CHUNK];
         match read(from.get_ref().as_fd(), &mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(n) => match to.write_all(&buffer[..n]) {
-                Ok(()) => complained = false,
-                Err(e) => {
-                    if !complained {
-                        log::warn!("write output to its file: {e}: output is lost until that works again");
-                    }
-                    complained = true;
-                }
-            },
+            Ok(n) => {
+                buffer.truncate(n);
+                work(buffer).await;
+                // Others have their turn, however much there is.
+                tokio::task::yield_now().await;
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
             Err(e) => return end_of_terminal(e),
         }
     }
+    Ok(())
 }
 
-async fn discard(from: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    loop {
-        let mut guard = from.readable().await?;
-        let mut buffer = vec![0u8; CHUNK];
-        match read(from.get_ref().as_fd(), &mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
-            Err(e) => return end_of_terminal(e),
-        }
+/// Waits until there is something to read; `None` if a terminal's process has ended and nothing more comes.
+async fn readable<'a, F: AsRawFd>(
+    from: &'a AsyncFd<F>,
+    ended: &mut Option<Ended>,
+) -> io::Result<Option<AsyncFdReadyGuard<'a, F>>> {
+    let Some(ended) = ended else { return from.readable().await.map(Some) };
+    let silence = async {
+        // Its sender lives as long as the streams do.
+        let _ = ended.wait_for(|ended| *ended).await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        biased;
+        ready = from.readable() => ready.map(Some),
+        () = silence => Ok(None),
     }
 }
 
@@ -129,36 +163,44 @@ fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Moves bytes until the end of `from`. Both are non-blocking; at least one is a pipe if `splice` is to
 /// work, and where it does not a buffer takes its place.
-async fn move_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(from: &AsyncFd<F>, to: &AsyncFd<T>) -> io::Result<()> {
-    loop {
-        let mut readable = from.readable().await?;
+async fn move_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(
+    from: &AsyncFd<F>,
+    to: &AsyncFd<T>,
+    mut ended: Option<Ended>,
+) -> io::Result<()> {
+    while let Some(mut guard) = readable(from, &mut ended).await? {
         match splice(from.get_ref().as_fd(), to.get_ref().as_fd()) {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            // Others have their turn, however much there is.
+            Ok(_) => tokio::task::yield_now().await,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Which end was not ready is asked of the source: were it the target that a reader has just
                 // emptied, bytes would wait for an edge that never comes.
                 if is_ready(from.get_ref().as_fd(), libc::POLLIN)? {
                     wait_writable(to).await?;
                 } else {
-                    readable.clear_ready();
+                    guard.clear_ready();
                 }
             }
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return copy_bytes(from, to).await,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return copy_bytes(from, to, ended).await,
             Err(e) => return end_of_terminal(e),
         }
     }
+    Ok(())
 }
 
-async fn copy_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(from: &AsyncFd<F>, to: &AsyncFd<T>) -> io::Result<()> {
-    loop {
-        let mut readable = from.readable().await?;
+async fn copy_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(
+    from: &AsyncFd<F>,
+    to: &AsyncFd<T>,
+    mut ended: Option<Ended>,
+) -> io::Result<()> {
+    while let Some(mut guard) = readable(from, &mut ended).await? {
         let mut buffer = vec![0u8; 4096];
         let n = match read(from.get_ref().as_fd(), &mut buffer) {
             Ok(0) => return Ok(()),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                readable.clear_ready();
+                guard.clear_ready();
                 continue;
             }
             Err(e) => return end_of_terminal(e),
@@ -172,7 +214,9 @@ async fn copy_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(from: &AsyncFd<F>, to:
                 Err(e) => return end_of_terminal(e.into()),
             }
         }
+        tokio::task::yield_now().await;
     }
+    Ok(())
 }
 
 async fn wait_writable<T: AsRawFd + AsFd>(to: &AsyncFd<T>) -> io::Result<()> {

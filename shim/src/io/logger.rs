@@ -6,13 +6,15 @@
 //! container in its environment.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use runx_core::sys::{pidfd, set_cloexec};
+use runx_core::sys::pidfd;
+use runx_core::sys::process::restore_open_files;
 use tokio::sync::watch;
 
 use super::{Owner, pipe};
@@ -54,15 +56,14 @@ impl Address {
         let mut args = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            args.push(decode(key, true));
-            args.extend(Some(decode(value, true)).filter(|value| !value.is_empty()));
+            args.extend([decode(key, true), decode(value, true)]);
         }
         Some(Ok(Self { program: decode(path, false).into(), args, strict }))
     }
 }
 
 /// Percent-decodes a part of a URI; what is not an escape stays as it is.
-fn decode(text: &str, plus_is_space: bool) -> String {
+pub(super) fn decode(text: &str, plus_is_space: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -85,7 +86,7 @@ fn decode(text: &str, plus_is_space: bool) -> String {
 /// A logger that runs. Dropping it asks it to end.
 #[derive(Debug)]
 pub(super) struct Logger {
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     ended: watch::Receiver<bool>,
 }
 
@@ -104,11 +105,17 @@ impl Logger {
         command.env("CONTAINER_ID", owner.id).env("CONTAINER_NAMESPACE", owner.namespace);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // Above the numbers that they get, so that none overwrites another.
-        let moved = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(16));
-        let numbers = [moved(&stdout)?, moved(&stderr)?, moved(&to_ready)?];
+        let moved = |fd: &OwnedFd| -> io::Result<OwnedFd> {
+            let number = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(16))?;
+            // SAFETY: it was just made, and nobody else knows it.
+            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+        };
+        let high = [moved(&stdout)?, moved(&stderr)?, moved(&to_ready)?];
+        let numbers = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
         // SAFETY: between fork and exec only system calls are made.
         unsafe {
             command.pre_exec(move || {
+                restore_open_files()?;
                 for (number, target) in numbers.iter().zip(3..) {
                     if libc::dup2(*number, target) == -1 {
                         return Err(io::Error::last_os_error());
@@ -119,17 +126,13 @@ impl Logger {
         }
         let expectation = owner.reaper.expect();
         let spawned = command.spawn();
-        for number in numbers {
-            // SAFETY: they were made above, and nobody else knows them.
-            drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number) });
-        }
-        drop((stdout, stderr, to_ready));
+        drop((stdout, stderr, to_ready, high));
         let pid = spawned.map_err(|e| failed("start", e))?.id() as i32;
-        let pidfd = pidfd::open(pid).map_err(|e| failed("watch", e))?;
+        let pidfd = Arc::new(pidfd::open(pid).map_err(|e| failed("watch", e))?);
         owner.reaper.add(pid);
         drop(expectation);
         let (told, ended) = watch::channel(false);
-        let (waited, reaper) = (pidfd.try_clone()?, owner.reaper.clone());
+        let (waited, reaper) = (pidfd.clone(), owner.reaper.clone());
         tokio::spawn(async move {
             exit_of(waited).await;
             reaper.remove(pid);
@@ -142,9 +145,6 @@ impl Logger {
                 return Err(failed("wait for", io::Error::other("it ended, or closed its pipe, before it was ready")));
             }
             false => {}
-        }
-        for end in [&to_stdout, &to_stderr] {
-            set_cloexec(end.as_fd(), true)?;
         }
         Ok((logger, [to_stdout, to_stderr]))
     }
@@ -178,12 +178,22 @@ impl Drop for Logger {
 
 /// Waits for a byte, `true`, or the end of the pipe.
 fn wait_ready(pipe: &OwnedFd) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: poll is one valid pollfd.
-    match unsafe { libc::poll(&mut poll, 1, READY.as_millis() as libc::c_int) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, format!("it was not ready within {} s", READY.as_secs()))),
-        _ => Ok(nix::unistd::read(pipe, &mut [0u8; 1])? > 0),
+    let end = Instant::now() + READY;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).as_millis() as libc::c_int;
+        let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: poll is one valid pollfd.
+        match unsafe { libc::poll(&mut poll, 1, left) } {
+            -1 => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+            0 => {
+                let text = format!("it was not ready within {} s", READY.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            _ => return Ok(nix::unistd::read(pipe, &mut [0u8; 1])? > 0),
+        }
     }
 }
 
@@ -195,7 +205,7 @@ mod tests {
     fn uris_name_a_program_and_its_arguments() {
         let parsed = |uri| Address::parse(uri).unwrap().unwrap();
         let address = parsed("binary:///usr/bin/my%20logger?--file=/var/log/a%26b&flag&x=1+2");
-        let args = ["--file", "/var/log/a&b", "flag", "x", "1 2"].map(str::to_owned).to_vec();
+        let args = ["--file", "/var/log/a&b", "flag", "", "x", "1 2"].map(str::to_owned).to_vec();
         assert_eq!(address, Address { program: "/usr/bin/my logger".into(), args, strict: false });
         assert!(parsed("binary-v2:///l").strict);
         for other in ["", "/run/fifo", "file:///x", "fifo:///x"] {

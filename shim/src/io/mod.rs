@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::reaper::Reaper;
@@ -83,7 +83,7 @@ struct Output {
 }
 
 /// The streams of a running process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Connections {
     outputs: Mutex<Vec<Output>>,
     input: Mutex<Option<JoinHandle<()>>>,
@@ -92,6 +92,8 @@ pub(crate) struct Connections {
     /// What is connected when the process starts.
     pending_input: Mutex<Option<(OwnedFd, PathBuf)>>,
     master: Option<Arc<OwnedFd>>,
+    /// Tells those who copy a terminal's output that its process has ended.
+    ended: watch::Sender<bool>,
     logger: Mutex<Option<Logger>>,
 }
 
@@ -108,11 +110,13 @@ fn open_sink(target: &str) -> io::Result<Option<Sink>> {
         None => Path::new(target),
         Some(("fifo", path)) => Path::new(path),
         Some(("file", rest)) => {
-            let path = Path::new(rest.split('?').next().unwrap_or(rest));
+            let path = PathBuf::from(logger::decode(rest.split(['?', '#']).next().unwrap_or(rest), false));
             if let Some(directory) = path.parent() {
                 fs::create_dir_all(directory).map_err(with_path(directory, "create"))?;
             }
-            path
+            let mut options = OpenOptions::new();
+            let opened = options.append(true).create(true).mode(0o644).open(&path);
+            return opened.map(|file| Some(Sink::File(file))).map_err(with_path(&path, "open"));
         }
         Some((scheme, _)) => {
             return Err(io::Error::new(
@@ -124,7 +128,8 @@ fn open_sink(target: &str) -> io::Result<Option<Sink>> {
     if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
         return Ok(Some(Sink::Pipe(open_fifo(path, OFlag::O_RDWR)?)));
     }
-    let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path).map_err(with_path(path, "open"))?;
+    // What is not there was a FIFO, and would become a file that grows for nobody.
+    let file = OpenOptions::new().append(true).open(path).map_err(with_path(path, "open"))?;
     Ok(Some(Sink::File(file)))
 }
 
@@ -167,9 +172,9 @@ fn pipe(owner: (u32, u32)) -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Streams {
-    /// Whether to open them is to wait for a logger.
-    pub(crate) fn has_logger(&self) -> bool {
-        logger::Address::parse(&self.stdout).is_some()
+    /// Whether to open them is to wait for a logger, or for a disk.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.stdout.contains("://")
     }
 
     /// Opens everything. For a process without a terminal, the descriptors that become its standard
@@ -242,18 +247,27 @@ impl Ends {
     /// Begins to copy, in tasks of the current runtime. `master` is the process's terminal if it has
     /// one.
     pub(crate) fn connect(self, master: Option<OwnedFd>) -> io::Result<Connections> {
-        let mut connections = Connections { logger: Mutex::new(self.logger), ..Connections::default() };
-        if let Some(master) = master {
-            set_nonblocking(&master)?;
-            connections.master = Some(Arc::new(master));
+        let master = master.map(Arc::new);
+        if let Some(master) = &master {
+            set_nonblocking(master)?;
         }
+        let connections = Connections {
+            outputs: Mutex::default(),
+            input: Mutex::default(),
+            hold: Mutex::default(),
+            pending_input: Mutex::default(),
+            master,
+            ended: watch::Sender::new(false),
+            logger: Mutex::new(self.logger),
+        };
         for (reader, sink) in self.outputs {
             let from = match &connections.master {
                 Some(master) => master.try_clone()?,
                 None => reader,
             };
             let (told, copied) = oneshot::channel();
-            let task = tokio::spawn(copy::output(watched(from, Interest::READABLE)?, sink, told)?);
+            let ended = connections.master.as_ref().map(|_| connections.ended.subscribe());
+            let task = tokio::spawn(copy::output(watched(from, Interest::READABLE)?, sink, told, ended)?);
             lock(&connections.outputs).push(Output { task, copied });
         }
         if let Some((writer, path)) = self.stdin {
@@ -304,8 +318,13 @@ impl Connections {
         }
     }
 
-    /// Nothing is read for a process that has ended.
-    pub(crate) fn stop_input(&self) {
+    /// Nothing is read for a process that has ended, and what others write to its terminal is not its output.
+    pub(crate) fn process_ended(&self) {
+        self.stop_input();
+        self.ended.send_replace(true);
+    }
+
+    fn stop_input(&self) {
         lock(&self.pending_input).take();
         if let Some(task) = lock(&self.input).take() {
             task.abort();
@@ -327,6 +346,17 @@ impl Connections {
         let logger = lock(&self.logger).take();
         if let Some(logger) = logger {
             logger.end().await;
+        }
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        for output in lock(&self.outputs).drain(..) {
+            output.task.abort();
+        }
+        if let Some(task) = lock(&self.input).take() {
+            task.abort();
         }
     }
 }

@@ -33,6 +33,11 @@ pub(super) fn parse(text: &str) -> Result<Vec<LinuxIdMapping>, String> {
 pub(super) struct MappedLayers(PathBuf);
 
 impl MappedLayers {
+    /// Where the directory is mounted for a moment.
+    pub(super) fn beside(rootfs: &Path) -> PathBuf {
+        rootfs.with_file_name("mapped-layers")
+    }
+
     /// Mounts the directory beside the root filesystem, and names the layers in the overlay's options by it.
     ///
     /// # Errors
@@ -41,7 +46,7 @@ impl MappedLayers {
         let (common, mut mapped) = shorten_layers(data).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "there are no layers whose ids could be mapped")
         })?;
-        let at = rootfs.with_file_name("mapped-layers");
+        let at = Self::beside(rootfs);
         fs::create_dir(&at)?;
         let this = Self(at);
         let source = sys::open(&common, libc::O_PATH | libc::O_DIRECTORY)?;

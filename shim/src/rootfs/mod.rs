@@ -4,8 +4,9 @@ mod id_map;
 mod loop_device;
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
@@ -40,15 +41,17 @@ struct Extras<'a> {
 }
 
 fn mount_one(entry: &Mount, rootfs: &Path, namespaces: MakeUserNamespace<'_>) -> Result<(), String> {
-    let target = match entry.target.trim_start_matches('/') {
-        "" => rootfs.to_path_buf(),
-        below if below.split('/').any(|part| part == "..") => {
-            return Err(format!("mount rootfs: target {:?} contains \"..\"", entry.target));
-        }
-        below => rootfs.join(below),
-    };
     let what =
-        |e: io::Error| format!("mount rootfs: mount {} {:?} on {}: {e}", entry.type_, entry.source, target.display());
+        |e: io::Error| format!("mount rootfs: mount {} {:?} on {:?}: {e}", entry.type_, entry.source, entry.target);
+    let root = sys::open(rootfs, libc::O_PATH | libc::O_DIRECTORY).map_err(what)?;
+    // A link in an image shall not lead out of it.
+    let below = entry.target.trim_start_matches('/');
+    let at = if below.is_empty() {
+        root
+    } else {
+        let how = sys::resolve::IN_ROOT | sys::resolve::NO_MAGICLINKS;
+        sys::openat2(root.as_fd(), below, libc::O_PATH | libc::O_DIRECTORY, 0, how).map_err(what)?
+    };
     let mut extras = Extras::default();
     let mut words = Vec::new();
     for word in &entry.options {
@@ -94,7 +97,6 @@ fn mount_one(entry: &Mount, rootfs: &Path, namespaces: MakeUserNamespace<'_>) ->
         }
         other => (None, other),
     };
-    let at = sys::open(&target, libc::O_PATH | libc::O_DIRECTORY).map_err(what)?;
     let tree = if options.bind.is_some() || entry.type_ == "bind" {
         let source = sys::open(source, libc::O_PATH).map_err(what)?;
         let tree = mount::clone_tree(source.as_fd(), "", options.bind == Some(true)).map_err(what)?;
@@ -104,7 +106,8 @@ fn mount_one(entry: &Mount, rootfs: &Path, namespaces: MakeUserNamespace<'_>) ->
         new_filesystem(&entry.type_, source, &options).map_err(what)?
     } else {
         // Kernels without `lowerdir+` take an overlay's layers only through mount(2).
-        return classic_mount(&entry.type_, source, &options, &target).map_err(what);
+        let target = format!("/proc/self/fd/{}", at.as_raw_fd());
+        return classic_mount(&entry.type_, source, &options, Path::new(&target)).map_err(what);
     };
     if let Some(id_map) = id_map {
         mount::set_id_map(tree.as_fd(), id_map.as_fd(), true).map_err(what)?;
@@ -241,6 +244,20 @@ fn mount_call(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, dat
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast::<libc::c_void>())
     };
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Detaches everything that is mounted on `rootfs`, and what a mount that was interrupted may have left beside it.
+///
+/// # Errors
+/// The kernel's. Nothing there is fine.
+pub(crate) fn unmount_all(rootfs: &Path) -> io::Result<()> {
+    let beside = id_map::MappedLayers::beside(rootfs);
+    unmount(&beside)?;
+    match fs::remove_dir(beside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    unmount(rootfs)
 }
 
 /// Detaches everything that is mounted on `rootfs`. Nothing there is fine.

@@ -27,15 +27,14 @@ impl Service {
         self.0.reaper.add(process.pid() as i32);
         let service = self.clone();
         tokio::spawn(async move {
-            let pidfd = process.pidfd().and_then(|fd| fd.try_clone().ok());
-            let status = match pidfd {
-                Some(pidfd) => exit_of(pidfd).await,
+            let status = match process.pidfd() {
+                Some(pidfd) => exit_of(pidfd.clone()).await,
                 None => None,
             };
             let status = status.unwrap_or(LOST);
             service.0.reaper.remove(process.pid() as i32);
             if let Some(connections) = process.connections() {
-                connections.stop_input();
+                connections.process_ended();
             }
             service.finish(&container, &process, status).await;
         });

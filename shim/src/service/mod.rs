@@ -26,7 +26,7 @@ use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::io::{Ends, Owner, Streams};
 use crate::process::{Ended, Phase, Process, end_time};
-use crate::reaper::Reaper;
+use crate::reaper::{Announcement, Reaper};
 use crate::{options, rootfs, spawner};
 
 type SpawnerRequest = oneshot::Sender<anyhow::Result<Spawner>>;
@@ -192,7 +192,7 @@ impl Service {
             let owner = Owner { namespace: &shared.namespace, id: &id, ids, reaper: &shared.reaper };
             container::open_streams(&copy, owner)
         };
-        if streams.has_logger() { blocking(open).await } else { open() }
+        if streams.may_wait() { blocking(open).await } else { open() }
     }
 
     async fn create_container(&self, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
@@ -208,25 +208,31 @@ impl Service {
         let created = loop {
             let runtime = self.runtime(options.root.as_ref());
             let (request, options, stdio) = (request.clone(), options.clone(), stdio.clone());
-            let expectation = self.0.reaper.expect();
-            let created = blocking(move || container::create(&runtime, &request, &options, &stdio)).await;
+            let (announcement, born) = self.0.reaper.announce();
+            let created = blocking(move || container::create(&runtime, &request, &options, &stdio, born)).await;
             match created {
                 Err(e) if container::is_spawner_gone(&e) && !tried => {
                     tried = true;
                     self.replace_spawner().await?;
                 }
-                other => break other.map(|created| (created, expectation)),
+                other => break other.map(|created| (created, announcement)),
             }
         };
         // Held by the process alone from here on, so that its end closes them.
         drop(stdio);
-        let ((core, mut handle), expectation) = created?;
+        let ((core, mut handle), announcement) = created?;
         let pid = handle.pid() as u32;
         let process = Arc::new(Process::new(String::new(), streams, None));
         let connected = ends.connect(handle.take_terminal()).and_then(|connections| process.born(handle, connections));
         if let Err(e) = connected {
-            let _ = core.delete(true);
-            let _ = rootfs::unmount(&PathBuf::from(&request.bundle).join("rootfs"));
+            let root = PathBuf::from(&request.bundle).join("rootfs");
+            let undone = blocking(move || {
+                let _ = core.delete(true);
+                rootfs::unmount(&root).map_err(|e| unknown(format!("unmount {}: {e}", root.display())))
+            });
+            if let Err(e) = undone.await {
+                log::warn!("after a failed create of {}: {e}", request.id);
+            }
             return Err(unknown(format!("connect the streams of the container: {e}")));
         }
         let bundle = PathBuf::from(&request.bundle);
@@ -248,8 +254,8 @@ impl Service {
         };
         self.0.events.publish("/tasks/create", &event);
         self.watch_oom(container.clone());
+        announcement.keep();
         self.watch(container, process);
-        drop(expectation);
         Ok(pb::CreateTaskResponse { pid, ..pb::CreateTaskResponse::default() })
     }
 
@@ -291,46 +297,15 @@ impl Service {
         if container.closing.load(Ordering::Relaxed) {
             return Err(precondition(format!("container {} init process is not running", container.id)));
         }
-        let expectation = self.0.reaper.expect();
-        let made = self.make_exec(&container, &process).await;
-        let (mut handle, ends) = match made {
-            Ok(made) => made,
-            Err(e) => {
-                // Whoever waits for it learns that it will never run.
-                process.end(Ended { status: 255, at: SystemTime::now() });
-                return Err(e);
-            }
-        };
-        // Before it starts: nothing that runs may be without streams or unknown.
-        let connected = ends.connect(handle.take_terminal());
-        let started = match connected {
-            Ok(connections) => {
-                let started = blocking(move || match handle.start() {
-                    Ok(()) => Ok(handle),
-                    Err(e) => {
-                        handle.discard();
-                        Err(runtime_failure("OCI runtime exec failed", e))
-                    }
-                });
-                started.await.and_then(|handle| {
-                    process
-                        .born(handle, connections)
-                        .map_err(|e| unknown(format!("keep exec {}: {e}", process.exec_id)))
-                })
-            }
-            Err(e) => {
-                handle.discard();
-                Err(unknown(format!("connect the streams of exec {}: {e}", process.exec_id)))
-            }
-        };
+        let started = self.run_exec(&container, &process).await;
         if let Err(e) = started {
+            // Whoever waits for it learns that it will never run.
             process.end(Ended { status: 255, at: SystemTime::now() });
             return Err(e);
         }
         if let Err(e) = process.open_stdin() {
             log::warn!("standard input of exec {}: {e}", process.exec_id);
         }
-        process.set_phase(Phase::Running);
         let pid = process.pid();
         let event = topics::TaskExecStarted {
             container_id: container.id.clone(),
@@ -340,27 +315,60 @@ impl Service {
         };
         self.0.events.publish("/tasks/exec-started", &event);
         self.watch(container.clone(), process.clone());
-        drop(expectation);
         Ok(pid)
     }
 
-    async fn make_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<(Handle, Ends)> {
+    /// Makes the process of an exec and starts it. Nothing that runs may be without streams or unknown.
+    async fn run_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<()> {
+        let (mut handle, announcement, ends) = self.make_exec(container, process).await?;
+        let started = match ends.connect(handle.take_terminal()) {
+            Ok(connections) => {
+                let started = blocking(move || match handle.start() {
+                    Ok(()) => Ok(handle),
+                    Err(e) => {
+                        handle.discard();
+                        Err(runtime_failure("OCI runtime exec failed", e))
+                    }
+                });
+                started.await.map(|handle| process.runs(handle, connections))
+            }
+            Err(e) => {
+                let discarded = blocking(move || {
+                    handle.discard();
+                    Ok(())
+                });
+                discarded.await?;
+                Err(unknown(format!("connect the streams of exec {}: {e}", process.exec_id)))
+            }
+        };
+        if started.is_ok() {
+            announcement.keep();
+        }
+        started
+    }
+
+    async fn make_exec(
+        &self,
+        container: &Arc<Container>,
+        process: &Arc<Process>,
+    ) -> Result<(Handle, Announcement, Ends)> {
         let (stdio, ends) = self.open_streams(&process.streams, &process.exec_id, container.io_owner).await?;
         let stdio = Arc::new(stdio);
         let mut tried = false;
         loop {
             let runtime = self.runtime(None);
             let (container, process, stdio) = (container.clone(), process.clone(), stdio.clone());
+            let (announcement, born) = self.0.reaper.announce();
             let made = blocking(move || {
                 let spec = process.spec.as_ref().ok_or_else(|| unknown("the exec has no process"))?;
-                container::exec(&runtime, &container, spec, &stdio)
+                container::exec(&runtime, &container, spec, &stdio, born)
             });
             match made.await {
                 Err(e) if container::is_spawner_gone(&e) && !tried => {
                     tried = true;
                     self.replace_spawner().await?;
                 }
-                other => return other.map(|handle| (handle, ends)),
+                other => return other.map(|handle| (handle, announcement, ends)),
             }
         }
     }
@@ -381,6 +389,11 @@ impl Service {
                 log::debug!("end container {} before its start: {e}", container.id);
             }
             process.wait().await;
+        }
+        let _turn = process.turn.lock().await;
+        // Another delete may have been faster, and another container may have the id by now.
+        if !self.container(&container.id).is_ok_and(|known| Arc::ptr_eq(&known, &container)) {
+            return Err(not_found("container not created"));
         }
         if let Some(connections) = process.connections() {
             connections.drain().await;
@@ -412,13 +425,19 @@ impl Service {
     }
 
     async fn delete_exec(&self, container: &Container, process: Arc<Process>) -> Result<pb::DeleteResponse> {
+        // A start that is under way comes first.
+        let _turn = process.turn.lock().await;
         if matches!(process.phase(), Phase::Running | Phase::Created) {
             return Err(unknown("cannot delete a running process"));
+        }
+        let id = &process.exec_id;
+        if !container.execs().get(id).is_some_and(|known| Arc::ptr_eq(known, &process)) {
+            return Err(not_found(format!("process does not exist {id}")));
         }
         if let Some(connections) = process.connections() {
             connections.drain().await;
         }
-        container.execs().remove(&process.exec_id);
+        container.execs().remove(id);
         Ok(delete_response(&process, process.ended()))
     }
 }

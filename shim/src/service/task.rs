@@ -44,6 +44,10 @@ impl Task for Service {
             let created = service.create_container(request).await;
             lock(&service.0.creating).remove(&id);
             service.0.created.notify_waiters();
+            if created.is_ok() {
+                // It was meant for a daemon without containers.
+                service.0.shutdown_wanted.store(false, Ordering::Relaxed);
+            }
             if service.0.shutdown_wanted.load(Ordering::Relaxed) && service.is_idle() {
                 service.0.shutdown.notify_one();
             }
@@ -106,18 +110,18 @@ impl Task for Service {
             Standing::Paused => return Err(unknown("cannot pause a paused container")),
             Standing::Stopped => return Err(unknown("cannot pause a stopped container")),
         }
-        let id = container.id.clone();
+        let service = self.clone();
         to_the_end(async move {
             container.pausing.store(true, Ordering::Relaxed);
             let doing = container.clone();
             let paused = blocking(move || doing.core.pause().map_err(state_failure)).await;
             container.pausing.store(false, Ordering::Relaxed);
-            paused
+            paused?;
+            let event = topics::TaskPaused { container_id: container.id.clone(), ..topics::TaskPaused::default() };
+            service.0.events.publish("/tasks/paused", &event);
+            Ok(Empty::new())
         })
-        .await?;
-        let event = topics::TaskPaused { container_id: id, ..topics::TaskPaused::default() };
-        self.0.events.publish("/tasks/paused", &event);
-        Ok(Empty::new())
+        .await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: pb::ResumeRequest) -> Result<Empty> {
@@ -128,11 +132,15 @@ impl Task for Service {
             Standing::Running => return Err(unknown("cannot resume a running process")),
             Standing::Stopped => return Err(unknown("cannot resume a stopped container")),
         }
-        let id = container.id.clone();
-        blocking(move || container.core.resume().map_err(state_failure)).await?;
-        let event = topics::TaskResumed { container_id: id, ..topics::TaskResumed::default() };
-        self.0.events.publish("/tasks/resumed", &event);
-        Ok(Empty::new())
+        let service = self.clone();
+        to_the_end(async move {
+            let doing = container.clone();
+            blocking(move || doing.core.resume().map_err(state_failure)).await?;
+            let event = topics::TaskResumed { container_id: container.id.clone(), ..topics::TaskResumed::default() };
+            service.0.events.publish("/tasks/resumed", &event);
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: pb::CheckpointTaskRequest) -> Result<Empty> {
@@ -208,9 +216,8 @@ impl Task for Service {
 
     async fn close_io(&self, _: &TtrpcContext, request: pb::CloseIORequest) -> Result<Empty> {
         let (_, process) = self.process(&request.id, &request.exec_id)?;
-        if request.stdin {
-            process.close_stdin();
-        }
+        // As containerd's shim has it, whether or not the request names the stream.
+        process.close_stdin();
         Ok(Empty::new())
     }
 
@@ -237,12 +244,15 @@ impl Task for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: pb::StatsRequest) -> Result<pb::StatsResponse> {
         let container = self.container(&request.id)?;
-        let stats = container.core.stats().map_err(|e| match e.errno() {
-            Some(libc::ENOENT) => not_found("cgroup does not exist"),
-            _ => from_runtime(e),
-        })?;
-        let message = metrics::message(&stats);
-        Ok(pb::StatsResponse { stats: MessageField::some(message), ..pb::StatsResponse::default() })
+        // Some of the kernel's files take it a while.
+        let message = blocking(move || {
+            let stats = container.core.stats().map_err(|e| match e.errno() {
+                Some(libc::ENOENT) => not_found("cgroup does not exist"),
+                _ => from_runtime(e),
+            })?;
+            Ok(metrics::message(&stats))
+        });
+        Ok(pb::StatsResponse { stats: MessageField::some(message.await?), ..pb::StatsResponse::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, request: pb::ConnectRequest) -> Result<pb::ConnectResponse> {

@@ -18,10 +18,11 @@ use runx_core::sys::{self, mount, process};
 use super::bootstrap::Input;
 use crate::daemon::LISTENER;
 use crate::flags::Flags;
+use crate::sockets::{self, State};
 use crate::spawner::place;
 
 /// Starts the daemon with the socket it is to serve. It is ready for connections before it runs: they
-/// wait in the socket's queue.
+/// wait in the socket's queue. If another `start` was faster, nothing is started.
 ///
 /// # Errors
 /// What the kernel refuses; the socket is removed then.
@@ -33,11 +34,13 @@ pub(super) fn launch(flags: &Flags, input: &Input, socket: &Path) -> Result<()> 
             .create(directory)
             .with_context(|| format!("create {}", directory.display()))?;
     }
-    match fs::remove_file(socket) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("remove the dead socket {}", socket.display()));
+    let _lock = sockets::lock(socket).context("lock the directory of the sockets")?;
+    match sockets::look(socket).with_context(|| format!("look at {}", socket.display()))? {
+        State::Served => return Ok(()),
+        State::Dead => {
+            fs::remove_file(socket).with_context(|| format!("remove the dead socket {}", socket.display()))?;
         }
-        _ => {}
+        State::Missing => {}
     }
     let listener = UnixListener::bind(socket).with_context(|| format!("bind {}", socket.display()))?;
     let started = fs::set_permissions(socket, fs::Permissions::from_mode(0o600))

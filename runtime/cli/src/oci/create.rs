@@ -62,6 +62,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
     let pidfd_socket = create.pidfd_socket.as_deref().map(pidfd_socket::connect).transpose()?;
     let options = CreateOptions {
         stdio: None,
+        born: None,
         detached_start,
         preserve_fds: listening + create.preserve_fds,
         no_pivot: create.no_pivot,

@@ -31,6 +31,7 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
     let signals = if exec.detach { None } else { Some(Signals::hold()?) };
     let options = ExecOptions {
         stdio: None,
+        born: None,
         preserve_fds: exec.preserve_fds,
         groups: parse_groups(&exec.cgroup)?,
         ignore_paused: exec.ignore_paused,

@@ -15,7 +15,7 @@ use super::prepare::{self, Surroundings, Table};
 use super::process::{self, Defaults};
 use super::state::{self, State, Status};
 use super::users;
-use super::{Container, Process, Runtime, remove_directory};
+use super::{Born, Container, Process, Runtime, remove_directory};
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::error::{Context, Error, Result};
@@ -45,6 +45,8 @@ pub struct CreateOptions {
     pub notify: bool,
     /// The absolute path of the configuration, if it is not config.json in the bundle. Execs read it again.
     pub config: Option<PathBuf>,
+    /// Who is told of its process.
+    pub born: Option<Born>,
 }
 
 impl Runtime {
@@ -172,6 +174,9 @@ impl Runtime {
             ..Request::default()
         };
         let spawned = self.spawner.spawn(request)?;
+        if let Some(Born(tell)) = options.born {
+            tell(spawned.pid);
+        }
         let mut process = Process::of(spawned, address_space);
         process.listener = state
             .seccomp_listener

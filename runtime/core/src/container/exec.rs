@@ -8,7 +8,7 @@ use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
 use super::create::{raise_limits, set_oom_score};
 use super::prepare::Table;
-use super::{Container, Process, Runtime, Status, process};
+use super::{Born, Container, Process, Runtime, Status, process};
 use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
@@ -26,6 +26,8 @@ pub struct ExecOptions {
     pub groups: Vec<Group>,
     /// In a paused container, wait until it is resumed.
     pub ignore_paused: bool,
+    /// Who is told of the process.
+    pub born: Option<Born>,
 }
 
 /// A group below the container's own.
@@ -83,7 +85,11 @@ impl Runtime {
             cpus: initial_cpus.or_else(|| state.defaults.initial_cpus.clone()),
             ..Request::default()
         };
-        let mut process = Process::of(self.spawner.spawn(request)?, address_space);
+        let spawned = self.spawner.spawn(request)?;
+        if let Some(Born(tell)) = options.born {
+            tell(spawned.pid);
+        }
+        let mut process = Process::of(spawned, address_space);
         process.listener = state.seccomp_listener.clone().map(|listener| (listener, state.told(Status::Running)));
         let made = cgroup
             .enter(process.pid)

@@ -151,6 +151,15 @@ impl Runtime {
     }
 }
 
+/// Is told the pid of a container's process as soon as there is one, which may end and be waited for from then on.
+pub struct Born(pub Box<dyn FnOnce(i32) + Send>);
+
+impl std::fmt::Debug for Born {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Born")
+    }
+}
+
 /// A process in a container that has not been waited for.
 #[derive(Debug)]
 pub struct Process {
@@ -173,6 +182,11 @@ impl Process {
     /// A descriptor of it; readable once it has ended.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
+    }
+
+    /// All that is left of a process that was started.
+    pub fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
     }
 
     /// The master side of its terminal, the first time.

@@ -83,12 +83,17 @@ impl Client {
             Some(libc::EPIPE | libc::ECONNRESET) => Error::SpawnerGone,
             _ => Error::system("ask the spawner for a process", e),
         };
-        let sent = socket::send(socket.as_fd(), &header, &first)
-            .and_then(|()| socket::send_fds(socket.as_fd(), b"f", &request.fds));
-        match sent {
+        match socket::send(socket.as_fd(), &header, &first) {
             // A spawner that could not begin has left word why.
             Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
-            other => other.map_err(gone)?,
+            other => {
+                other.map_err(gone)?;
+                if let Err(e) = socket::send_fds(socket.as_fd(), b"f", &request.fds) {
+                    // It would take the next request for the rest of this one: it has to go.
+                    socket::shut_down(socket.as_fd());
+                    return Err(gone(e));
+                }
+            }
         }
         let answer = socket::receive(socket.as_fd(), LIMIT).map_err(gone)?;
         let Some((data, mut fds)) = answer else { return Err(Error::SpawnerGone) };

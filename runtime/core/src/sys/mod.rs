@@ -168,17 +168,27 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
-/// `memfd_create(2)` filled with `data` and sealed against every change.
-pub fn sealed_memfd(name: &CStr, data: &[u8]) -> io::Result<OwnedFd> {
-    use std::io::Write;
+/// `memfd_create(2)`: an empty file in memory, which can be sealed.
+pub fn memfd(name: &CStr) -> io::Result<std::fs::File> {
     // SAFETY: name is NUL-terminated.
     let fd = owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) }.into())?;
-    let mut file = std::fs::File::from(fd);
-    file.write_all(data)?;
+    Ok(fd.into())
+}
+
+/// Seals a file of [`memfd`] against every change.
+pub fn seal(file: std::fs::File) -> io::Result<OwnedFd> {
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: only adds seals to a descriptor that we own.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into())?;
     Ok(file.into())
+}
+
+/// A file of [`memfd`] filled with `data` and sealed.
+pub fn sealed_memfd(name: &CStr, data: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::Write;
+    let mut file = memfd(name)?;
+    file.write_all(data)?;
+    seal(file)
 }
 
 /// Reads a descriptor from its beginning to its end without moving its position.

@@ -86,9 +86,10 @@ pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     Ok(waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG)?.map(|info| Exit::from_siginfo(&info)))
 }
 
-/// The pid of a child that has ended and is not reaped yet, whosever it is; it stays unreaped.
+/// The pid of a child of the calling thread that has ended and is not reaped yet; it stays unreaped. Orphans that come to a
+/// subreaper are its first thread's.
 pub fn peek_any() -> io::Result<Option<i32>> {
-    match waitid(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT) {
+    match waitid(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT | libc::__WNOTHREAD) {
         // SAFETY: waitid filled in the fields of a child's siginfo.
         Ok(info) => Ok(info.map(|info| unsafe { info.si_pid() })),
         Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),

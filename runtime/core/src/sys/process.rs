@@ -102,6 +102,30 @@ pub fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong, c: libc::c
     check(unsafe { libc::prctl(option, a, b, c, 0) }.into()).map(|value| value as i32)
 }
 
+/// The soft and hard limit on open files that this process began with, once it has raised its own.
+static OPEN_FILES: std::sync::OnceLock<(u64, u64)> = std::sync::OnceLock::new();
+
+/// Raises the soft limit on open files to the hard one, for a process that holds descriptors for many others.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: limit is writable.
+    check(unsafe { libc::getrlimit64(libc::RLIMIT_NOFILE, &mut limit) }.into())?;
+    let (soft, hard) = *OPEN_FILES.get_or_init(|| (limit.rlim_cur, limit.rlim_max));
+    if soft < hard { set_open_files(hard, hard) } else { Ok(()) }
+}
+
+/// Gives a process that is about to execute another program the limit on open files that this one began with. Only makes
+/// system calls.
+pub fn restore_open_files() -> io::Result<()> {
+    OPEN_FILES.get().map_or(Ok(()), |(soft, hard)| set_open_files(*soft, *hard))
+}
+
+fn set_open_files(soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: limit is a valid rlimit64.
+    check(unsafe { libc::setrlimit64(libc::RLIMIT_NOFILE, &limit) }.into()).map(drop)
+}
+
 /// Names the calling thread, and the process if it is its first one; the kernel keeps 15 bytes.
 pub fn set_name(name: &std::ffi::CStr) {
     // SAFETY: the name is NUL-terminated. Nothing of this can fail.

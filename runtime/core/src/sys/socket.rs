@@ -119,6 +119,12 @@ pub fn send_fds<F: AsFd>(socket: BorrowedFd<'_>, data: &[u8], fds: &[F]) -> io::
     Ok(())
 }
 
+/// Ends a connection for both sides, whoever has copies of it.
+pub fn shut_down(socket: BorrowedFd<'_>) {
+    // SAFETY: only a borrowed descriptor and a number are passed. It fails where the other side is gone.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
