@@ -170,8 +170,9 @@ fn the_shim_and_its_spawner_are_in_the_cgroup_that_is_asked_for() {
     assert!(!own.contains(&name), "the container is in its own: {own}");
     end(&shim, "a");
     eventually("the shim has ended", || host.daemons().is_empty());
+    // One that is about to end has no command line, but is still there.
     for directory in &directories {
-        fs::remove_dir(directory).unwrap();
+        eventually("it can be removed", || fs::remove_dir(directory).is_ok());
     }
     host.assert_nothing_left();
 }
@@ -425,5 +426,139 @@ fn a_spawner_does_not_keep_the_environment_of_containerd() {
     );
     shim.start("a", "").unwrap();
     end(&shim, "a");
+    host.assert_nothing_left();
+}
+
+#[test]
+fn starts_of_one_pod_at_the_same_time_make_one_daemon() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let group = |config: &mut Value| config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "pod"});
+    let ids: Vec<String> = (0..6).map(|n| if n == 0 { "pod".into() } else { format!("c{n}") }).collect();
+    for round in 0..repeats(5) {
+        for id in &ids {
+            let _ = fs::remove_dir_all(host.bundle(id));
+            host.make_bundle(id, &["/bin/true"], group);
+        }
+        let starts: Vec<_> = ids
+            .iter()
+            .map(|id| host.command(id, &["start"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        let mut replies = HashSet::new();
+        for start in starts {
+            let output = start.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            replies.insert(output.stdout);
+        }
+        assert_eq!((round, replies.len()), (round, 1), "{replies:?}");
+        let address = String::from_utf8(replies.into_iter().next().unwrap()).unwrap();
+        let shim = Shim::connect(&address, 2);
+        let daemon = shim.connect_task("pod").unwrap().shim_pid as i32;
+        assert!(host.daemons().contains(&daemon));
+        // One daemon, with or without its spawner by now.
+        assert!(host.daemons().len() <= 2, "{:?}", host.daemons());
+        let _ = shim.shutdown("pod");
+        eventually("it has ended", || host.daemons().is_empty());
+    }
+    host.assert_nothing_left();
+}
+
+#[test]
+fn of_deletes_at_the_same_time_one_is_answered_and_the_others_find_nothing() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let not_found = 5;
+    let shim = sleeping(&host, "a");
+    shim.kill("a", "", libc::SIGKILL, false).unwrap();
+    shim.wait("a", "").unwrap();
+    let deletes: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn({
+                let shim = shim.clone();
+                move || shim.delete("a", "")
+            })
+        })
+        .collect();
+    let (done, others): (Vec<_>, Vec<_>) =
+        deletes.into_iter().map(|delete| delete.join().unwrap()).partition(Result::is_ok);
+    assert_eq!(done.len(), 1, "{done:?} {others:?}");
+    assert_eq!(done[0].as_ref().unwrap().exit_status, 137);
+    for answer in others {
+        assert_eq!(refused(answer).0, not_found);
+    }
+    assert_eq!(host.topics_until("a", "/tasks/delete").iter().filter(|topic| *topic == "/tasks/delete").count(), 1);
+    let _ = shim.shutdown("a");
+    host.assert_nothing_left();
+}
+
+#[test]
+fn hooks_of_every_kind_run_for_a_task_and_are_reaped_by_those_who_wait() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let log = host.file("hooks");
+    let hook = host.script("hook", &format!("#!/bin/sh\necho $1 >>{}\n", log.display()));
+    let kinds = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    for round in 0..repeats(10) {
+        let _ = fs::remove_file(&log);
+        let id = format!("a{round}");
+        host.make_bundle(&id, &["/bin/sleep", "1000"], |config| {
+            for kind in kinds {
+                config["hooks"][kind] = json!([{"path": hook, "args": ["hook", kind]}]);
+            }
+            // Inside of the container there is neither the script nor the log.
+            config["hooks"]["startContainer"] =
+                json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo inside >/tmp/started"]}]);
+            config["annotations"] = json!({"io.kubernetes.cri.sandbox-id": "pod"});
+        });
+        let shim = host.shim(&id);
+        let pid = shim.create(&host.create_request(&id)).unwrap().pid;
+        shim.start(&id, "").unwrap();
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/root/tmp/started")).unwrap(), "inside\n");
+        // Those that nobody waits for are reaped meanwhile.
+        let orphan = json!({"user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", "sleep 0.01 & sleep 0.01 &"],
+            "cwd": "/", "env": ["PATH=/bin"]});
+        shim.exec(&id, "e", &orphan, |_| ()).unwrap();
+        shim.start(&id, "e").unwrap();
+        assert_eq!(shim.wait(&id, "e").unwrap().exit_status, 0);
+        shim.delete(&id, "e").unwrap();
+        shim.kill(&id, "", libc::SIGKILL, false).unwrap();
+        assert_eq!(shim.wait(&id, "").unwrap().exit_status, 137);
+        shim.delete(&id, "").unwrap();
+        let text = fs::read_to_string(&log).unwrap();
+        let expected = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "round {round}");
+        if round + 1 == repeats(10) {
+            let _ = shim.shutdown(&id);
+        }
+    }
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_mount_of_a_rootfs_stays_inside_of_it() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    host.make_bundle("a", &["/bin/sleep", "1000"], |_| ());
+    let victim = host.file("victim");
+    fs::create_dir(&victim).unwrap();
+    let rootfs = host.path().join("rootfs");
+    std::os::unix::fs::symlink(&victim, rootfs.join("evil")).unwrap();
+    let shim = host.shim("a");
+    let mut request = host.create_request("a");
+    let mut second = request.rootfs[0].clone();
+    second.source = "none".into();
+    second.type_ = "tmpfs".into();
+    second.options = vec![];
+    second.target = "/evil".into();
+    request.rootfs.push(second);
+    let answer = shim.create(&request);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&victim.to_string_lossy().into_owned()), "{mounts}");
+    if answer.is_ok() {
+        end(&shim, "a");
+    } else {
+        host.delete_command("a").ok();
+        let _ = shim.shutdown("a");
+    }
     host.assert_nothing_left();
 }

@@ -187,6 +187,47 @@ fn files_take_both_streams_and_are_appended_to() {
     host.assert_nothing_left();
 }
 
+#[test]
+fn a_container_that_writes_without_a_pause_starves_nobody() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let disk = Small::mount(host.path().join("disk"));
+    // Whatever is written where there is no room is gone, as fast as it comes.
+    let uri = format!("file://{}", disk.0.join("a%20log").display());
+    let shim = start(&host, "a", "exec yes", &Streams { stdin: "", stdout: &uri, stderr: "" }, false);
+    let other = host.fifo("other");
+    let mut out = open(&other);
+    for n in 0..5 {
+        let exec = format!("e{n}");
+        shim.exec("a", &exec, &sh("echo answer"), |request| request.stdout = text(&other)).unwrap();
+        shim.start("a", &exec).unwrap();
+        assert_eq!(read_until(&mut out, "answer"), "answer\n");
+        shim.wait("a", &exec).unwrap();
+        shim.delete("a", &exec).unwrap();
+    }
+    assert!(fs::metadata(disk.0.join("a log")).unwrap().len() > 0, "the name of the file is encoded");
+    kill_and_end(&shim, "a");
+    drop(disk);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_path_that_is_no_fifo_does_not_become_a_file() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    host.make_bundle("a", &["/bin/true"], |_| ());
+    let shim = host.shim("a");
+    let mut request = host.create_request("a");
+    let gone = host.file("gone");
+    request.stdout = text(&gone);
+    let (_, told) = refused(shim.create(&request));
+    assert!(told.contains(&text(&gone)), "{told}");
+    assert!(!gone.exists());
+    host.delete_command("a").ok();
+    let _ = shim.shutdown("a");
+    host.assert_nothing_left();
+}
+
 /// A small filesystem, which is unmounted when this goes.
 struct Small(PathBuf);
 
@@ -366,6 +407,69 @@ fn a_grandchild_that_holds_the_output_open_delays_the_delete_and_no_more() {
     assert_eq!(shim.wait("a", "e").unwrap().exit_status, 0);
     shim.delete("a", "e").unwrap();
     assert_eq!(shim.pids("a").unwrap().processes.len(), 2);
+    kill_and_end(&shim, "a");
+    host.assert_nothing_left();
+}
+
+#[test]
+fn a_terminal_ends_with_its_process_whoever_still_holds_it() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let stdout = host.fifo("out");
+    let mut out = open(&stdout);
+    let shim = start(&host, "a", "sleep 1000", &Streams { stdin: "", stdout: "", stderr: "" }, false);
+    // A background job that keeps the terminal, and writes to it for ever.
+    let job = "trap '' HUP; while :; do echo noise; sleep 0.01; done & echo said";
+    shim.exec("a", "e", &sh(job), |request| {
+        request.terminal = true;
+        request.stdout = text(&stdout);
+    })
+    .unwrap();
+    shim.start("a", "e").unwrap();
+    assert_eq!(shim.wait("a", "e").unwrap().exit_status, 0);
+    // The test's own limit for a call is shorter than the job.
+    shim.delete("a", "e").unwrap();
+    assert!(read_until(&mut out, "said").contains("said"));
+    assert!(!host.log("a").contains("cut off"), "it was waited for");
+    kill_and_end(&shim, "a");
+    host.assert_nothing_left();
+}
+
+#[test]
+fn nobody_inherits_the_shims_limit_on_open_files() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let logged = host.path().join("logged");
+    let hooked = host.path().join("hooked");
+    let of_logger = format!("#!/bin/sh\nexec 5>&-\nulimit -Sn >{}\ncat <&3 >/dev/null\n", logged.display());
+    let logger = host.script("logger", &of_logger);
+    let hook = host.script("hook", &format!("#!/bin/sh\nulimit -Sn >{}\n", hooked.display()));
+    let inside = host.file("inside");
+    host.make_bundle("a", &["/bin/sh", "-c", "ulimit -Sn >/out/inside; exec sleep 1000"], |config| {
+        config["hooks"] = json!({"prestart": [{"path": text(&hook)}]});
+        config["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/out", "type": "bind", "source": text(host.path()), "options": ["bind", "rw"]
+        }));
+    });
+    let soft = "ulimit -Sn 333; exec \"$@\"";
+    let plain = host.command("a", &["start"]);
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", soft, "sh"]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(host.bundle("a")).envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let (address, version) = runx_tests::shim::read_reply(&run(&mut command).ok().stdout);
+    let shim = Shim::connect(&address, version);
+    let daemon = shim.connect_task("a").unwrap().shim_pid;
+    let limits = fs::read_to_string(format!("/proc/{daemon}/limits")).unwrap();
+    let own = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(!own.contains(" 333 "), "it has room for many containers: {own}");
+    let mut request = host.create_request("a");
+    request.stdout = format!("binary://{}", logger.display());
+    shim.create(&request).unwrap();
+    shim.start("a", "").unwrap();
+    for file in [&logged, &hooked, &inside] {
+        eventually("it is written", || fs::read_to_string(file).is_ok_and(|text| text.ends_with('\n')));
+        assert_eq!(fs::read_to_string(file).unwrap(), "333\n", "{}", file.display());
+    }
     kill_and_end(&shim, "a");
     host.assert_nothing_left();
 }

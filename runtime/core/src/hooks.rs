@@ -122,16 +122,13 @@ pub struct HookState {
     /// Its status.
     pub status: String,
     /// Its first process, as the reader's PID namespace sees it; 0 when there is none.
-    #[serde(skip_serializing_if = "is_zero", default)]
+    // In a plan, nothing may be skipped: the text for hooks does so.
+    #[serde(default)]
     pub pid: i32,
     /// The bundle's absolute path.
     pub bundle: PathBuf,
     /// The container's annotations.
     pub annotations: HashMap<String, String>,
-}
-
-fn is_zero(pid: &i32) -> bool {
-    *pid == 0
 }
 
 /// Runs hooks one after the other until one fails.
@@ -162,7 +159,13 @@ pub fn run_each(kind: &'static str, hooks: &[Hook], state: &HookState, directory
 }
 
 fn state_text(state: &HookState) -> Result<Vec<u8>> {
-    serde_json::to_vec(state).map_err(|e| Error::system("write the state for a hook", io::Error::other(e)))
+    let text = serde_json::to_value(state).and_then(|mut value| {
+        if let Some(fields) = value.as_object_mut().filter(|_| state.pid == 0) {
+            fields.remove("pid");
+        }
+        serde_json::to_vec(&value)
+    });
+    text.map_err(|e| Error::system("write the state for a hook", io::Error::other(e)))
 }
 
 fn run(kind: &'static str, number: usize, hook: &Hook, state: &[u8], directory: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use super::{Sink, watched};
 
@@ -21,8 +22,34 @@ const CHUNK: usize = 64 << 10;
 /// How long the last output of a terminal may take from the process's end on.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
-/// Becomes true when the process of a terminal has ended. Others may hold it open for ever.
-pub(super) type Ended = watch::Receiver<bool>;
+/// More bytes than a terminal holds of its process's last output, however slowly they are read.
+const LAST_BYTES: usize = 256 << 10;
+
+/// The end of a terminal's process, after which others may hold the terminal open, and write to it, for ever.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    at: watch::Receiver<Option<Instant>>,
+    /// Bytes that may still come from then on.
+    left: usize,
+}
+
+impl Ended {
+    pub(super) fn new(at: watch::Receiver<Option<Instant>>) -> Self {
+        Self { at, left: LAST_BYTES }
+    }
+
+    /// Counts what was read; false once what comes cannot be the process's any more.
+    fn count(&mut self, bytes: usize) -> bool {
+        if self.at.borrow().is_some() {
+            self.left = self.left.saturating_sub(bytes);
+        }
+        self.left > 0
+    }
+}
+
+fn goes_on(ended: &mut Option<Ended>, bytes: usize) -> bool {
+    ended.as_mut().is_none_or(|ended| ended.count(bytes))
+}
 
 /// Copies output until its end, which `copied` is told of. Then it stays until a FIFO has been read, or it is aborted.
 ///
@@ -124,6 +151,9 @@ async fn each_piece<Done: Future<Output = ()>>(
             Ok(n) => {
                 buffer.truncate(n);
                 work(buffer).await;
+                if !goes_on(&mut ended, n) {
+                    return Ok(());
+                }
                 // Others have their turn, however much there is.
                 tokio::task::yield_now().await;
             }
@@ -142,8 +172,9 @@ async fn readable<'a, F: AsRawFd>(
     let Some(ended) = ended else { return from.readable().await.map(Some) };
     let silence = async {
         // Its sender lives as long as the streams do.
-        let _ = ended.wait_for(|ended| *ended).await;
-        tokio::time::sleep(LAST_WORDS).await;
+        if let Ok(at) = ended.at.wait_for(Option::is_some).await.map(|at| *at) {
+            tokio::time::sleep_until(at.unwrap_or_else(Instant::now) + LAST_WORDS).await;
+        }
     };
     tokio::select! {
         biased;
@@ -171,6 +202,7 @@ async fn move_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(
     while let Some(mut guard) = readable(from, &mut ended).await? {
         match splice(from.get_ref().as_fd(), to.get_ref().as_fd()) {
             Ok(0) => return Ok(()),
+            Ok(n) if !goes_on(&mut ended, n) => return Ok(()),
             // Others have their turn, however much there is.
             Ok(_) => tokio::task::yield_now().await,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -213,6 +245,9 @@ async fn copy_bytes<F: AsRawFd + AsFd, T: AsRawFd + AsFd>(
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return end_of_terminal(e.into()),
             }
+        }
+        if !goes_on(&mut ended, n) {
+            return Ok(());
         }
         tokio::task::yield_now().await;
     }

@@ -92,8 +92,8 @@ pub(crate) struct Connections {
     /// What is connected when the process starts.
     pending_input: Mutex<Option<(OwnedFd, PathBuf)>>,
     master: Option<Arc<OwnedFd>>,
-    /// Tells those who copy a terminal's output that its process has ended.
-    ended: watch::Sender<bool>,
+    /// Tells those who copy a terminal's output when its process has ended.
+    ended: watch::Sender<Option<tokio::time::Instant>>,
     logger: Mutex<Option<Logger>>,
 }
 
@@ -257,7 +257,7 @@ impl Ends {
             hold: Mutex::default(),
             pending_input: Mutex::default(),
             master,
-            ended: watch::Sender::new(false),
+            ended: watch::Sender::new(None),
             logger: Mutex::new(self.logger),
         };
         for (reader, sink) in self.outputs {
@@ -266,7 +266,7 @@ impl Ends {
                 None => reader,
             };
             let (told, copied) = oneshot::channel();
-            let ended = connections.master.as_ref().map(|_| connections.ended.subscribe());
+            let ended = connections.master.as_ref().map(|_| copy::Ended::new(connections.ended.subscribe()));
             let task = tokio::spawn(copy::output(watched(from, Interest::READABLE)?, sink, told, ended)?);
             lock(&connections.outputs).push(Output { task, copied });
         }
@@ -321,7 +321,7 @@ impl Connections {
     /// Nothing is read for a process that has ended, and what others write to its terminal is not its output.
     pub(crate) fn process_ended(&self) {
         self.stop_input();
-        self.ended.send_replace(true);
+        self.ended.send_replace(Some(tokio::time::Instant::now()));
     }
 
     fn stop_input(&self) {
