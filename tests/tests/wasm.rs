@@ -177,3 +177,31 @@ fn containerd_runs_a_module_image_twice_and_compiles_it_once() {
     containerd.ctr(&["container", "rm", "w3"]);
     containerd.assert_nothing_left();
 }
+
+#[test]
+fn a_trap_is_left_for_the_kubelet_where_it_has_mounted_a_file() {
+    needs_root!();
+    let module = format!(";; {}\n(module (func (export \"_start\") unreachable))", Bundle::new(&["x"]).id());
+    let _forget = Forget(module.clone().into());
+    let mut bundle = module_bundle("/app.wat", module.as_bytes());
+    let told = bundle.path().join("told");
+    for (before, after) in [("", "unreachable"), ("its own words", "its own words")] {
+        fs::write(&told, before).unwrap();
+        bundle.config["mounts"] = json!([
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/dev/termination-log", "type": "bind", "source": told, "options": ["bind", "rw"]}
+        ]);
+        let done = bundle.run();
+        assert_eq!(done.code, 134, "{}", done.stderr);
+        assert!(done.stderr.contains("unreachable"), "{}", done.stderr);
+        let text = fs::read_to_string(&told).unwrap();
+        assert!(text.contains(after) && text.contains(before), "{text:?}");
+    }
+    // A file of the image's is no message to anybody.
+    bundle.config["mounts"] = json!([]);
+    fs::create_dir_all(bundle.rootfs().join("dev")).unwrap();
+    fs::write(bundle.rootfs().join("dev/termination-log"), "").unwrap();
+    assert_eq!(bundle.run().code, 134);
+    assert_eq!(fs::read(bundle.rootfs().join("dev/termination-log")).unwrap(), b"");
+    bundle.assert_nothing_left();
+}

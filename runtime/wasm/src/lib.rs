@@ -33,6 +33,8 @@
 //! | 134 | the module trapped; what and where is on stderr (128 + SIGABRT, as for a native abort) |
 //! | 126 | the module could not be started; why is on stderr |
 //!
+//! What is on stderr then is also left in `/dev/termination-log`, if the kubelet has mounted a file there.
+//!
 //! # Who may write the artifact
 //!
 //! An artifact is native code: whoever can change it owns every container that runs it. The runner
@@ -48,6 +50,7 @@ mod guard;
 pub mod run;
 pub mod signals;
 mod stdio;
+pub mod termination;
 mod wasi;
 
 pub use error::Error;

@@ -1,6 +1,6 @@
 //! The last step of a WASM container. The contract is in the library's documentation.
 
-use runx_wasm::{run, signals};
+use runx_wasm::{run, signals, termination};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io::Write;
@@ -43,9 +43,11 @@ fn descriptor(arg: &OsStr) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// One message on stderr; nobody hears of a stderr that is gone.
+/// One message on stderr, and to the kubelet; nobody hears of a stderr that is gone.
 fn say(message: impl Display) {
+    let message = message.to_string();
     let _ = writeln!(std::io::stderr(), "runx: {message}");
+    termination::tell(&message);
 }
 
 fn refuse(message: impl Display) -> ! {

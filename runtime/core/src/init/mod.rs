@@ -214,7 +214,7 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
     let program = program::find(&process, parent)?;
     if matches!(program, Program::Runner { .. }) {
         // A module that could open /proc/self/mem would be native code.
-        mounts::detach_kernel_filesystems()?;
+        mounts::detach_kernel_filesystems(container.as_ref())?;
     }
     let seccomp = match seccomp {
         // As runc has it, a listener hears of its container when that is created, and not when it is started.

@@ -221,21 +221,65 @@ fn attach_cgroup_v1(
     Ok(())
 }
 
-/// Takes /proc, /sys and /dev away from this process and what comes of it, in a mount namespace of its
-/// own.
-pub(super) fn detach_kernel_filesystems() -> Result<()> {
+/// Takes /proc, /sys and /dev away from this process and what comes of it, in a mount namespace of its own. Of what the plan
+/// mounts there, directories and files of the host stay, in an empty tmpfs: /dev/termination-log, for example.
+pub(super) fn detach_kernel_filesystems(plan: Option<&ContainerPlan>) -> Result<()> {
     crate::init::capabilities::raise_all();
     sys::process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace for a module")?;
     mount::set_propagation_of_all(libc::MS_SLAVE).context("keep a module's mounts apart")?;
     for path in ["/proc", "/sys", "/dev"] {
+        let kept = clone_binds_below(path, plan.map_or(&[][..], |plan| &plan.mounts))?;
+        let mut detached = false;
         loop {
             match mount::detach(path) {
-                Ok(()) => {}
+                Ok(()) => detached = true,
                 // Not a mount point, or not there at all.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => break,
                 Err(e) => return Err(e).on("take away from the module:", path),
             }
         }
+        if detached && !kept.is_empty() {
+            attach_again(path, &kept).with_context(|| format!("mount again what is below {path}"))?;
+        }
     }
     Ok(())
+}
+
+/// A bind mount that outlives what it was attached to.
+struct Kept<'a> {
+    destination: &'a str,
+    tree: OwnedFd,
+    directory: bool,
+}
+
+/// What the plan binds below a directory, with all that is mounted below that in turn.
+fn clone_binds_below<'a>(directory: &str, plans: &'a [MountPlan]) -> Result<Vec<Kept<'a>>> {
+    let mut kept: Vec<Kept<'a>> = Vec::new();
+    for plan in plans.iter().filter(|plan| matches!(plan.source, MountSource::Tree { .. } | MountSource::Inside { .. }))
+    {
+        let destination = Path::new(&plan.destination);
+        let below = |other: &str| destination != Path::new(other) && destination.starts_with(other);
+        if !below(directory) || kept.iter().any(|other| destination.starts_with(other.destination)) {
+            continue;
+        }
+        let clone = || -> io::Result<Kept<'a>> {
+            let tree = mount::clone_tree(nix::fcntl::AT_FDCWD, destination, true)?;
+            let directory = sys::is_dir(&sys::fstat(tree.as_fd())?);
+            Ok(Kept { destination: &plan.destination, tree, directory })
+        };
+        kept.push(clone().with_context(|| format!("clone mount {}", plan.destination))?);
+    }
+    Ok(kept)
+}
+
+fn attach_again(path: &str, kept: &[Kept<'_>]) -> io::Result<()> {
+    let root = std::fs::File::open("/")?;
+    let options = [("mode".to_owned(), Some("755".to_owned())), ("size".to_owned(), Some("64k".to_owned()))];
+    let tmpfs = filesystem("tmpfs", attr::NOSUID | attr::NODEV | attr::NOEXEC, &options)?;
+    mount::attach(tmpfs.as_fd(), paths::find(root.as_fd(), path)?.as_fd())?;
+    for Kept { destination, tree, directory } in kept {
+        let target = paths::make_target(root.as_fd(), Path::new(destination), *directory)?;
+        mount::attach(tree.as_fd(), target.as_fd())?;
+    }
+    mount::set_attributes(tmpfs.as_fd(), attr::RDONLY, 0, 0, false)
 }
