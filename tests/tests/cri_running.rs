@@ -135,8 +135,9 @@ fn logs_are_rotated_without_a_loss() {
     let node = Node::start();
     let config = node.pod_config("pod");
     let pod = node.run_pod(&config);
-    let script =
-        "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) -ne 0 ] || sleep 0.02; done; sleep 1000";
+    // The rest comes after the last rotation, however long that takes.
+    let script = "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) -ne 0 ] || sleep 0.02; \
+                  [ $i -ne 300 ] || until test -e /tmp/go; do sleep 0.02; done; done; sleep 1000";
     let id = node.run_container(&pod, &node.container_config("app", script), &config);
     let log = node.logs("pod").join("app.log");
     let mut pieces = String::new();
@@ -147,6 +148,7 @@ fn logs_are_rotated_without_a_loss() {
         node.client().reopen_container_log(api::ReopenContainerLogRequest { container_id: id.clone() }).unwrap();
         pieces.push_str(&fs::read_to_string(old).unwrap());
     }
+    node.sh(&id, "touch /tmp/go");
     eventually("the last line comes", || fs::read_to_string(&log).unwrap().contains("line 400\n"));
     pieces.push_str(&fs::read_to_string(&log).unwrap());
     let lines: Vec<&str> = pieces.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap()).collect();
