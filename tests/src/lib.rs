@@ -5,6 +5,7 @@
 //! here says so and why; it counts as passed for the harness, so the reason is printed in capitals. In the
 //! virtual machine of `scripts/vm` it fails instead.
 
+pub mod attack;
 pub mod bench;
 pub mod bundle;
 pub mod cgroup;

@@ -268,6 +268,7 @@ pub fn parse_file<T: serde::de::DeserializeOwned + 'static>(path: &Path) -> Resu
 
 /// As [`parse_file`], for a document that is at hand; `name` appears in errors.
 pub fn parse<T: serde::de::DeserializeOwned + 'static>(text: &[u8], name: &str) -> Result<T> {
+    refuse_nul(text, name)?;
     let mut reader = serde_json::Deserializer::from_slice(text);
     let parsed = typed(&mut reader, name).and_then(|value| reader.end().map(|()| value));
     let mut value: T = parsed.or_else(|error| {
@@ -287,6 +288,38 @@ pub fn parse<T: serde::de::DeserializeOwned + 'static>(text: &[u8], name: &str) 
         forget_absent_pids(resources, text, "/linux/resources/pids/limit");
     }
     Ok(value)
+}
+
+/// The kernel's calls end at a NUL, and what was checked before would not be what they get.
+fn refuse_nul(text: &[u8], name: &str) -> Result<()> {
+    const ESCAPED: &[u8] = b"\\u0000";
+    if !text.windows(ESCAPED.len()).any(|window| window == ESCAPED) {
+        return Ok(());
+    }
+    // It may be a backslash before ordinary letters. What is no document is reported by those who read it.
+    let Ok(document) = serde_json::from_slice::<serde_json::Value>(text) else { return Ok(()) };
+    match place_of_nul(&document) {
+        Some(place) => {
+            Err(Error::InvalidSpec { document: name.to_owned(), reason: format!("{place} holds a NUL byte") })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where a text with a NUL byte is, as a path of names.
+fn place_of_nul(value: &serde_json::Value) -> Option<String> {
+    use serde_json::Value;
+    let below = |name: String, value: &Value| {
+        place_of_nul(value).map(|place| if place.is_empty() { name.clone() } else { format!("{name}.{place}") })
+    };
+    match value {
+        Value::String(text) => text.contains('\0').then(String::new),
+        Value::Array(list) => list.iter().enumerate().find_map(|(n, value)| below(n.to_string(), value)),
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            if name.contains('\0') { Some(format!("{name:?}")) } else { below(name.clone(), value) }
+        }),
+        _ => None,
+    }
 }
 
 fn typed<'de, T, D>(document: D, name: &str) -> std::result::Result<T, D::Error>

@@ -99,11 +99,19 @@ pub(super) fn attach_all(
 }
 
 fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, plan: &MountPlan) -> io::Result<()> {
+    // Those that may be there are known by their names, which a link would get around (CVE-2019-16884).
+    if !Path::new(&plan.destination).starts_with("/proc") && is_procfs(target)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a link leads inside /proc"));
+    }
     mount::attach(tree, target)?;
     for flags in &plan.propagation {
         mount::set_attributes(tree, 0, 0, flags & !libc::MS_REC, flags & libc::MS_REC != 0)?;
     }
     Ok(())
+}
+
+fn is_procfs(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(nix::sys::statfs::fstatfs(fd)?.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 
 /// A detached tree of what is at `path` in the container by now, and whether it is a directory.

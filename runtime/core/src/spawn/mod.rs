@@ -7,7 +7,7 @@
 pub mod handshake;
 pub mod server;
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::{Context, Error, Result};
@@ -79,15 +79,14 @@ fn spawn_here(request: Request) -> Result<Spawned> {
     refuse_threads()?;
     process::set_undumpable().context("hide this process's memory")?;
     let (ours, theirs) = Handshake::pair()?;
-    let home = if request.mount_namespace { Some(Home::remember()?) } else { None };
+    let preserved = request.plan.process.preserve_fds;
     // SAFETY: refuse_threads made sure that there is no other thread.
-    let cloned = unsafe { clone_for(&request, 0) }?;
+    let cloned = unsafe { clone_for(&request, 0, &[theirs.as_fd()], preserved) }?;
     match cloned {
         Made::Child => {
             // The caller's other descriptors would be held for as long as the process waits for its
             // start: the lock on its own state among them.
-            let keep = request.fds.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_fd().as_raw_fd()]);
-            sys::close_all_but(3 + request.plan.process.preserve_fds as i32, keep.collect());
+            close_others(&request, &[theirs.as_fd()], preserved);
             std::mem::forget(ours);
             init::run(request.plan, request.fds, theirs)
         }
@@ -95,37 +94,16 @@ fn spawn_here(request: Request) -> Result<Spawned> {
             if let Some(helper) = helper {
                 pidfd::wait(helper.as_fd()).context("wait for the process that joined namespaces")?;
             }
-            if let Some(home) = home {
-                home.return_to()?;
-            }
             Ok(Spawned { pid, pidfd, handshake: ours })
         }
     }
 }
 
-/// The mount namespace and directories that a process comes back to.
-struct Home {
-    namespace: OwnedFd,
-    root: OwnedFd,
-    directory: OwnedFd,
-}
-
-impl Home {
-    fn remember() -> Result<Self> {
-        let open = |path: &str, flags| sys::open(path, flags).on("open", path);
-        Ok(Self {
-            namespace: open("/proc/self/ns/mnt", libc::O_RDONLY)?,
-            root: open("/", libc::O_PATH | libc::O_DIRECTORY)?,
-            directory: open(".", libc::O_PATH | libc::O_DIRECTORY)?,
-        })
-    }
-
-    fn return_to(&self) -> Result<()> {
-        process::setns(self.namespace.as_fd(), libc::CLONE_NEWNS).context("return to the own mount namespace")?;
-        nix::unistd::fchdir(&self.root).context("return to the own root")?;
-        nix::unistd::chroot(".").context("return to the own root")?;
-        nix::unistd::fchdir(&self.directory).context("return to the own directory")
-    }
+/// Closes, in a new process, what the request does not need and the caller does not name.
+fn close_others(request: &Request, keep: &[BorrowedFd<'_>], preserved: u32) {
+    let helpers = request.first.iter().map(|(fd, _)| fd).chain(&request.pid_namespace);
+    let needed = request.fds.iter().chain(helpers).map(AsRawFd::as_raw_fd);
+    sys::close_all_but(3 + preserved as i32, needed.chain(keep.iter().map(AsRawFd::as_raw_fd)).collect());
 }
 
 /// A second thread here would be a mistake of ours that shows as a rare hang; better an error always.
@@ -159,33 +137,37 @@ impl From<Cloned> for Made {
     }
 }
 
-/// Clones into the request's namespaces and cgroup.
+/// Clones into the request's namespaces and cgroup. `keep` is what the new process needs besides the request's descriptors.
 ///
 /// # Safety
 /// As for [`process::clone`].
-unsafe fn clone_for(request: &Request, extra: u64) -> Result<Made> {
+unsafe fn clone_for(request: &Request, extra: u64, keep: &[BorrowedFd<'_>], preserved: u32) -> Result<Made> {
     let Some(cpus) = &request.cpus else {
         // SAFETY: the caller vouches for there being one thread.
-        return unsafe { clone_here_or_through(request, extra) };
+        return unsafe { clone_here_or_through(request, extra, keep, preserved) };
     };
     let own = process::affinity().context("read the CPU affinity")?;
     process::set_affinity(cpus).context("set process.execCPUAffinity.initial")?;
     // SAFETY: the caller vouches for there being one thread.
-    let made = unsafe { clone_here_or_through(request, extra) };
+    let made = unsafe { clone_here_or_through(request, extra, keep, preserved) };
     if !matches!(made, Ok(Made::Child)) {
         process::set_affinity(&own).context("return to the own CPU affinity")?;
     }
     made
 }
 
-unsafe fn clone_here_or_through(request: &Request, extra: u64) -> Result<Made> {
-    if !request.first.is_empty() {
+unsafe fn clone_here_or_through(
+    request: &Request,
+    extra: u64,
+    keep: &[BorrowedFd<'_>],
+    preserved: u32,
+) -> Result<Made> {
+    if request.mount_namespace || !request.first.is_empty() {
         // SAFETY: the caller vouches for there being one thread.
-        return unsafe { clone_through(request, extra) };
+        return unsafe { clone_through(request, extra, keep, preserved) };
     }
     if let Some(namespace) = &request.pid_namespace {
-        let kinds = libc::CLONE_NEWPID | if request.mount_namespace { libc::CLONE_NEWNS } else { 0 };
-        process::setns(namespace.as_fd(), kinds).context("join the container's namespaces")?;
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join the PID namespace")?;
     }
     let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
     // SAFETY: the caller vouches for there being one thread.
@@ -193,17 +175,21 @@ unsafe fn clone_here_or_through(request: &Request, extra: u64) -> Result<Made> {
     cloned.context("clone a process into its namespaces").map(Made::from)
 }
 
-/// Clones by a helper that joins namespaces first. It hands back the new process's descriptor, or its failure.
+/// Clones by a helper that joins namespaces first, and that has closed by then whatever the new process could be robbed of
+/// before it can close it itself: others in its PID namespace see it from its first moment. The helper hands back the new
+/// process's descriptor, or its failure.
 ///
 /// # Safety
 /// As for [`process::clone`].
-unsafe fn clone_through(request: &Request, extra: u64) -> Result<Made> {
+unsafe fn clone_through(request: &Request, extra: u64, keep: &[BorrowedFd<'_>], preserved: u32) -> Result<Made> {
     let (ours, theirs) = Handshake::pair()?;
     let cgroup = request.cgroup.as_ref().map(AsFd::as_fd);
     // SAFETY: the caller vouches for there being one thread.
     match unsafe { process::clone(extra, cgroup) }.context("clone a process to join namespaces")? {
         Cloned::Child => {
-            drop(ours);
+            let keep: Vec<_> = keep.iter().copied().chain([theirs.as_fd()]).collect();
+            close_others(request, &keep, preserved);
+            std::mem::forget(ours);
             // SAFETY: a process that was just cloned has one thread.
             match unsafe { join_and_clone(request) } {
                 Ok(Cloned::Child) => {
@@ -256,7 +242,8 @@ unsafe fn join_and_clone(request: &Request) -> Result<Cloned> {
         process::setns(fd.as_fd(), *kind).with_context(|| format!("join the {name} namespace"))?;
     }
     if let Some(namespace) = &request.pid_namespace {
-        process::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join the PID namespace")?;
+        let mounts = if request.mount_namespace { libc::CLONE_NEWNS } else { 0 };
+        process::setns(namespace.as_fd(), libc::CLONE_NEWPID | mounts).context("join the container's namespaces")?;
     }
     // SAFETY: the caller vouches for there being one thread.
     unsafe { process::clone(request.namespaces | libc::CLONE_PARENT as u64, None) }

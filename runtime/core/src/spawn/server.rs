@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Handshake;
-use super::{Made, Request, Spawned, clone_for};
+use super::{Made, Request, Spawned, clone_for, close_others};
 use crate::error::{Context, Error, Result};
 use crate::init;
 use crate::sys::mount::{self, NewFilesystem, attr};
@@ -136,10 +136,13 @@ pub fn serve(control: OwnedFd) -> Result<()> {
             Ok(())
         };
         // SAFETY: the spawner never starts a thread.
-        let cloned = prepared.and_then(|()| unsafe { clone_for(&request, libc::CLONE_PARENT as u64) });
+        let cloned = prepared.and_then(|()| unsafe {
+            clone_for(&request, libc::CLONE_PARENT as u64, &[plan.as_fd(), theirs.as_fd()], 0)
+        });
         let (answer, pidfds) = match cloned {
             Ok(Made::Child) => {
-                drop((control, own_pids, own_mounts, host_mounts));
+                close_others(&request, &[plan.as_fd(), theirs.as_fd()], 0);
+                std::mem::forget((control, own_pids, own_mounts, host_mounts));
                 init::run_encoded(&plan, request.fds, theirs)
             }
             Ok(Made::Process { pid, pidfd, helper }) => {
@@ -147,10 +150,11 @@ pub fn serve(control: OwnedFd) -> Result<()> {
             }
             Err(e) => (Answer::Failed { message: e.to_string(), errno: e.errno().unwrap_or(0) }, Vec::new()),
         };
-        if request.pid_namespace.is_some() && request.first.is_empty() {
+        let joined = !request.mount_namespace && request.first.is_empty();
+        if request.pid_namespace.is_some() && joined {
             process::setns(own_pids.as_fd(), libc::CLONE_NEWPID).context("return to the spawner's PID namespace")?;
         }
-        if request.mount_namespace || request.host_mounts {
+        if request.host_mounts {
             process::setns(own_mounts.as_fd(), libc::CLONE_NEWNS).context("return to the spawner's mounts")?;
         }
         let answer = postcard::to_stdvec(&answer).map_err(|e| Error::system("write an answer", io::Error::other(e)))?;

@@ -51,13 +51,16 @@ pub(crate) fn runner_under(wrapper: &[&str], artifact: &File, args: &[&str]) -> 
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let artifact = artifact.try_clone().expect("a copy");
     let pass = move || {
+        // Whoever runs the tests in the background may ignore it.
+        // SAFETY: SIG_DFL is a valid disposition, and signal is async-signal-safe.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         // SAFETY: dup2 is async-signal-safe; the copy is not closed on exec.
         match unsafe { libc::dup2(artifact.as_raw_fd(), ARTIFACT_FD) } {
             -1 => Err(std::io::Error::last_os_error()),
             _ => Ok(()),
         }
     };
-    // SAFETY: the closure makes one async-signal-safe system call.
+    // SAFETY: the closure makes async-signal-safe system calls only.
     unsafe { command.pre_exec(pass) };
     command
 }
