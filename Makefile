@@ -94,6 +94,9 @@ soak:
 	RUNX_ROUNDS=500 $(SOAK) --test faults -- --nocapture
 	@echo "== Races between commands"
 	RUNX_ROUNDS=200 $(SOAK) --test state
+	@echo "== A million inputs for each parser"
+	RUNX_ROUNDS=1000000 cargo test --locked -p runx-core --test fuzz -- --nocapture
+	RUNX_ROUNDS=1000000 cargo test --locked -p containerd-shim-runx of_any_form -- --nocapture
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 

@@ -214,4 +214,15 @@ mod tests {
         assert!(Address::parse("binary://relative").unwrap().is_err());
         assert_eq!(parsed("binary:///a%2").program, PathBuf::from("/a%2"));
     }
+
+    #[test]
+    fn uris_of_any_form_are_read_or_refused() {
+        let good: [&[u8]; 2] = [b"binary:///usr/bin/my%20logger?--file=/a%26b&flag&x=1+2", b"binary-v2:///%ff/%"];
+        runx_fuzz::feed("a logger's URI", &good, 20_000, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if let Some(Ok(address)) = Address::parse(&text) {
+                assert!(address.program.is_absolute());
+            }
+        });
+    }
 }

@@ -160,4 +160,35 @@ mod tests {
         assert_eq!(of(3).unwrap(), Protocol::Json);
         assert!(of(4).unwrap_err().to_string().contains("task_api_version 4"));
     }
+
+    #[test]
+    fn standard_input_of_any_form_is_read_or_refused() {
+        let table = |text: &str| {
+            let value = [&[26, text.len() as u8], text.as_bytes()].concat();
+            Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() }.write_to_bytes().unwrap()
+        };
+        let options =
+            any(&RuncOptions { systemd_cgroup: true, root: "/r".into(), io_uid: 5, ..RuncOptions::default() });
+        let params = BootstrapParams {
+            instance_id: flags().id,
+            namespace: flags().namespace,
+            socket_dir: Some("/run".into()),
+            extensions: vec![containerd_shim_protos::bootstrap_api::Extension {
+                value: containerd_shim_protos::protobuf::MessageField::some(options.clone()),
+                ..Default::default()
+            }],
+            ..BootstrapParams::default()
+        };
+        let good = [
+            table("SystemdCgroup = true\nRoot = \"/r\"\nIoUid = 5\n"),
+            options.write_to_bytes().unwrap(),
+            params.write_to_bytes().unwrap(),
+        ];
+        let good: Vec<&[u8]> = good.iter().map(Vec::as_slice).collect();
+        runx_fuzz::feed("standard input of start", &good, 20_000, |bytes| {
+            if let Err(e) = parse(bytes, &flags()) {
+                assert!(!e.to_string().is_empty());
+            }
+        });
+    }
 }
