@@ -281,7 +281,13 @@ fn statistics(make: Make) -> (String, BTreeSet<String>) {
     let host = Host::new(make);
     host.make_bundle(
         "a",
-        &["/bin/sh", "-c", "x=0; while [ $x -lt 300000 ]; do x=$((x+1)); done; exec sleep 1000"],
+        // Processor time, and memory that is taken and given back, beside memory that stays.
+        &[
+            "/bin/sh",
+            "-c",
+            "x=0; while [ $x -lt 300000 ]; do x=$((x+1)); done; \
+                            dd if=/dev/zero of=/dev/null bs=16M count=1; exec sleep 1000",
+        ],
         |config| {
             config["linux"]["resources"] = json!({
                 "devices": [{"allow": false, "access": "rwm"}],
