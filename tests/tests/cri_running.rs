@@ -83,10 +83,11 @@ fn streams_of_exec_attach_and_port_forward_work() {
     assert_eq!(stream.finish(), (9, "<hello>\n".to_owned(), "err\n".to_owned()));
     let mut stream = node.exec_stream(&id, &["/bin/sh"], true);
     stream.resize(91, 31);
-    stream.write("stty size; tty\n");
-    let shown = stream.read_until("31 91");
+    // containerd resizes when it comes to it.
+    stream.write("until test \"$(stty size 2>/dev/null)\" = '31 91'; do sleep 0.1; done; stty size; tty\n");
+    let shown = stream.read_until("/dev/pts/");
     assert!(shown.contains("stty size"), "the terminal echoes: {shown:?}");
-    stream.read_until("/dev/pts/");
+    assert!(shown.contains("\n31 91\r\n"), "{shown:?}");
     stream.write("exit 4\n");
     assert_eq!(stream.finish().0, 4);
     // attach: what is written is read, and it is in the log, too.
@@ -117,12 +118,12 @@ fn a_terminal_of_a_container_is_attached_to() {
     let node = Node::start();
     let config = node.pod_config("pod");
     let pod = node.run_pod(&config);
-    let mut container = node.container_config("app", "read -r line; echo \"<$line>\"; stty size; sleep 1000");
+    let sized = "until test \"$(stty size 2>/dev/null)\" = '17 77'; do sleep 0.1; done; stty size";
+    let mut container = node.container_config("app", &format!("read -r line; echo \"<$line>\"; {sized}; sleep 1000"));
     (container.stdin, container.tty) = (true, true);
     let id = node.run_container(&pod, &container, &config);
     let mut stream = node.attach_stream(&id, true, true);
     stream.resize(77, 17);
-    std::thread::sleep(Duration::from_millis(200));
     stream.write("word\n");
     stream.read_until("17 77");
     node.remove_pod(&pod);
