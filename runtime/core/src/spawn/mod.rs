@@ -30,8 +30,9 @@ pub struct Request {
     pub cgroup: Option<OwnedFd>,
     /// A PID namespace to be born in: a namespace file, or a pidfd of a process in it.
     pub pid_namespace: Option<OwnedFd>,
-    /// To be born in the mount namespace of that pidfd, too. Others in a PID namespace could otherwise reach
-    /// the host's files through /proc/PID/root, until the new process has left them behind.
+    /// To be born in the mount namespace of that pidfd, too, made by a process that joins both and then ends. Others in a PID
+    /// namespace could otherwise reach the host's files through /proc/PID/root and /proc/PID/fd, until the new process has
+    /// left them behind.
     pub mount_namespace: bool,
     /// Namespaces that are joined, in this order, by a process that then makes the wanted one and ends: with their
     /// `CLONE_NEW*` flags. For user namespaces, which nobody leaves again.
