@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "iproute2", "kmod", "util-linux",
+PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "uidmap", "iproute2", "kmod", "util-linux",
             "apparmor", "containernetworking-plugins"]
 # By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
 KERNELS = {"debian": ["linux-image-cloud-amd64", "linux-image-amd64"],

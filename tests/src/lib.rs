@@ -20,6 +20,7 @@ pub mod podman;
 pub mod random;
 pub mod running;
 pub mod shim;
+pub mod user;
 pub mod wasm;
 
 use std::io::Write;

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use runx_core::container::Runtime;
+use runx_core::rootless;
 use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 
@@ -33,8 +34,21 @@ pub(crate) struct Context {
 impl Context {
     /// The containers below the root.
     fn runtime(&self) -> Runtime {
-        Runtime::new(&self.global.root, Spawner::Direct, WasmConfig::beside(&self.executable))
+        let mut wasm = WasmConfig::beside(&self.executable);
+        if rootless::is_ordinary_user()
+            && let Some(cache) = own_cache()
+        {
+            wasm.cache = cache;
+        }
+        Runtime::new(&self.global.root, Spawner::Direct, wasm)
     }
+}
+
+/// Where an ordinary user keeps what is compiled once, by the XDG Base Directory Specification.
+fn own_cache() -> Option<PathBuf> {
+    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("runx/wasm"))
 }
 
 /// How a command that failed ends, runc's codes.
@@ -96,9 +110,6 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<u8, Failure> {
     if global.criu {
         log::warn!("--criu is ignored: it has no effect any more");
-    }
-    if global.rootless == Some(true) && command.makes_processes() {
-        return Err(anyhow::anyhow!("--rootless=true is not supported: containers always get their cgroups").into());
     }
     let context = Context { global, executable: executable? };
     log::debug!("runx {} with state below {}", env!("CARGO_PKG_VERSION"), context.global.root.display());

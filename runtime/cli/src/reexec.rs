@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ pub(crate) fn own_path() -> Result<PathBuf> {
 /// one.
 pub(crate) fn from_read_only_clone() -> Result<PathBuf> {
     let executable = sys::open("/proc/self/exe", libc::O_PATH).context("open /proc/self/exe")?;
-    if on_read_only_mount(executable.as_fd())? {
+    if on_read_only_mount(executable.as_fd())? || is_sealed() {
         return match std::env::var_os(PATH_VARIABLE) {
             Some(path) => {
                 // SAFETY: this program has one thread.
@@ -35,7 +35,11 @@ pub(crate) fn from_read_only_clone() -> Result<PathBuf> {
             None => own_path(),
         };
     }
-    let clone = mount::read_only_clone(executable.as_fd()).context("clone the mount of this program")?;
+    let clone = match mount::read_only_clone(executable.as_fd()) {
+        // Not for an ordinary user, whose copy is in memory, sealed.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => sealed_copy()?,
+        other => other.context("clone the mount of this program")?,
+    };
     let path = own_path()?;
     let args = c_strings(std::env::args_os())?;
     let mut variable = OsString::from(format!("{PATH_VARIABLE}="));
@@ -62,6 +66,23 @@ pub(crate) fn from_read_only_clone() -> Result<PathBuf> {
         )
     };
     Err(io::Error::last_os_error()).context("execute this program from a read-only clone")
+}
+
+fn sealed_copy() -> Result<OwnedFd> {
+    let mut program = std::fs::File::open("/proc/self/exe").context("open this program")?;
+    let mut copy = sys::memfd(c"runx")?;
+    io::copy(&mut program, &mut copy).and_then(|_| sys::seal(copy)).context("copy this program into memory")
+}
+
+/// Whether this program runs from [`sealed_copy`].
+fn is_sealed() -> bool {
+    if std::env::var_os(PATH_VARIABLE).is_none() {
+        return false;
+    }
+    let Ok(program) = sys::open("/proc/self/exe", libc::O_RDONLY) else { return false };
+    // SAFETY: F_GET_SEALS takes no argument; on a file that cannot be sealed it fails.
+    let seals = unsafe { libc::fcntl(program.as_raw_fd(), libc::F_GET_SEALS) };
+    seals != -1 && seals & libc::F_SEAL_WRITE != 0
 }
 
 fn c_strings(words: impl Iterator<Item = OsString>) -> Result<Vec<CString>> {

@@ -4,6 +4,8 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
+use runx_core::rootless;
+use runx_core::sys::capabilities;
 use runx_core::sys::mount::{self, NewFilesystem};
 use runx_core::sys::process::{self, prctl};
 
@@ -18,6 +20,7 @@ const NOBODY: u32 = 65_534;
 /// Leaves nothing in reach but the three standard streams: an empty root, no network, no privileges, and
 /// limits on time and memory.
 pub(crate) fn confine() -> Result<()> {
+    let unprivileged = rootless::is_unprivileged();
     process::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
         .context("unshare namespaces")?;
     let empty = NewFilesystem::open("tmpfs")
@@ -41,12 +44,22 @@ pub(crate) fn confine() -> Result<()> {
             return Err(std::io::Error::last_os_error()).context("limit resources");
         }
     }
-    nix::unistd::setgroups(&[]).context("give up supplementary groups")?;
-    let group = NOBODY.into();
-    nix::unistd::setresgid(group, group, group).context("give up the group")?;
-    let user = NOBODY.into();
-    nix::unistd::setresuid(user, user, user).context("give up the user and all capabilities")?;
+    become_nobody(unprivileged)?;
+    capabilities::set(0, 0, 0).context("give up all capabilities")?;
     process::set_undumpable().context("hide the compiler's memory")?;
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0).context("set no_new_privs")?;
     runx_core::sys::cloexec_from(std::io::stderr().as_raw_fd() + 1).context("close descriptors")
+}
+
+/// Gives up the user and his groups. In the user namespace of an ordinary user there may be nobody else to become.
+fn become_nobody(unprivileged: bool) -> Result<()> {
+    let there_is_nobody = |e: nix::errno::Errno| match e {
+        nix::errno::Errno::EPERM | nix::errno::Errno::EINVAL if unprivileged => Ok(()),
+        e => Err(e),
+    };
+    nix::unistd::setgroups(&[]).or_else(there_is_nobody).context("give up supplementary groups")?;
+    let group = NOBODY.into();
+    nix::unistd::setresgid(group, group, group).or_else(there_is_nobody).context("give up the group")?;
+    let user = NOBODY.into();
+    nix::unistd::setresuid(user, user, user).or_else(there_is_nobody).context("give up the user")
 }

@@ -17,6 +17,7 @@ pub mod lsm;
 pub mod mount_options;
 pub mod plan;
 pub mod rdt;
+pub mod rootless;
 pub mod seccomp;
 pub mod spawn;
 pub mod sys;

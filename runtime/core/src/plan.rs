@@ -210,6 +210,8 @@ pub struct ProcessPlan {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// It keeps those of its creator, which nobody may change in this user namespace.
+    pub keep_groups: bool,
     /// File mode creation mask.
     pub umask: Option<u32>,
     /// Capability sets; `None` leaves what the kernel gives the user.

@@ -108,13 +108,6 @@ pub(crate) enum Command {
     Missing(String),
 }
 
-impl Command {
-    /// Whether this command forks into containers.
-    pub(crate) fn makes_processes(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
-    }
-}
-
 /// What `create` and `run` share.
 #[derive(Debug)]
 pub(crate) struct Create {
@@ -248,11 +241,19 @@ fn global(words: &Words) -> Result<Global> {
 
 /// Where people who are not root may write, as runc has it.
 fn default_root() -> PathBuf {
-    // SAFETY: geteuid cannot fail and touches no memory.
-    let root = unsafe { libc::geteuid() } == 0;
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !root && !directory.is_empty()) {
-        Some(directory) => Path::new(&directory).join("runx"),
-        None => PathBuf::from("/run/runx"),
+    let variable = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
+    let user = nix::unistd::geteuid();
+    // The root of a user namespace may call himself so, or still be the user who made it.
+    let is_root = || {
+        user.is_root()
+            && (std::env::var_os("USER").is_some_and(|name| name == "root") || !runx_core::rootless::is_unprivileged())
+    };
+    match variable.map(PathBuf::from) {
+        Some(directory) if !is_root() => directory.join("runx"),
+        None if !user.is_root() && Path::new(&format!("/run/user/{user}")).is_dir() => {
+            PathBuf::from(format!("/run/user/{user}/runx"))
+        }
+        _ => PathBuf::from("/run/runx"),
     }
 }
 

@@ -30,7 +30,12 @@ pub(crate) const GLOBAL: &[Flag] = &[
     switch("debug", None, "log what is done, too"),
     switch("verbose", Some('v'), "the same; without a command, -v prints the version"),
     switch("systemd-cgroup", None, "let systemd manage the container's cgroup"),
-    option("rootless", None, "VALUE", "go on without permission to change cgroups: false or auto"),
+    option(
+        "rootless",
+        None,
+        "VALUE",
+        "go on without cgroups that may not be made and that nothing needs: true, false or auto (default: unless root)",
+    ),
     option("criu", None, "PATH", ""),
     switch("version", Some('V'), "print the version"),
     switch("help", Some('h'), "print help"),

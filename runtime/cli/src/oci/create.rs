@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use runx_core::Error;
 use runx_core::bundle::{self, Bundle};
 use runx_core::container::{Container, CreateOptions, Process};
+use runx_core::rootless;
 use runx_core::spec::Spec;
 
 use super::console::Terminal;
@@ -58,6 +59,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
     let terminal = bundle.process()?.terminal().unwrap_or(false);
     console::check(terminal, create.console_socket.as_deref(), detach)?;
     check_preserved(3 + listening, create.preserve_fds)?;
+    let entered = rootless::is_ordinary_user();
     let socket = create.console_socket.as_deref().map(console::connect).transpose()?;
     let pidfd_socket = create.pidfd_socket.as_deref().map(pidfd_socket::connect).transpose()?;
     let options = CreateOptions {
@@ -70,8 +72,13 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
         systemd_cgroup: context.global.systemd_cgroup,
         notify,
         config,
+        entered,
+        lenient: context.global.rootless,
     };
     log::debug!("creating container {} from {}", create.id, bundle.path().display());
+    if entered {
+        rootless::enter(&bundle)?;
+    }
     let (container, mut process) = runtime.create(&create.id, &bundle, options)?;
     let finish = |process: &mut Process| -> Result<()> {
         if let Some(socket) = &socket {

@@ -1,12 +1,14 @@
 //! `exec`.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use runx_core::Error;
 use runx_core::bundle;
-use runx_core::container::{Container, ExecOptions, Group, Process};
+use runx_core::container::{Container, ExecOptions, Group, Process, Status};
+use runx_core::rootless;
 use runx_core::spec::{Capabilities, Capability, LinuxCapabilities, Process as ProcessSpec, Spec};
 
 use super::console::Terminal;
@@ -29,12 +31,14 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
         pidfd: exec.pidfd_socket.as_deref().map(pidfd_socket::connect).transpose()?,
     };
     let signals = if exec.detach { None } else { Some(Signals::hold()?) };
+    let entered = enter(&container)?;
     let options = ExecOptions {
         stdio: None,
         born: None,
         preserve_fds: exec.preserve_fds,
         groups: parse_groups(&exec.cgroup)?,
         ignore_paused: exec.ignore_paused,
+        entered,
     };
     log::debug!("executing {:?} in container {}", description.args().as_deref().unwrap_or_default(), exec.id);
     let mut process = runtime.exec(&container, &description, options).map_err(in_runcs_words)?;
@@ -50,6 +54,20 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
     };
     let Some(signals) = signals else { return Ok(0) };
     Ok(foreground::wait(&process, &signals, terminal.as_ref(), None)?.code as u8)
+}
+
+/// Enters the container's user namespace, where an ordinary user has to. Tells whether he had.
+fn enter(container: &Container) -> Result<bool> {
+    let has_one = container.state().namespaces & libc::CLONE_NEWUSER != 0;
+    if !has_one || !rootless::is_ordinary_user() || container.status() == Status::Stopped {
+        return Ok(false);
+    }
+    if container.status() == Status::Created {
+        // Its memory is still the runtime's, which is hidden from this user, and its namespaces with it.
+        bail!("only root can exec in a container that has not been started: {:?}", container.state().id);
+    }
+    rootless::join(container.first_process()?.as_fd())?;
+    Ok(true)
 }
 
 /// Who wants to have what the process has to give.

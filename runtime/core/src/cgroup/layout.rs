@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::{Cgroup, below};
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
@@ -59,6 +60,26 @@ impl Layout {
         }
         let layout = Self::detect()?;
         Ok(KNOWN.get_or_init(|| layout))
+    }
+
+    /// The directories that a container with these cgroups is in, one for each hierarchy: its own, or, of those that
+    /// it lacks, the one of this process.
+    pub fn shown(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
+        match (self, cgroup) {
+            (Self::V2 { .. }, Cgroup::V2 { path, .. }) => vec![path.clone()],
+            (Self::V2 { root, own }, _) => vec![below(root, Path::new("/"), own)],
+            (Self::V1 { hierarchies }, _) => {
+                let directories = match cgroup {
+                    Cgroup::V1 { directories, .. } => directories.as_slice(),
+                    _ => &[],
+                };
+                let own = |of: &Hierarchy| directories.iter().find(|d| d.controllers == of.controllers);
+                hierarchies
+                    .iter()
+                    .map(|of| own(of).map_or_else(|| below(&of.mount, Path::new("/"), &of.own), |d| d.path.clone()))
+                    .collect()
+            }
+        }
     }
 
     /// Looks at `/sys/fs/cgroup` and `/proc/self/cgroup`; the table of mounts, which is long on a busy

@@ -13,6 +13,7 @@ mod devices;
 mod files;
 mod layout;
 mod oom;
+mod permission;
 mod processes;
 mod stats;
 mod systemd;
@@ -59,6 +60,9 @@ pub enum Cgroup {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unit: Option<Unit>,
     },
+    /// None of its own: it is in those of whoever made it, who may not make any.
+    #[serde(rename = "none")]
+    None,
 }
 
 /// The container's directory in one hierarchy of version 1.
@@ -77,13 +81,20 @@ pub struct Settings<'a> {
     resources: Option<&'a LinuxResources>,
     annotations: Option<&'a HashMap<String, String>>,
     owner: Option<u32>,
+    /// Whether the configuration says where the groups are to be.
+    named: bool,
+    lenient: bool,
 }
 
 impl<'a> Settings<'a> {
-    /// The settings of a container's configuration.
-    pub fn of(id: &'a str, spec: &'a Spec) -> Self {
+    /// The settings of a container's configuration. `lenient` makes do without groups that may not be made, as far as
+    /// nothing in the configuration needs them.
+    pub fn of(id: &'a str, spec: &'a Spec, lenient: bool) -> Self {
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
         Self {
             id,
+            named: path.is_some_and(|path| !path.as_os_str().is_empty()),
+            lenient,
             resources: spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()),
             annotations: spec.annotations().as_ref(),
             owner: delegation::owner(spec),
@@ -163,7 +174,17 @@ impl Cgroup {
     pub fn unit(&self) -> Option<&Unit> {
         match self {
             Self::V1 { unit, .. } | Self::V2 { unit, .. } => unit.as_ref(),
+            Self::None => None,
         }
+    }
+
+    /// Makes the directories of a new container: see [`Self::create`]. Returns what there is instead where the
+    /// settings allow less.
+    pub fn make(&self, settings: &Settings<'_>) -> Result<Option<Self>> {
+        if settings.lenient {
+            return permission::create(self, settings, settings.named).map(Some);
+        }
+        self.create().map(|()| None)
     }
 
     /// Makes the directories. Those that exist already are an error if a process is in them, since two
@@ -176,6 +197,7 @@ impl Cgroup {
             Self::V1 { directories, .. } => v1::create(directories),
             Self::V2 { path, unit: None } => v2::create(path),
             Self::V2 { path, unit: Some(_) } => v2::make(path),
+            Self::None => Ok(()),
         }
     }
 
@@ -186,9 +208,17 @@ impl Cgroup {
 
     fn configure_now(&self, settings: &Settings<'_>, resources: Option<&LinuxResources>) -> Result<()> {
         let rules = devices::rules(settings.resources)?;
-        match self {
-            Self::V1 { directories, .. } => v1::apply_devices(directories, &rules)?,
-            Self::V2 { path, .. } => devices::attach(path, &rules)?,
+        let attached = match self {
+            Self::V1 { directories, .. } => v1::apply_devices(directories, &rules),
+            Self::V2 { path, .. } => devices::attach(path, &rules),
+            Self::None => return Ok(()),
+        };
+        match attached {
+            // Whoever may not do this may not make devices either, and has no more of them than before.
+            Err(e) if settings.lenient && (permission::is_refusal(&e) || matches!(e, Error::Unsupported { .. })) => {
+                log::debug!("the container is not kept from devices that its user may use: {e}");
+            }
+            other => other?,
         }
         if let Some(resources) = resources {
             self.apply(resources)?;
@@ -206,7 +236,7 @@ impl Cgroup {
         let Some(unit) = self.unit() else { return self.enter(pid) };
         let devices = match self {
             Self::V1 { .. } => Some(devices::allowed(&devices::rules(settings.resources)?)),
-            Self::V2 { .. } => None,
+            Self::V2 { .. } | Self::None => None,
         };
         let adjusted = unit.start(&systemd::Start {
             id: settings.id,
@@ -220,6 +250,7 @@ impl Cgroup {
         match self {
             Self::V1 { .. } => self.enter(pid)?,
             Self::V2 { path, .. } => v2::enable(path)?,
+            Self::None => {}
         }
         self.configure_now(settings, adjusted.as_ref())
     }
@@ -228,7 +259,7 @@ impl Cgroup {
     pub fn enter(&self, pid: i32) -> Result<()> {
         match self {
             Self::V1 { directories, .. } => v1::join(directories, pid),
-            Self::V2 { .. } => Ok(()),
+            Self::V2 { .. } | Self::None => Ok(()),
         }
     }
 
@@ -236,6 +267,8 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => systemd::Group::V1(v1::processor(directories)),
             Self::V2 { path, .. } => systemd::Group::V2(path),
+            // It has no unit either.
+            Self::None => systemd::Group::V1(None),
         }
     }
 
@@ -262,6 +295,7 @@ impl Cgroup {
                 Some(directory) => convert::check_before_update(directory, "memory.usage_in_bytes", memory),
                 None => Ok(()),
             },
+            Self::None => Ok(()),
         }
     }
 
@@ -269,13 +303,14 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::apply(directories, resources),
             Self::V2 { path, .. } => v2::apply(path, resources),
+            Self::None => Err(missing("a limit")),
         }
     }
 
     /// The directory to clone the first process into, where the kernel can.
     pub fn birthplace(&self) -> Result<Option<OwnedFd>> {
         match self {
-            Self::V1 { .. } => Ok(None),
+            Self::V1 { .. } | Self::None => Ok(None),
             Self::V2 { path, .. } => open_directory(path).map(Some),
         }
     }
@@ -312,6 +347,7 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::membership(directories),
             Self::V2 { path, .. } => Some(path),
+            Self::None => None,
         }
     }
 
@@ -346,6 +382,7 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::set_frozen(directories, frozen),
             Self::V2 { path, .. } => v2::set_frozen(path, frozen),
+            Self::None => Err(missing(if frozen { "pausing" } else { "resuming" })),
         }
     }
 
@@ -354,6 +391,7 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::is_frozen(directories),
             Self::V2 { path, .. } => v2::is_frozen(path),
+            Self::None => false,
         }
     }
 
@@ -365,6 +403,7 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::stats(directories),
             Self::V2 { path, .. } => v2::stats(path),
+            Self::None => Err(missing("reading statistics")),
         }
     }
 
@@ -373,6 +412,7 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => v1::memory(directories).map(OomWatch::v1).transpose(),
             Self::V2 { path, .. } => OomWatch::v2(path),
+            Self::None => Ok(None),
         }
     }
 
@@ -380,7 +420,7 @@ impl Cgroup {
     /// where that would not be safe.
     pub fn delegate(&self, uid: u32) -> Result<()> {
         match self {
-            Self::V1 { .. } => Ok(()),
+            Self::V1 { .. } | Self::None => Ok(()),
             Self::V2 { path, .. } => v2::delegate(path, uid),
         }
     }
@@ -398,8 +438,14 @@ impl Cgroup {
         match self {
             Self::V1 { directories, .. } => directories.iter().map(|directory| directory.path.as_path()).collect(),
             Self::V2 { path, .. } => vec![path],
+            Self::None => Vec::new(),
         }
     }
+}
+
+/// Why something that needs a cgroup cannot be had.
+fn missing(what: &str) -> Error {
+    Error::unsupported(what, "the container has no cgroup of its own, since its creator may not make one")
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {
@@ -418,7 +464,7 @@ mod tests {
     fn an_absolute_path_is_taken_from_the_root_and_a_relative_one_from_beside_us() {
         let place = |path| match place(&unified(), path, "c1", false).unwrap() {
             Cgroup::V2 { path, .. } => path,
-            Cgroup::V1 { .. } => unreachable!("the layout is unified"),
+            Cgroup::V1 { .. } | Cgroup::None => unreachable!("the layout is unified"),
         };
         assert_eq!(place(Some(Path::new("/default/c1"))), Path::new("/sys/fs/cgroup/default/c1"));
         assert_eq!(place(Some(Path::new("mine"))), Path::new("/sys/fs/cgroup/user.slice/mine"));

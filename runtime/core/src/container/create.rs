@@ -20,8 +20,9 @@ use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, HookState, Hooks};
-use crate::plan::{Gate, Plan, UserNamespace};
+use crate::plan::{Gate, Plan, ProcessPlan, UserNamespace};
 use crate::rdt::Rdt;
+use crate::rootless;
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
 
@@ -47,6 +48,11 @@ pub struct CreateOptions {
     pub config: Option<PathBuf>,
     /// Who is told of its process.
     pub born: Option<Born>,
+    /// This process is in the container's user namespace already: see [`crate::rootless`].
+    pub entered: bool,
+    /// Whether it goes without a cgroup where none may be made and nothing needs one; `None` leaves that to who this
+    /// process is.
+    pub lenient: Option<bool>,
 }
 
 impl Runtime {
@@ -87,13 +93,13 @@ impl Runtime {
         let spec = bundle.spec();
         let linux = bundle.linux()?;
         let mut table = Table::default();
-        let namespaces = prepare::namespaces(bundle, &mut table)?;
+        let namespaces = prepare::namespaces(bundle, options.entered, &mut table)?;
         // Joined or made, an exec enters them all.
         let all = namespaces.all();
         let hooks = Hooks::of(spec)?;
         let defaults = Defaults::of(bundle.process()?, linux)?;
         let filter = process::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
-        let state = State {
+        let mut state = State {
             oci_version: spec.version().clone(),
             id: id.to_owned(),
             pid: 0,
@@ -102,7 +108,7 @@ impl Runtime {
             config: options.config,
             rootfs: bundle.rootfs()?,
             created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-            owner: nix::unistd::geteuid().as_raw(),
+            owner: rootless::caller(),
             cgroup,
             seccomp_listener: filter.as_ref().filter(|filter| filter.asks_listener).and_then(|_| listener(linux)),
             defaults,
@@ -118,15 +124,21 @@ impl Runtime {
             let notify = directory.join(state::NOTIFY);
             fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
         }
-        let settings = cgroup::Settings::of(id, spec);
-        let mut cleanup = Cleanup { cgroup: &state.cgroup, settings, rdt: state.rdt.as_ref(), made: false };
+        let lenient = options.lenient.unwrap_or_else(rootless::is_unprivileged);
+        let settings = cgroup::Settings::of(id, spec, lenient);
         // With version 2 a process is born in its cgroup; with version 1 the cgroups are made and joined while it
         // already works. The state is on disk before the first of them: from there on, `delete` finds what a killed
         // create leaves.
-        let early = matches!(layout, Layout::V2 { .. });
+        let early = lenient || matches!(layout, Layout::V2 { .. });
         if early {
             state.write(directory)?;
-            cleanup.make()?;
+            if let Some(instead) = state.cgroup.make(&settings)? {
+                state.cgroup = instead;
+            }
+        }
+        let mut cleanup = Cleanup { cgroup: &state.cgroup, settings, rdt: state.rdt.as_ref(), made: early };
+        if early {
+            state.cgroup.configure(&settings)?;
         }
         let (moved, net_devices): (Vec<_>, Vec<_>) = net_devices::find(linux)?.into_iter().unzip();
         let around = Surroundings {
@@ -151,8 +163,9 @@ impl Runtime {
             process.seccomp_listener = filter.asks_listener;
             state::write_seccomp(directory, &filter.instructions)?;
         }
+        process.keep_groups = rootless::keeps_groups(None);
         let rlimits = process.rlimits.clone();
-        let oom_score_adj = process.oom_score_adj;
+        let score = OomScore::of(&process, options.entered)?;
         let address_space = process.address_space();
         let gate = if options.detached_start {
             Gate::Listener(table.add(state::listen_gate(directory)?))
@@ -201,8 +214,8 @@ impl Runtime {
                 rdt.join(process.pid)?;
             }
             net_devices::move_all(&moved, process.pid)?;
-            set_oom_score(process.pid, oom_score_adj)?;
-            mounts::open_views(&views, &state.cgroup)
+            score.set(process.pid)?;
+            mounts::open_views(&views, &state.cgroup, layout)
         };
         let pid = process.pid;
         let run_hooks = || -> Result<()> {
@@ -297,11 +310,33 @@ fn tell(
     }
 }
 
-/// Adjusts a process that is still in our hands, from outside: what /proc shows inside is not trusted.
-pub(super) fn set_oom_score(pid: i32, adjustment: Option<i32>) -> Result<()> {
-    let Some(adjustment) = adjustment else { return Ok(()) };
-    fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string())
-        .with_context(|| format!("set process.oomScoreAdj to {adjustment}"))
+/// `process.oomScoreAdj`.
+pub(super) enum OomScore {
+    /// There is none, or the process will inherit it.
+    Settled {
+        /// Until it has.
+        _lent: Option<rootless::Lent>,
+    },
+    /// To be set once there is the process.
+    Pending(i32),
+}
+
+impl OomScore {
+    /// What is to be done, before there is the process. One whose creator has `entered` its user namespace is out of
+    /// his reach in /proc.
+    pub(super) fn of(process: &ProcessPlan, entered: bool) -> Result<Self> {
+        Ok(match process.oom_score_adj {
+            Some(adjustment) if !entered => Self::Pending(adjustment),
+            lent => Self::Settled { _lent: lent.map(rootless::Lent::lend).transpose()? },
+        })
+    }
+
+    /// Adjusts a process that is still in our hands, from outside: what /proc shows inside is not trusted.
+    pub(super) fn set(&self, pid: i32) -> Result<()> {
+        let Self::Pending(adjustment) = self else { return Ok(()) };
+        fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string())
+            .with_context(|| format!("set process.oomScoreAdj to {adjustment}"))
+    }
 }
 
 /// Raises the hard limits of a process in a user namespace, which may not do that by itself. The rest it does, when

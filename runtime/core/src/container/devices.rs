@@ -65,8 +65,7 @@ pub(super) fn list(
     Ok(Some(devices))
 }
 
-/// The host's node of the same name and number, as a mount of its own: in a user namespace the kernel lets nobody
-/// make nodes.
+/// The host's node of the same name and number, as a mount of its own.
 fn host_node(device: &Device) -> Result<OwnedFd> {
     let path = Path::new(&device.path);
     let node = sys::open(path, libc::O_PATH | libc::O_NOFOLLOW).on("open device", path)?;

@@ -6,13 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 
-use super::create::{raise_limits, set_oom_score};
+use super::create::{OomScore, raise_limits};
 use super::prepare::Table;
 use super::{Born, Container, Process, Runtime, Status, process};
 use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::plan::{Gate, Plan, UserNamespace};
+use crate::rootless;
 use crate::spawn::Request;
 
 /// How a process is to be made, beyond its description.
@@ -28,6 +29,8 @@ pub struct ExecOptions {
     pub ignore_paused: bool,
     /// Who is told of the process.
     pub born: Option<Born>,
+    /// This process is in the container's user namespace already: see [`crate::rootless`].
+    pub entered: bool,
 }
 
 /// A group below the container's own.
@@ -68,11 +71,13 @@ impl Runtime {
             process.seccomp_listener = state.seccomp_listener.is_some();
         }
         let in_user_namespace = state.namespaces & libc::CLONE_NEWUSER != 0;
+        process.keep_groups = rootless::keeps_groups(Some(state.pid));
         let rlimits = process.rlimits.clone();
-        let oom_score_adj = process.oom_score_adj;
+        let score = OomScore::of(&process, options.entered)?;
         let address_space = process.address_space();
         let pid_namespace = init.try_clone().context("duplicate a pidfd")?;
-        let join = vec![(table.add(init), state.namespaces)];
+        let namespaces = if options.entered { state.namespaces & !libc::CLONE_NEWUSER } else { state.namespaces };
+        let join = vec![(table.add(init), namespaces)];
         let user_namespace = in_user_namespace.then_some(UserNamespace::Joined);
         let plan = Plan { hold: false, join, user_namespace, container: None, process, gate: Gate::Parent };
         let request = Request {
@@ -94,7 +99,7 @@ impl Runtime {
         let made = cgroup
             .enter(process.pid)
             .and_then(|()| state.rdt.as_ref().map_or(Ok(()), |rdt| rdt.join(process.pid)))
-            .and_then(|()| set_oom_score(process.pid, oom_score_adj))
+            .and_then(|()| score.set(process.pid))
             .and_then(|()| if in_user_namespace { raise_limits(process.pid, &rlimits) } else { Ok(()) })
             .and_then(|()| self.converse(&mut process, &[], None));
         match made {
@@ -149,6 +154,9 @@ fn group_below<'a>(cgroup: &'a Cgroup, groups: &[Group]) -> Result<Cow<'a, Cgrou
                 }
             }
             Cgroup::V2 { path, .. } => path.push(below),
+            Cgroup::None => {
+                return Err(Error::unsupported(format!("cgroup {path:?}"), "the container has no cgroup of its own"));
+            }
         }
         if let Some(controller) = unknown.first() {
             return Err(Error::unsupported(format!("cgroup {controller}:{}", path.display()), "unknown controller"));

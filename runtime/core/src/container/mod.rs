@@ -8,6 +8,7 @@ mod mounts;
 pub(crate) mod net_devices;
 mod prepare;
 pub(crate) mod process;
+mod signals;
 mod state;
 pub(crate) mod users;
 
@@ -302,57 +303,6 @@ impl Container {
         run
     }
 
-    /// Sends a signal to the first process, or to all of the container.
-    ///
-    /// # Errors
-    /// [`Error::Finished`] if the first process has ended (and `all` is not asked for).
-    pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
-        if all {
-            return self.kill_all(signal);
-        }
-        let last_resort = signal == libc::SIGKILL && !self.state.own_pid_namespace;
-        match self.first_process().and_then(|init| self.signal_first(&init, signal)) {
-            // In a PID namespace shared with others its children outlive it.
-            Err(Error::Finished) if last_resort && !self.pids()?.is_empty() => {}
-            other => other?,
-        }
-        if signal != libc::SIGKILL {
-            return Ok(());
-        }
-        // Who is freezing the container now is waited for, since frozen processes die only when they are thawed.
-        match self.lock() {
-            Ok((_lock, current, _)) if last_resort => current.state.cgroup.kill_all(),
-            Ok((_lock, current, _)) if current.state.cgroup.is_frozen() => current.state.cgroup.thaw(),
-            Ok(_) | Err(Error::NotFound(_)) => Ok(()),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn signal_first(&self, init: &OwnedFd, signal: i32) -> Result<()> {
-        match pidfd::send_signal(init.as_fd(), signal) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Err(Error::Finished),
-            other => other.with_context(|| format!("send signal {signal} to container {:?}", self.state.id)),
-        }
-    }
-
-    fn kill_all(&self, signal: i32) -> Result<()> {
-        // Cgroups go by name: they shall not be those of another container that got this one's id since.
-        let _lock = self.lock()?;
-        if signal == libc::SIGKILL {
-            return self.state.cgroup.kill_all();
-        }
-        let processes: Vec<_> =
-            self.state.cgroup.pids()?.into_iter().filter_map(|pid| Some((pid, pidfd::open(pid).ok()?))).collect();
-        // A pid may have become another process's before it was opened. Those that are listed still, and are
-        // held now, are the container's.
-        let still = self.state.cgroup.pids()?;
-        for (_, process) in processes.iter().filter(|(pid, _)| still.contains(pid)) {
-            // It may have ended in this moment.
-            let _ = pidfd::send_signal(process.as_fd(), signal);
-        }
-        Ok(())
-    }
-
     /// Stops all processes where they are.
     pub fn pause(&self) -> Result<()> {
         let (_lock, current, status) = self.lock()?;
@@ -386,11 +336,6 @@ impl Container {
             Status::Stopped => Err(self.wrong_state("update", status)),
             _ => current.state.cgroup.update(resources),
         }
-    }
-
-    /// All its processes.
-    pub fn pids(&self) -> Result<Vec<i32>> {
-        self.state.cgroup.pids()
     }
 
     /// What the kernel counts for it.

@@ -96,7 +96,9 @@ impl Mounts<'_> {
         let attributes = options.set & !options.clear | options.set & attr::ATIME_MASK;
         match (kind, self.layout) {
             ("cgroup", Layout::V1 { .. }) => cgroup_v1(attributes, self.namespaces, self.layout),
-            ("cgroup" | "cgroup2", Layout::V2 { .. }) => cgroup_v2(attributes, self.namespaces, self.cgroup, table),
+            ("cgroup" | "cgroup2", Layout::V2 { .. }) => {
+                cgroup_v2(attributes, self.namespaces, self.layout.shown(self.cgroup), table)
+            }
             _ => {
                 let mut data = options.data;
                 if let Some(label) = self.bundle.linux()?.mount_label().clone().filter(|label| !label.is_empty())
@@ -234,10 +236,10 @@ pub(super) fn bound_views(plans: &[MountPlan]) -> Vec<(u64, usize)> {
 }
 
 /// Opens these views, once the cgroups are there: a tree for each [`CgroupView::Bound`] of the plan.
-pub(super) fn open_views(views: &[(u64, usize)], cgroup: &Cgroup) -> Result<Vec<OwnedFd>> {
+pub(super) fn open_views(views: &[(u64, usize)], cgroup: &Cgroup, layout: &Layout) -> Result<Vec<OwnedFd>> {
     let mut trees = Vec::new();
     for (attributes, count) in views {
-        for path in cgroup.paths().into_iter().take(*count) {
+        for path in layout.shown(cgroup).iter().take(*count) {
             let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)?;
             let tree = mount::clone_tree(at.as_fd(), "", false).on("clone the mount of cgroup", path)?;
             mount::set_attributes(tree.as_fd(), *attributes, 0, libc::MS_PRIVATE, false).on("set options on", path)?;
@@ -280,7 +282,7 @@ fn cgroup_v1(attributes: u64, namespaces: &Namespaces, layout: &Layout) -> Resul
     Ok(MountSource::CgroupV1 { attributes, hierarchies: views, links })
 }
 
-fn cgroup_v2(attributes: u64, namespaces: &Namespaces, cgroup: &Cgroup, table: &mut Table) -> Result<MountSource> {
+fn cgroup_v2(attributes: u64, namespaces: &Namespaces, shown: Vec<PathBuf>, table: &mut Table) -> Result<MountSource> {
     if namespaces.new_cgroup {
         return Ok(MountSource::New {
             kind: "cgroup2".to_owned(),
@@ -289,7 +291,7 @@ fn cgroup_v2(attributes: u64, namespaces: &Namespaces, cgroup: &Cgroup, table: &
             copy_up: false,
         });
     }
-    let Cgroup::V2 { path, .. } = cgroup else {
+    let [path] = shown.as_slice() else {
         return Err(Error::unsupported("a mount of type cgroup2", "this machine has cgroup v1"));
     };
     let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open cgroup", path)?;

@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks::{HookState, Hooks};
 use crate::mount_options;
 use crate::plan::{ContainerPlan, Fd, HooksPlan, NetDevice, UserNamespace};
+use crate::rootless;
 use crate::spawn::Spawner;
 use crate::sys::mount;
 use crate::sys::process::CLONE_NEWTIME;
@@ -48,6 +49,8 @@ pub(super) struct Namespaces {
     pub(super) first: Vec<(OwnedFd, i32)>,
     /// The user namespace, unless it is the caller's.
     pub(super) user: Option<UserNamespace>,
+    /// Whether the user namespace is this process's.
+    pub(super) entered_user: bool,
     /// A cgroup namespace is made by the child, once it is in its cgroups.
     pub(super) new_cgroup: bool,
     /// A time namespace is made by the child, which sets its clocks before it enters.
@@ -58,7 +61,11 @@ impl Namespaces {
     /// `CLONE_NEW*` flags of all namespaces that are not the host's.
     pub(super) fn all(&self) -> i32 {
         let joined = self.join.iter().map(|(_, flag)| *flag).chain(self.first.iter().map(|(_, flag)| *flag));
-        let own = [(self.new_cgroup, libc::CLONE_NEWCGROUP), (self.new_time, CLONE_NEWTIME)];
+        let own = [
+            (self.entered_user, libc::CLONE_NEWUSER),
+            (self.new_cgroup, libc::CLONE_NEWCGROUP),
+            (self.new_time, CLONE_NEWTIME),
+        ];
         let own = own.into_iter().filter_map(|(new, flag)| new.then_some(flag));
         joined.chain(own).fold(self.new as i32, |all, flag| all | flag)
     }
@@ -77,14 +84,20 @@ fn clone_flag(kind: LinuxNamespaceType) -> i32 {
     }
 }
 
-/// Opens the namespaces to be joined and adds up those to be made.
-pub(super) fn namespaces(bundle: &Bundle, table: &mut Table) -> Result<Namespaces> {
+/// Opens the namespaces to be joined and adds up those to be made. The user namespace is neither where this process has
+/// `entered` it.
+pub(super) fn namespaces(bundle: &Bundle, entered: bool, table: &mut Table) -> Result<Namespaces> {
     let mut out = Namespaces::default();
     let mut joined = Vec::new();
     for namespace in bundle.linux()?.namespaces().iter().flatten() {
         let kind = namespace.typ();
         let flag = clone_flag(kind);
         let path = namespace.path().as_deref();
+        if entered && kind == LinuxNamespaceType::User {
+            out.entered_user = true;
+            out.user = Some(UserNamespace::Joined);
+            continue;
+        }
         if empty_path(path) {
             match kind {
                 LinuxNamespaceType::Cgroup => out.new_cgroup = true,
@@ -112,7 +125,7 @@ pub(super) fn namespaces(bundle: &Bundle, table: &mut Table) -> Result<Namespace
             joined.push((fd, flag));
         }
     }
-    if out.user.is_some() {
+    if out.user.is_some() && !entered {
         // The user namespace last: once in it, the host's others are out of reach.
         joined.sort_by_key(|(_, flag)| *flag == libc::CLONE_NEWUSER);
         out.first = joined;
@@ -162,6 +175,8 @@ pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut T
         rootfs_propagation: propagation,
         id_maps: HashMap::new(),
     };
+    // In a user namespace the kernel lets nobody make nodes.
+    let bind_devices = namespaces.user.is_some() || rootless::is_unprivileged();
     let filled = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     Ok(ContainerPlan {
         new_cgroup_namespace: namespaces.new_cgroup,
@@ -173,7 +188,7 @@ pub(super) fn container(bundle: &Bundle, around: Surroundings<'_>, table: &mut T
         // Being private is what the detached clone already is.
         rootfs_propagation: if propagation & libc::MS_PRIVATE != 0 { 0 } else { propagation },
         no_pivot,
-        devices: devices::list(entries, linux.devices().as_deref(), namespaces.user.is_some(), table)?,
+        devices: devices::list(entries, linux.devices().as_deref(), bind_devices, table)?,
         null: table.add(crate::init::open_null()?),
         masked_paths: linux.masked_paths().clone().unwrap_or_default(),
         readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),

@@ -3,53 +3,11 @@
 //! Loading a seccomp filter without no_new_privs needs `CAP_SYS_ADMIN`, and after it only what the
 //! filter allows can be called. So everything but the last `capset` happens before the filter.
 
-use std::io;
-
 use crate::capability::{self, SYS_ADMIN};
 use crate::error::{Context, Result};
 use crate::plan::{CapabilitySets, ProcessPlan};
-use crate::sys::{self, process::prctl};
-
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Data {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-const VERSION_3: u32 = 0x2008_0522;
-
-fn get() -> io::Result<(u64, u64, u64)> {
-    let header = Header { version: VERSION_3, pid: 0 };
-    let mut data = [Data::default(); 2];
-    // SAFETY: version 3 reads and writes two data structures.
-    sys::check(unsafe { libc::syscall(libc::SYS_capget, &header as *const Header, data.as_mut_ptr()) })?;
-    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    Ok((
-        join(data[0].effective, data[1].effective),
-        join(data[0].permitted, data[1].permitted),
-        join(data[0].inheritable, data[1].inheritable),
-    ))
-}
-
-fn set(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let header = Header { version: VERSION_3, pid: 0 };
-    let half = |shift: u32| Data {
-        effective: (effective >> shift) as u32,
-        permitted: (permitted >> shift) as u32,
-        inheritable: (inheritable >> shift) as u32,
-    };
-    let data = [half(0), half(32)];
-    // SAFETY: version 3 reads two data structures.
-    sys::check(unsafe { libc::syscall(libc::SYS_capset, &header as *const Header, data.as_ptr()) }).map(drop)
-}
+use crate::sys::capabilities::{get, set};
+use crate::sys::process::prctl;
 
 fn wanted(process: &ProcessPlan) -> CapabilitySets {
     process.capabilities.unwrap_or_default()

@@ -91,7 +91,15 @@ pub(super) fn become_user(process: &ProcessPlan) -> Result<()> {
     capabilities::drop_bounding(process)?;
     prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0).context("keep capabilities over the change of user")?;
     let groups: Vec<nix::unistd::Gid> = process.groups.iter().map(|gid| (*gid).into()).collect();
-    nix::unistd::setgroups(&groups).with_context(|| format!("set the supplementary groups to {:?}", process.groups))?;
+    if !process.keep_groups {
+        nix::unistd::setgroups(&groups)
+            .with_context(|| format!("set the supplementary groups to {:?}", process.groups))?;
+    } else if !process.groups.is_empty() {
+        return Err(Error::unsupported(
+            "process.user.additionalGids",
+            "in this user namespace nobody may change his groups: it takes gidMappings written by newgidmap",
+        ));
+    }
     let gid = process.gid.into();
     nix::unistd::setresgid(gid, gid, gid).with_context(|| format!("become group {}", process.gid))?;
     let uid = process.uid.into();

@@ -108,7 +108,7 @@ fn close_others(request: &Request, keep: &[BorrowedFd<'_>], preserved: u32) {
 }
 
 /// A second thread here would be a mistake of ours that shows as a rare hang; better an error always.
-fn refuse_threads() -> Result<()> {
+pub(crate) fn refuse_threads() -> Result<()> {
     let links = std::fs::symlink_metadata("/proc/self/task").context("count the threads of this process")?;
     if std::os::unix::fs::MetadataExt::nlink(&links) > 3 {
         return Err(Error::unsupported("cloning from this process", "it has more than one thread: use a spawner"));

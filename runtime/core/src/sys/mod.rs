@@ -3,6 +3,7 @@
 //! Each does one call and nothing else; errors are plain [`std::io::Error`]s, to which the caller adds
 //! what was attempted.
 
+pub mod capabilities;
 pub mod mount;
 pub mod netlink;
 pub mod pidfd;
