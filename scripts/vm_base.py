@@ -21,6 +21,8 @@ import time
 
 PACKAGES = ["systemd-sysv", "dbus", "containerd", "runc", "busybox-static", "uidmap", "iproute2", "kmod", "util-linux",
             "apparmor", "containernetworking-plugins"]
+# Not in every distribution; tests say that they are skipped without.
+OPTIONAL = ["criu", "iptables"]
 # By the distribution's id: the packages whose dependencies are the kernel, the smallest first.
 KERNELS = {"debian": ["linux-image-cloud-amd64", "linux-image-amd64"],
            "ubuntu": ["linux-image-virtual", "linux-image-generic"]}
@@ -110,6 +112,12 @@ def run(command, limit, **more):
         last = "\n".join(said.splitlines()[-15:])
         raise Unavailable(f"{' '.join(map(str, command))} failed with {child.returncode}:\n{last}")
     return said
+
+
+def packages():
+    """PACKAGES, and those of OPTIONAL that there are."""
+    found = run(["apt-cache", "pkgnames"], 60).split()
+    return PACKAGES + [name for name in OPTIONAL if name in found]
 
 
 def mirror(codename):
@@ -226,7 +234,7 @@ def build(work, name, codename):
     # In namespaces of its own, so that no mount and no process is left, whenever this ends.
     run(["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
          "--kill-child", "debootstrap", "--variant=minbase", f"--components={','.join(components)}",
-         f"--include={','.join(PACKAGES)}", codename, rootfs, address], 1200, env=proxy())
+         f"--include={','.join(packages())}", codename, rootfs, address], 1200, env=proxy())
     about = install_kernel(name, work, rootfs)
     configure(rootfs)
     # No journal: every run starts from this image as it is, and no run is taken up again.

@@ -128,6 +128,10 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
         Command::Pause { id } => oci::manage::pause(&context, &id),
         Command::Resume { id } => oci::manage::resume(&context, &id),
         Command::Update(update) => oci::update::update(&context, *update),
+        Command::Checkpoint(checkpoint) => {
+            oci::checkpoint::checkpoint(&context, &checkpoint).map_err(|e| e.of("checkpoint failed"))
+        }
+        Command::Restore(restore) => oci::checkpoint::restore(&context, *restore).map_err(|e| e.of("restore failed")),
         Command::Events { id, interval, once } => oci::events::events(&context, &id, interval, once),
         Command::Spec { bundle, rootless } => oci::spec::spec(bundle, rootless),
         Command::Features => {
@@ -137,7 +141,6 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
         Command::Compile(compile) => wasm::compile(&context.executable, &compile),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),
-        Command::Missing(why) => Err(anyhow::Error::msg(why).into()),
     }
 }
 

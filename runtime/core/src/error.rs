@@ -92,6 +92,14 @@ pub enum Error {
         /// How it ended and what it said.
         reason: String,
     },
+    /// CRIU could not make a checkpoint of a container, or restore it from one.
+    #[error("criu: {reason} (its log is {})", log.display())]
+    Criu {
+        /// CRIU's own reason.
+        reason: String,
+        /// The file with all that it says.
+        log: PathBuf,
+    },
     /// The container's process ended before it was set up.
     #[error("container process ended during setup: {0}")]
     Died(String),

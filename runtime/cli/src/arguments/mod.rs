@@ -1,5 +1,6 @@
 //! The command line: runc's commands and flags.
 
+mod checkpoint;
 mod scan;
 mod tables;
 mod units;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use checkpoint::{Checkpoint, Restore};
 use scan::{Order, Words};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, Syntax, WASM};
@@ -59,53 +61,24 @@ pub(crate) enum ListFormat {
 pub(crate) enum Command {
     Create(Create),
     Run(Run),
-    Start {
-        id: String,
-    },
+    Start { id: String },
     Exec(Box<Exec>),
-    State {
-        id: String,
-    },
-    Kill {
-        id: String,
-        signal: String,
-        all: bool,
-    },
-    Delete {
-        id: String,
-        force: bool,
-    },
-    List {
-        format: ListFormat,
-        quiet: bool,
-    },
-    Ps {
-        id: String,
-        format: ListFormat,
-        options: Vec<OsString>,
-    },
-    Pause {
-        id: String,
-    },
-    Resume {
-        id: String,
-    },
+    State { id: String },
+    Kill { id: String, signal: String, all: bool },
+    Delete { id: String, force: bool },
+    List { format: ListFormat, quiet: bool },
+    Ps { id: String, format: ListFormat, options: Vec<OsString> },
+    Pause { id: String },
+    Resume { id: String },
     Update(Box<Update>),
-    Events {
-        id: String,
-        interval: Duration,
-        once: bool,
-    },
-    Spec {
-        bundle: Option<PathBuf>,
-        rootless: bool,
-    },
+    Checkpoint(Box<Checkpoint>),
+    Restore(Box<Restore>),
+    Events { id: String, interval: Duration, once: bool },
+    Spec { bundle: Option<PathBuf>, rootless: bool },
     Features,
     Compile(Compile),
     Version,
     Help(Option<&'static Syntax>),
-    /// A command of runc's that is not there, and why.
-    Missing(String),
 }
 
 /// What `create` and `run` share.
@@ -278,10 +251,6 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
             let sub = rest.next().unwrap_or_default();
             WASM.iter().find(|syntax| syntax.name.strip_prefix("wasm ").is_some_and(|name| sub == *name))
         }
-        Some("checkpoint" | "restore") if !asked => {
-            let name = name.display();
-            return Ok(Command::Missing(format!("{name}: checkpoints of containers are not supported")));
-        }
         name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
     };
     let Some(syntax) = syntax else {
@@ -333,6 +302,8 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         "ps" => Command::Ps { id, format: list_format(words)?, options: others.collect() },
         "pause" => Command::Pause { id },
         "resume" => Command::Resume { id },
+        "checkpoint" => Command::Checkpoint(Box::new(checkpoint::checkpoint(id, words)?)),
+        "restore" => Command::Restore(Box::new(checkpoint::restore(id, words)?)),
         "update" => Command::Update(Box::new(update(id, words)?)),
         "events" => {
             let interval = words.text("interval")?.map_or(Ok(Duration::from_secs(5)), duration)?;

@@ -108,6 +108,36 @@ const UPDATE: &[Flag] = &[
     option("mem-bw-schema", None, "SCHEMA", "Intel RDT: memory bandwidth"),
 ];
 
+const IMAGES: &[Flag] = &[
+    option("image-path", None, "DIR", "directory of the checkpoint (default: checkpoint)"),
+    option("work-path", None, "DIR", "directory for criu's log and statistics (default: the checkpoint's)"),
+    switch("tcp-established", None, "keep TCP connections"),
+    switch("ext-unix-sk", None, "keep the ends of connections over unix sockets to processes outside"),
+    switch("shell-job", None, "it has a terminal from outside"),
+    switch("file-locks", None, "keep locks of files"),
+    option("manage-cgroups-mode", None, "MODE", "what criu does about cgroups: soft (default), full, strict or ignore"),
+    option("empty-ns", None, "network", "neither keep nor restore what is in this namespace"),
+    switch("auto-dedup", None, "drop pages from older images once they are in newer ones"),
+];
+
+const CHECKPOINT: &[Flag] = &[
+    option("parent-path", None, "DIR", "earlier checkpoint that this one adds to, relative to --image-path"),
+    switch("leave-running", None, "let the container go on"),
+    switch("pre-dump", None, "keep its memory only and let it go on, for a later checkpoint to add to"),
+    switch("tcp-skip-in-flight", None, "do without connections that are being made"),
+    switch("link-remap", None, "keep files that are open and have been removed"),
+];
+
+const RESTORE: &[Flag] = &[
+    option("bundle", Some('b'), "DIR", "the bundle's directory (default: the current one)"),
+    option("console-socket", None, "SOCKET", "unix socket that receives the master of the container's terminal"),
+    switch("detach", Some('d'), "do not wait for the container's end"),
+    option("pid-file", None, "FILE", "file to write the pid of the container's first process to"),
+    switch("no-subreaper", None, "leave processes that lose their parent to the host's init"),
+    option("lsm-profile", None, "TYPE:NAME", "another LSM profile for its processes than they had"),
+    option("lsm-mount-context", None, "CONTEXT", "another SELinux context for its mounts than they had"),
+];
+
 const EVENTS: &[Flag] = &[
     option("interval", None, "TIME", "time between statistics (default 5s)"),
     switch("stats", None, "print statistics once and end"),
@@ -155,6 +185,10 @@ pub(crate) const COMMANDS: &[Syntax] = &[
     command("pause", "CONTAINER", "stop all processes of a container where they are", NONE, Order::Anywhere, (1, 1)),
     command("resume", "CONTAINER", "let the processes of a paused container go on", NONE, Order::Anywhere, (1, 1)),
     command("update", "CONTAINER", "change the limits of a container", &[UPDATE], Order::Anywhere, (1, 1)),
+    command("checkpoint", "CONTAINER", "keep a running container in files, by criu, and delete it",
+        &[IMAGES, CHECKPOINT], Order::Anywhere, (1, 1)),
+    command("restore", "CONTAINER", "let a container from a checkpoint go on",
+        &[IMAGES, RESTORE], Order::Anywhere, (1, 1)),
     command("events", "CONTAINER", "print statistics and out-of-memory events as JSON, until the container stops",
         &[EVENTS], Order::Anywhere, (1, 1)),
     command("spec", "", "write a config.json to begin with", &[SPEC], Order::Anywhere, (0, 0)),

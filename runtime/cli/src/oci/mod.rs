@@ -1,5 +1,6 @@
 //! The commands of an OCI runtime.
 
+pub(crate) mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod events;
 pub(crate) mod exec;

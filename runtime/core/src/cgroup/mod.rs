@@ -263,6 +263,14 @@ impl Cgroup {
         }
     }
 
+    /// Puts a process that is there already into new groups, to become the container's first or to fork that.
+    pub fn adopt(&self, pid: i32, settings: &Settings<'_>) -> Result<()> {
+        match self {
+            Self::V2 { path, unit: None } => files::write(path, "cgroup.procs", pid.to_string()),
+            _ => self.join(pid, settings),
+        }
+    }
+
     fn group(&self) -> systemd::Group<'_> {
         match self {
             Self::V1 { directories, .. } => systemd::Group::V1(v1::processor(directories)),

@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, LinuxIdMapping};
 use super::listener::Listener;
 use super::mounts;
 use super::net_devices;
-use super::prepare::{self, Surroundings, Table};
+use super::prepare::{self, Namespaces, Surroundings, Table};
 use super::process::{self, Defaults};
 use super::state::{self, State, Status};
 use super::users;
@@ -23,6 +23,7 @@ use crate::hooks::{self, HookState, Hooks};
 use crate::plan::{Gate, Plan, ProcessPlan, UserNamespace};
 use crate::rdt::Rdt;
 use crate::rootless;
+use crate::seccomp::Program;
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
 
@@ -90,42 +91,19 @@ impl Runtime {
         cgroup: Cgroup,
         directory: &Path,
     ) -> Result<(Container, Process)> {
-        let spec = bundle.spec();
         let linux = bundle.linux()?;
         let mut table = Table::default();
         let namespaces = prepare::namespaces(bundle, options.entered, &mut table)?;
-        // Joined or made, an exec enters them all.
-        let all = namespaces.all();
-        let hooks = Hooks::of(spec)?;
-        let defaults = Defaults::of(bundle.process()?, linux)?;
+        let hooks = Hooks::of(bundle.spec())?;
         let filter = process::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
-        let mut state = State {
-            oci_version: spec.version().clone(),
-            id: id.to_owned(),
-            pid: 0,
-            start_time: 0,
-            bundle: bundle.path().to_owned(),
-            config: options.config,
-            rootfs: bundle.rootfs()?,
-            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-            owner: rootless::caller(),
-            cgroup,
-            seccomp_listener: filter.as_ref().filter(|filter| filter.asks_listener).and_then(|_| listener(linux)),
-            defaults,
-            rdt: linux.intel_rdt().as_ref().map(|spec| Rdt::place(spec, id)).transpose()?,
-            hooks: Hooks { poststart: hooks.poststart.clone(), poststop: hooks.poststop.clone(), ..Hooks::default() },
-            own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
-            namespaces: all & !libc::CLONE_NEWPID,
-            seccomp_flags: filter.as_ref().map(|filter| filter.flags),
-            keyring: (!options.no_new_keyring).then(|| format!("_ses.{id}")),
-            annotations: spec.annotations().clone().unwrap_or_default(),
-        };
+        let keyring = (!options.no_new_keyring).then(|| format!("_ses.{id}"));
+        let mut state = State::new(id, bundle, options.config, cgroup, filter.as_ref(), &hooks, &namespaces, keyring)?;
         if options.notify {
             let notify = directory.join(state::NOTIFY);
             fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
         }
         let lenient = options.lenient.unwrap_or_else(rootless::is_unprivileged);
-        let settings = cgroup::Settings::of(id, spec, lenient);
+        let settings = cgroup::Settings::of(id, bundle.spec(), lenient);
         // With version 2 a process is born in its cgroup; with version 1 the cgroups are made and joined while it
         // already works. The state is on disk before the first of them: from there on, `delete` finds what a killed
         // create leaves.
@@ -136,7 +114,7 @@ impl Runtime {
                 state.cgroup = instead;
             }
         }
-        let mut cleanup = Cleanup { cgroup: &state.cgroup, settings, rdt: state.rdt.as_ref(), made: early };
+        let mut cleanup = Cleanup::of(&state.cgroup, state.rdt.as_ref(), settings, early);
         if early {
             state.cgroup.configure(&settings)?;
         }
@@ -361,6 +339,46 @@ pub(super) fn raise_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
     Ok(())
 }
 
+impl State {
+    /// The state of a container that has no process yet.
+    #[allow(clippy::too_many_arguments, reason = "all that a container is made of")]
+    pub(super) fn new(
+        id: &str,
+        bundle: &Bundle,
+        config: Option<PathBuf>,
+        cgroup: Cgroup,
+        filter: Option<&Program>,
+        hooks: &Hooks,
+        namespaces: &Namespaces,
+        keyring: Option<String>,
+    ) -> Result<Self> {
+        let spec = bundle.spec();
+        let linux = bundle.linux()?;
+        Ok(Self {
+            oci_version: spec.version().clone(),
+            id: id.to_owned(),
+            pid: 0,
+            start_time: 0,
+            bundle: bundle.path().to_owned(),
+            config,
+            rootfs: bundle.rootfs()?,
+            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            owner: rootless::caller(),
+            cgroup,
+            seccomp_listener: filter.filter(|filter| filter.asks_listener).and_then(|_| listener(linux)),
+            defaults: Defaults::of(bundle.process()?, linux)?,
+            rdt: linux.intel_rdt().as_ref().map(|spec| Rdt::place(spec, id)).transpose()?,
+            hooks: Hooks { poststart: hooks.poststart.clone(), poststop: hooks.poststop.clone(), ..Hooks::default() },
+            own_pid_namespace: namespaces.new & libc::CLONE_NEWPID as u64 != 0,
+            // Joined or made, an exec enters them all.
+            namespaces: namespaces.all() & !libc::CLONE_NEWPID,
+            seccomp_flags: filter.map(|filter| filter.flags),
+            keyring,
+            annotations: spec.annotations().clone().unwrap_or_default(),
+        })
+    }
+}
+
 fn listener(linux: &Linux) -> Option<Listener> {
     let profile = linux.seccomp().as_ref()?;
     let path = profile.listener_path().clone()?;
@@ -393,7 +411,7 @@ impl Process {
 }
 
 /// Makes a container's cgroups, and removes them if the container could not be made.
-struct Cleanup<'a> {
+pub(super) struct Cleanup<'a> {
     cgroup: &'a Cgroup,
     rdt: Option<&'a Rdt>,
     settings: cgroup::Settings<'a>,
@@ -401,14 +419,19 @@ struct Cleanup<'a> {
     made: bool,
 }
 
-impl Cleanup<'_> {
+impl<'a> Cleanup<'a> {
+    /// Removes groups that have been `made` already, or will be.
+    pub(super) fn of(cgroup: &'a Cgroup, rdt: Option<&'a Rdt>, settings: cgroup::Settings<'a>, made: bool) -> Self {
+        Self { cgroup, rdt, settings, made }
+    }
+
     fn make(&mut self) -> Result<()> {
         self.cgroup.create()?;
         self.made = true;
         self.cgroup.configure(&self.settings)
     }
 
-    fn disarm(mut self) {
+    pub(super) fn disarm(mut self) {
         self.made = false;
     }
 }

@@ -20,6 +20,11 @@ const DEFAULT_DEVICES: &[(&str, u32, u32)] = &[
     ("/dev/tty", 5, 0),
 ];
 
+/// Their paths.
+pub(super) fn default_paths() -> impl Iterator<Item = &'static str> {
+    DEFAULT_DEVICES.iter().map(|(path, ..)| *path)
+}
+
 /// The nodes to make, or to bind in a user namespace; none where the host's /dev is bound.
 ///
 /// # Errors

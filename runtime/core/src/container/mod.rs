@@ -1,5 +1,6 @@
 //! The lifecycle of containers: create, start, exec, kill, pause, resume, update, delete.
 
+mod checkpoint;
 mod create;
 mod devices;
 mod exec;
@@ -28,6 +29,7 @@ use crate::spawn::handshake::{FromChild, Handshake, ToChild};
 use crate::sys::pidfd::{self, Exit};
 use crate::workload::WasmConfig;
 
+pub use checkpoint::{CgroupMode, CheckpointOptions, Images, RestoreOptions};
 pub use create::CreateOptions;
 pub use exec::{ExecOptions, Group};
 pub use listener::Listener;

@@ -227,7 +227,7 @@ fn hooks_plan(bundle: &Bundle, hooks: &Hooks, state: HookState) -> Result<Option
 
 /// A private copy of the root filesystem, attached nowhere. A copy in the host's peer group would make
 /// the container's mounts appear on the node.
-fn rootfs_tree(path: &Path) -> Result<OwnedFd> {
+pub(super) fn rootfs_tree(path: &Path) -> Result<OwnedFd> {
     let at = sys::open(path, libc::O_PATH | libc::O_DIRECTORY).on("open root.path", path)?;
     let tree = mount::clone_tree(at.as_fd(), "", true).on("clone the mounts of root.path", path)?;
     mount::set_attributes(tree.as_fd(), 0, 0, libc::MS_PRIVATE, true).on("make private", path)?;

@@ -101,17 +101,33 @@ pub(super) fn use_stdio(fds: &Fds, stdio: [Fd; 3]) -> Result<()> {
     Ok(())
 }
 
-/// Gives the streams to the process's user, so that it can open them again by /dev/stdout. The null
-/// device belongs to everybody.
+/// Gives the streams to the process's user, so that it can open them again by /dev/stdout. The null device belongs to
+/// everybody, but let it be the container's own: a path of the host is nothing that a profile or a checkpoint knows.
 pub(super) fn own_stdio(uid: u32) {
     for number in 0..3 {
         // SAFETY: the descriptor is borrowed for this block, in which nothing closes it.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         let Ok(stat) = sys::fstat(fd) else { continue };
-        if stat.st_uid == uid || rootfs::is_null(fd).unwrap_or(true) {
+        if rootfs::is_null(fd).unwrap_or(false) {
+            use_own_null(fd);
+            continue;
+        }
+        if stat.st_uid == uid {
             continue;
         }
         // A stream that cannot change owner (a read-only file, another's socket) still works.
         let _ = nix::unistd::fchown(fd, Some(uid.into()), None);
     }
+}
+
+/// Replaces a stream by the container's own null device, if it has one.
+fn use_own_null(stream: BorrowedFd<'_>) {
+    let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let Ok(own) = sys::open("/dev/null", flags) else { return };
+    if !rootfs::is_null(own.as_fd()).unwrap_or(false) {
+        return;
+    }
+    // SAFETY: F_SETFL with no flags makes the new description block, as programs expect of it.
+    unsafe { libc::fcntl(own.as_raw_fd(), libc::F_SETFL, 0) };
+    let _ = super::place(own.as_fd(), stream.as_raw_fd());
 }

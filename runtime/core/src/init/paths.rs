@@ -29,7 +29,7 @@ pub(super) fn make_directory(root: BorrowedFd<'_>, path: impl AsRef<Path>) -> io
 }
 
 /// Finds `path` below `root` as the place for a mount: a directory or a file, made if it is missing.
-pub(super) fn make_target(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
+pub(crate) fn make_target(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
     if directory {
         return make_directory(root, path);
     }
