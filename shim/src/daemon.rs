@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,14 +155,13 @@ fn return_memory() {
 }
 
 fn listener() -> Result<UnixListener> {
-    // SAFETY: `start` put the socket there, and nobody else owns it.
-    let fd: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(LISTENER) };
-    let stat = sys::fstat(fd.as_fd());
+    // SAFETY: it is only looked at, and not kept.
+    let stat = sys::fstat(unsafe { BorrowedFd::borrow_raw(LISTENER) });
     if !stat.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK) {
-        // It is not ours to close.
-        std::mem::forget(fd);
         anyhow::bail!("descriptor {LISTENER} is not a socket: the daemon is started by `start` only");
     }
+    // SAFETY: it is an open socket. `start` put it there before this program began, so nobody else owns it.
+    let fd: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(LISTENER) };
     sys::set_cloexec(fd.as_fd(), true).context("keep the socket")?;
     Ok(UnixListener::from(fd))
 }

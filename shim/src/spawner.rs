@@ -7,13 +7,13 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use runx_core::spawn::{Spawner, server};
+use runx_core::spawn::{Spawner, refuse_threads, server};
 use runx_core::sys::process::{self, Cloned, restore_open_files};
 use runx_core::sys::{self, socket};
 
@@ -31,15 +31,17 @@ const CONTROL: i32 = 3;
 /// # Errors
 /// The kernel's refusals.
 pub(crate) fn fork() -> Result<Spawner> {
+    refuse_threads()?;
     let (ours, theirs) = socket::pair().context("create the spawner's sockets")?;
-    // SAFETY: it is called before the daemon starts its first thread.
+    // SAFETY: refuse_threads made sure that there is no other thread.
     match unsafe { process::clone(0, None) }.context("fork the spawner")? {
         Cloned::Child => {
             // The daemon's end goes too, or the spawner would not notice when that is closed.
-            sys::close_all_but(3, vec![theirs.as_raw_fd()]);
-            std::mem::forget(ours);
-            // The log's descriptor is closed, and its number will be another's.
+            // The log's descriptor is closed with it, and its number will be another's.
             log::set_max_level(log::LevelFilter::Off);
+            // SAFETY: this process never returns to what owned the others.
+            unsafe { sys::close_all_but(3, vec![theirs.as_raw_fd()]) };
+            std::mem::forget(ours);
             // SAFETY: a process that was just cloned has one thread.
             unsafe { forget_environment() };
             let code = i32::from(server::serve(theirs).is_err());
@@ -105,13 +107,13 @@ unsafe fn forget_environment() {
 
 /// The main of a spawner that was executed.
 pub(crate) fn main() -> ExitCode {
-    // SAFETY: execute put the connection there, and nobody else owns it.
-    let control = unsafe { OwnedFd::from_raw_fd(CONTROL) };
-    if sys::fstat(control.as_fd()).is_err() || sys::set_cloexec(control.as_fd(), true).is_err() {
-        std::mem::forget(control);
+    // SAFETY: F_SETFD takes an integer; on a number that is no descriptor it fails.
+    if unsafe { libc::fcntl(CONTROL, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
         eprintln!("containerd-shim-runx-v1: the spawner is started by the shim only");
         return ExitCode::FAILURE;
     }
+    // SAFETY: it is open. execute put the connection there, and nothing has been opened yet that could own it.
+    let control = unsafe { OwnedFd::from_raw_fd(CONTROL) };
     match server::serve(control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

@@ -1,7 +1,7 @@
 //! Attacks by what is read: configurations, images and modules made to confuse whoever reads them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use runx_tests::attack::{DOORS, Target};
 use runx_tests::command::run;
@@ -114,7 +114,11 @@ fn an_image_whose_user_files_are_traps_does_not_catch_anybody() {
     for door in DOORS {
         let traps: [&dyn Fn(&std::path::Path); 5] = [
             // Who opens it waits for ever.
-            &|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            &|path| {
+                nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+                // The container's user has to be able to.
+                fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
+            },
             &|path| symlink(&secret, path).unwrap(),
             &|path| symlink("/proc/self/mem", path).unwrap(),
             &|path| File::create(path).unwrap().set_len(8 << 30).unwrap(),

@@ -17,10 +17,13 @@ fn give_capabilities(target: &mut Target, more: &[&str]) {
 }
 
 /// Looks at every process in sight for as long as it runs, and tries to write what those that are not the image's run.
-const SCANNER: &str = "while :; do for p in /proc/[0-9]*; do \
+/// While a program runs, nobody can write to it, so it is held until it has ended.
+const SCANNER: &str = "hold() { n=0; while [ $n -lt 40 ]; do \
+      if echo x 2>/dev/null >>/proc/self/fd/9; then echo \"WROTE $1\"; return; fi; n=$((n+1)); sleep 0.05; done; }; \
+    while :; do for p in /proc/[0-9]*; do \
     l=$(readlink $p/exe 2>/dev/null); \
     case \"$l\" in ''|/bin/busybox) ;; *) echo \"saw $l\"; \
-      if echo x 2>/dev/null >>$p/exe; then echo \"WROTE $l\"; fi; \
+      { hold \"$l\" 9<$p/exe & } 2>/dev/null; \
       for f in $p/fd/* $p/cwd $p/root; do t=$(readlink $f 2>/dev/null); case \"$t\" in ''|/dev/null|/dev/pts/*) ;; \
         /*) for n in var config.json state.json cgroup.procs; do test -e $f/$n && echo \"REACHED $f/$n $t\"; done;; \
     esac; done;; esac; done; done";

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use runx_core::sys;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{oneshot, watch};
@@ -265,13 +266,7 @@ async fn wait_writable<T: AsRawFd + AsFd>(to: &AsyncFd<T>) -> io::Result<()> {
 }
 
 fn is_ready(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    // SAFETY: poll is one valid pollfd.
-    match unsafe { libc::poll(&mut poll, 1, 0) } {
-        -1 => Err(io::Error::last_os_error()),
-        // An error or the end counts: the next call reports it.
-        ready => Ok(ready > 0),
-    }
+    sys::poll(fd, events, 0)
 }
 
 fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<usize> {

@@ -21,7 +21,8 @@ fn listening() -> u32 {
     if variable("LISTEN_PID") != Some(std::process::id()) {
         return 0;
     }
-    variable("LISTEN_FDS").unwrap_or(0)
+    // More than a process can have are a mistake, which check_preserved tells.
+    variable("LISTEN_FDS").unwrap_or(0).min(1 << 20)
 }
 
 /// Makes sure that descriptors which are to be inherited are there, and nothing of ours that took their place.
@@ -58,6 +59,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
     let bundle = Bundle::new(path, spec)?;
     let terminal = bundle.process()?.terminal().unwrap_or(false);
     console::check(terminal, create.console_socket.as_deref(), detach)?;
+    check_preserved(3, listening)?;
     check_preserved(3 + listening, create.preserve_fds)?;
     let entered = rootless::is_ordinary_user();
     let socket = create.console_socket.as_deref().map(console::connect).transpose()?;
@@ -66,7 +68,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
         stdio: None,
         born: None,
         detached_start,
-        preserve_fds: listening + create.preserve_fds,
+        preserve_fds: listening.saturating_add(create.preserve_fds),
         no_pivot: create.no_pivot,
         no_new_keyring: create.no_new_keyring,
         systemd_cgroup: context.global.systemd_cgroup,

@@ -119,10 +119,8 @@ impl Proxy {
         socket::send(self.managers.as_fd(), b"BARRIER=1", &[theirs.as_fd()])
             .context("ask the service manager whether it has read everything")?;
         drop(theirs);
-        let mut poll = libc::pollfd { fd: ours.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: poll is one valid pollfd.
-        match unsafe { libc::poll(&mut poll, 1, BARRIER_TIMEOUT) } {
-            0 => log::warn!("the service manager did not answer within {} s", BARRIER_TIMEOUT / 1000),
+        match sys::poll(ours.as_fd(), libc::POLLIN, BARRIER_TIMEOUT).context("wait for the service manager")? {
+            false => log::warn!("the service manager did not answer within {} s", BARRIER_TIMEOUT / 1000),
             // It closes its end; anything it wrote would be a mistake.
             _ if ours.read(&mut [0]).is_ok_and(|length| length > 0) => {
                 return Err(anyhow!("the service manager wrote to the pipe that it should close"));

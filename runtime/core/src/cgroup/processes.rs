@@ -26,7 +26,7 @@ pub(super) fn list(directory: &Path) -> Result<Vec<i32>> {
 fn collect(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
     match fs::read_to_string(directory.join("cgroup.procs")) {
         // Pid 0 is a process of another PID namespace, which cannot be named from here.
-        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid != 0)),
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
         Err(e) if is_gone(&e) => return Ok(()),
         // A threaded group of version 2 lists its processes in the domain above it.
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
@@ -63,8 +63,7 @@ pub(super) fn kill(directory: &Path, freeze: impl Fn(), thaw: impl Fn()) -> Resu
         }
         let pids = list(directory)?;
         for pid in &pids {
-            // SAFETY: the pid was read from the container's own cgroup just now.
-            unsafe { libc::kill(*pid, libc::SIGKILL) };
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
         }
         if stop || !pids.is_empty() {
             thaw();

@@ -138,8 +138,13 @@ pub(super) fn namespaces(bundle: &Bundle, entered: bool, table: &mut Table) -> R
 /// The `CLONE_NEW*` flag of a namespace file, ioctl_ns(2).
 fn namespace_kind(fd: BorrowedFd<'_>) -> Option<i32> {
     const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
-    // SAFETY: NS_GET_NSTYPE takes no argument; on another kind of file it fails.
-    let kind = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), NS_GET_NSTYPE as _) };
+    // A driver might understand the number as something else.
+    let is_namespace = |found: nix::sys::statfs::Statfs| found.filesystem_type() == nix::sys::statfs::NSFS_MAGIC;
+    if !nix::sys::statfs::fstatfs(fd).is_ok_and(is_namespace) {
+        return None;
+    }
+    // SAFETY: NS_GET_NSTYPE takes no argument, and the file is of a namespace.
+    let kind = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), NS_GET_NSTYPE as _, 0 as libc::c_ulong) };
     (kind > 0).then_some(kind)
 }
 

@@ -123,6 +123,11 @@ pub(super) fn plan(process: &Process, defaults: &Defaults, table: &mut Table) ->
         let clamp = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
         process.console_size().map_or((0, 0), |size| (clamp(size.height()), clamp(size.width())))
     });
+    let sets = process.capabilities().as_ref().map(capability::sets).unwrap_or_default();
+    for number in (0..64).filter(|number| sets.ambient & !(sets.inheritable & sets.permitted) & (1 << number) != 0) {
+        let name = capability::name(number);
+        log::warn!("can't raise ambient capability {name}: it is not both permitted and inheritable");
+    }
     Ok(ProcessPlan {
         args: process.args().clone().unwrap_or_default(),
         env: process.env().clone().unwrap_or_default(),
@@ -131,7 +136,7 @@ pub(super) fn plan(process: &Process, defaults: &Defaults, table: &mut Table) ->
         gid: user.gid(),
         groups: user.additional_gids().clone().unwrap_or_default(),
         umask: user.umask(),
-        capabilities: Some(process.capabilities().as_ref().map(capability::sets).unwrap_or_default()),
+        capabilities: Some(sets),
         rlimits,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: process.oom_score_adj(),

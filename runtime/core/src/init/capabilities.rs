@@ -54,9 +54,7 @@ pub(super) fn before_filter(process: &ProcessPlan) -> Result<()> {
     for number in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
         let bit = 1u64 << number;
         if bit & inheritable & permitted & sets.permitted == 0 {
-            // As runc: it cannot be ambient without being inheritable and permitted.
-            let name = capability::name(number);
-            log::warn!("can't raise ambient capability {name}: it is not both permitted and inheritable");
+            // As runc has it. The runtime has said so.
             continue;
         }
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, number, 0)

@@ -41,7 +41,7 @@ pub(super) fn open(root: Option<&OwnedFd>, process: &ProcessPlan, parent: &Paren
         place(slave.as_fd(), number).context("make the terminal standard input, output and error")?;
     }
     // SAFETY: TIOCSCTTY takes an integer.
-    sys::check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into())
+    sys::check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0 as libc::c_ulong) }.into())
         .context("make the terminal the controlling one")?;
     parent.tell(&FromChild::Terminal, &[master.as_fd()])
 }
@@ -105,11 +105,11 @@ pub(super) fn use_stdio(fds: &Fds, stdio: [Fd; 3]) -> Result<()> {
 /// everybody, but let it be the container's own: a path of the host is nothing that a profile or a checkpoint knows.
 pub(super) fn own_stdio(uid: u32) {
     for number in 0..3 {
-        // SAFETY: the descriptor is borrowed for this block, in which nothing closes it.
+        // SAFETY: it is not used any more once another takes its place. That it is open is what our caller made sure of.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         let Ok(stat) = sys::fstat(fd) else { continue };
         if rootfs::is_null(fd).unwrap_or(false) {
-            use_own_null(fd);
+            use_own_null(number);
             continue;
         }
         if stat.st_uid == uid {
@@ -121,7 +121,7 @@ pub(super) fn own_stdio(uid: u32) {
 }
 
 /// Replaces a stream by the container's own null device, if it has one.
-fn use_own_null(stream: BorrowedFd<'_>) {
+fn use_own_null(stream: i32) {
     let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_NONBLOCK;
     let Ok(own) = sys::open("/dev/null", flags) else { return };
     if !rootfs::is_null(own.as_fd()).unwrap_or(false) {
@@ -129,5 +129,5 @@ fn use_own_null(stream: BorrowedFd<'_>) {
     }
     // SAFETY: F_SETFL with no flags makes the new description block, as programs expect of it.
     unsafe { libc::fcntl(own.as_raw_fd(), libc::F_SETFL, 0) };
-    let _ = super::place(own.as_fd(), stream.as_raw_fd());
+    let _ = super::place(own.as_fd(), stream);
 }

@@ -271,7 +271,7 @@ struct LastStep {
 impl LastStep {
     fn take(self, process: &ProcessPlan, program: Program) -> Result<()> {
         process::reset_signals().context("reset signals")?;
-        let preserved = 3 + process.preserve_fds as i32;
+        let preserved = 3i32.saturating_add_unsigned(process.preserve_fds);
         sys::cloexec_from(preserved).context("close descriptors")?;
         let exec = program.prepare(process)?;
         identity::set_final_file_limit(&process.rlimits)?;
@@ -366,7 +366,8 @@ pub(crate) fn namespace_name(kind: i32) -> &'static str {
     }
 }
 
-/// Duplicates a descriptor onto a number, without close-on-exec.
+/// Duplicates a descriptor onto a number, without close-on-exec. What is there is closed: nothing of ours is, since the
+/// first three are open from a process's beginning and everything that we open comes after them.
 fn place(fd: BorrowedFd<'_>, number: i32) -> std::io::Result<()> {
     if fd.as_raw_fd() == number {
         return sys::set_cloexec(fd, false);

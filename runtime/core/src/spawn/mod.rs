@@ -87,7 +87,8 @@ fn spawn_here(request: Request) -> Result<Spawned> {
         Made::Child => {
             // The caller's other descriptors would be held for as long as the process waits for its
             // start: the lock on its own state among them.
-            close_others(&request, &[theirs.as_fd()], preserved);
+            // SAFETY: this process never returns to what owned the others.
+            unsafe { close_others(&request, &[theirs.as_fd()], preserved) };
             std::mem::forget(ours);
             init::run(request.plan, request.fds, theirs)
         }
@@ -101,14 +102,24 @@ fn spawn_here(request: Request) -> Result<Spawned> {
 }
 
 /// Closes, in a new process, what the request does not need and the caller does not name.
-fn close_others(request: &Request, keep: &[BorrowedFd<'_>], preserved: u32) {
+///
+/// # Safety
+/// As for [`sys::close_all_but`]; it is the log's end.
+unsafe fn close_others(request: &Request, keep: &[BorrowedFd<'_>], preserved: u32) {
+    // Its descriptor's number will be another's.
+    log::set_max_level(log::LevelFilter::Off);
     let helpers = request.first.iter().map(|(fd, _)| fd).chain(&request.pid_namespace);
     let needed = request.fds.iter().chain(helpers).map(AsRawFd::as_raw_fd);
-    sys::close_all_but(3 + preserved as i32, needed.chain(keep.iter().map(AsRawFd::as_raw_fd)).collect());
+    let first = 3i32.saturating_add_unsigned(preserved);
+    // SAFETY: the caller's promise.
+    unsafe { sys::close_all_but(first, needed.chain(keep.iter().map(AsRawFd::as_raw_fd)).collect()) };
 }
 
 /// A second thread here would be a mistake of ours that shows as a rare hang; better an error always.
-pub(crate) fn refuse_threads() -> Result<()> {
+///
+/// # Errors
+/// [`Error::Unsupported`] if there is one.
+pub fn refuse_threads() -> Result<()> {
     let links = std::fs::symlink_metadata("/proc/self/task").context("count the threads of this process")?;
     if std::os::unix::fs::MetadataExt::nlink(&links) > 3 {
         return Err(Error::unsupported("cloning from this process", "it has more than one thread: use a spawner"));
@@ -157,6 +168,8 @@ unsafe fn clone_for(request: &Request, extra: u64, keep: &[BorrowedFd<'_>], pres
     made
 }
 
+/// # Safety
+/// As for [`process::clone`].
 unsafe fn clone_here_or_through(
     request: &Request,
     extra: u64,
@@ -189,7 +202,8 @@ unsafe fn clone_through(request: &Request, extra: u64, keep: &[BorrowedFd<'_>], 
     match unsafe { process::clone(extra, cgroup) }.context("clone a process to join namespaces")? {
         Cloned::Child => {
             let keep: Vec<_> = keep.iter().copied().chain([theirs.as_fd()]).collect();
-            close_others(request, &keep, preserved);
+            // SAFETY: this process never returns to what owned the others, and neither does what it clones.
+            unsafe { close_others(request, &keep, preserved) };
             std::mem::forget(ours);
             // SAFETY: a process that was just cloned has one thread.
             match unsafe { join_and_clone(request) } {

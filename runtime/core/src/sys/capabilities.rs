@@ -23,10 +23,10 @@ struct Data {
 
 /// The effective, the permitted and the inheritable set.
 pub fn get() -> io::Result<(u64, u64, u64)> {
-    let header = Header { version: VERSION_3, pid: 0 };
+    let mut header = Header { version: VERSION_3, pid: 0 };
     let mut data = [Data::default(); 2];
-    // SAFETY: version 3 reads and writes two data structures.
-    check(unsafe { libc::syscall(libc::SYS_capget, &header as *const Header, data.as_mut_ptr()) })?;
+    // SAFETY: version 3 writes two data structures, and a kernel that does not know it the header.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     Ok((
         join(data[0].effective, data[1].effective),

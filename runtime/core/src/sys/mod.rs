@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Turns the -1 of a system call into the error that it stands for.
 pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
@@ -24,7 +25,7 @@ pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
 /// Takes ownership of a descriptor that a system call has just returned.
 pub(crate) fn owned(value: libc::c_long) -> io::Result<OwnedFd> {
     let fd = check(value)?;
-    // SAFETY: the kernel returned this descriptor to us just now; nobody else owns it.
+    // SAFETY: every caller passes what a system call that makes a descriptor has returned just now, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -141,13 +142,16 @@ pub fn cloexec_from(first: RawFd) -> io::Result<()> {
 
 /// Closes every descriptor from `first` on that is not in `keep`. For a process that was just cloned and
 /// will never return to what else owned them.
-pub fn close_all_but(first: RawFd, mut keep: Vec<RawFd>) {
+///
+/// # Safety
+/// Whatever owned the others must not be used or dropped any more, the log's file included.
+pub unsafe fn close_all_but(first: RawFd, mut keep: Vec<RawFd>) {
     keep.sort_unstable();
     let mut from = first;
     for fd in keep.into_iter().map(Some).chain([None]) {
         let last = fd.map_or(libc::c_uint::MAX, |fd| fd.saturating_sub(1) as libc::c_uint);
         if fd.is_none_or(|fd| fd > from) {
-            // SAFETY: closes descriptors that nothing in this process will use again.
+            // SAFETY: the caller vouches that nothing uses them. A kernel without the call has none of what we need.
             unsafe { libc::syscall(libc::SYS_close_range, from as libc::c_uint, last, 0) };
         }
         from = from.max(fd.map_or(from, |fd| fd.saturating_add(1)));
@@ -190,6 +194,24 @@ pub fn sealed_memfd(name: &CStr, data: &[u8]) -> io::Result<OwnedFd> {
     let mut file = memfd(name)?;
     file.write_all(data)?;
     seal(file)
+}
+
+/// `poll(2)` for one descriptor, for at most `timeout_ms` milliseconds (-1: for ever), through interruptions. Returns
+/// whether there is something to do: an error or the end counts, and the next call reports it.
+pub fn poll(fd: BorrowedFd<'_>, events: libc::c_short, timeout_ms: i32) -> io::Result<bool> {
+    let deadline = u64::try_from(timeout_ms).ok().map(|limit| Instant::now() + Duration::from_millis(limit));
+    let mut left = timeout_ms;
+    loop {
+        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+        // SAFETY: poll is one valid pollfd.
+        match check(unsafe { libc::poll(&mut poll, 1, left) }.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                let now = Instant::now();
+                left = deadline.map_or(-1, |at| at.saturating_duration_since(now).as_millis() as i32);
+            }
+            ready => return ready.map(|ready| ready > 0),
+        }
+    }
 }
 
 /// Reads a descriptor from its beginning to its end without moving its position.

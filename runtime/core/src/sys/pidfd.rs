@@ -105,13 +105,5 @@ pub fn reap(pid: i32) -> io::Result<Option<Exit>> {
 /// Waits until the process behind `pidfd`, ours or not, has ended, or `timeout_ms` milliseconds passed
 /// (-1: for ever). It is not reaped. Returns whether it ended.
 pub fn wait_ended(pidfd: BorrowedFd<'_>, timeout_ms: i32) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    loop {
-        // SAFETY: poll is one valid pollfd.
-        match check(unsafe { libc::poll(&mut poll, 1, timeout_ms) }.into()) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-            Ok(n) => return Ok(n > 0),
-        }
-    }
+    super::poll(pidfd, libc::POLLIN, timeout_ms)
 }

@@ -18,6 +18,16 @@ pub enum Cloned {
     },
 }
 
+/// Flags of new namespaces, the only ones with which a child is a copy and nothing else.
+const NAMESPACES: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | CLONE_NEWTIME) as u64;
+
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -37,10 +47,18 @@ struct CloneArgs {
 /// `clone3(2)` without shared memory: like fork, with new namespaces by `flags`, a pidfd, and the child
 /// born in the cgroup v2 directory `cgroup` if one is given.
 ///
+/// The C library's fork handlers do not run, and what it remembers of thread ids is the parent's.
+///
+/// # Errors
+/// The kernel's, and `InvalidInput` for flags that share something with the child.
+///
 /// # Safety
 /// The calling process must have one thread only: another thread's locks, held at this moment, would
 /// stay locked for ever in the child.
 pub unsafe fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    if flags & !NAMESPACES & !(libc::CLONE_PARENT as u64) != 0 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
     let mut pidfd: RawFd = -1;
     let mut arguments = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64,
@@ -54,8 +72,8 @@ pub unsafe fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cl
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: the arguments live over the call; without CLONE_VM the child runs on a copy of this
-    // stack, and the caller vouches for there being one thread.
+    // SAFETY: the arguments live over the call; memory is not shared, so the child runs on a copy of this stack, and the
+    // caller vouches for there being one thread.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &arguments as *const CloneArgs, size_of::<CloneArgs>()) })?;
     if pid == 0 {
@@ -99,7 +117,7 @@ pub fn affinity() -> io::Result<Vec<u64>> {
 /// `prctl(2)` with up to three integers.
 pub fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong, c: libc::c_ulong) -> io::Result<i32> {
     // SAFETY: used only with options whose arguments are integers.
-    check(unsafe { libc::prctl(option, a, b, c, 0) }.into()).map(|value| value as i32)
+    check(unsafe { libc::prctl(option, a, b, c, 0 as libc::c_ulong) }.into()).map(|value| value as i32)
 }
 
 /// The soft and hard limit on open files that this process began with, once it has raised its own.

@@ -79,7 +79,7 @@ impl Container {
                 .extend(masked.filter(|path| behind_null.contains(path)).map(|path| map(path.clone(), "/dev/null")));
             write_descriptors(state.pid, &images.images)?;
         }
-        let mut criu = Criu::start(images.log(LOG), &[], false, || Ok(()))?;
+        let mut criu = Criu::start(images.log(LOG), &[], false)?;
         criu.request(kind, request, |notice, _| {
             log::debug!("criu: {}", notice.script.as_deref().unwrap_or("a notice"));
             Ok(())

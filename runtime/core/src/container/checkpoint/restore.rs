@@ -17,6 +17,7 @@ use crate::container::{Container, Process, Runtime, prepare, process, remove_dir
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, Hooks};
 use crate::init;
+use crate::spawn::refuse_threads;
 use crate::sys::{self, mount, pidfd};
 
 /// How a container is to be restored.
@@ -42,6 +43,9 @@ const ROOT: &str = "criu-root";
 impl Runtime {
     /// Makes the container `id` from a checkpoint of one with the same configuration. Its processes go on where they
     /// were, with this process's standard streams in the place of pipes that they had.
+    ///
+    /// This process must have one thread. It stays in a mount namespace of its own, which sees what is mounted in the
+    /// one before.
     ///
     /// # Errors
     /// As for [`Runtime::create`], and [`Error::Criu`] with CRIU's own reason; nothing is left behind.
@@ -89,10 +93,9 @@ fn restore(
     cgroup.make(&settings)?;
     let cleanup = Cleanup::of(&cgroup, None, settings, true);
     cgroup.configure(&settings)?;
-    let root = directory.join(ROOT);
-    fs::DirBuilder::new().mode(0o700).create(&root).on("create", &root)?;
+    let root = Root::attach(&state.rootfs, directory.join(ROOT))?;
     let (mut request, _open) = options.images.options(LOG)?;
-    request.root = Some(root.to_string_lossy().into_owned());
+    request.root = Some(root.path.to_string_lossy().into_owned());
     request.evasive_devices = Some(true);
     request.rst_sibling = Some(true);
     request.lsm_profile.clone_from(&options.lsm_profile);
@@ -100,15 +103,13 @@ fn restore(
     let hosts = mounts_of_the_host(bundle, layout, &layout.shown(&cgroup))?;
     request.ext_mnt.extend(hosts.into_iter().map(|(place, source)| map(place, source.to_string_lossy())));
     request.ext_mnt.push(map("/dev/null", "/dev/null"));
-    let tree = prepare::rootfs_tree(&state.rootfs)?;
-    make_mount_points(bundle, &tree)?;
+    make_mount_points(bundle, &root.tree)?;
+    inherit_streams(&options.images.images, &mut request)?;
     let (keys, inherited) = namespaces(bundle, &mut request)?;
-    let place = root.clone();
-    let mut criu = Criu::start(options.images.log(LOG), &inherited, true, move || attach_root(&tree, &place))?;
+    let mut criu = Criu::start(options.images.log(LOG), &inherited, true)?;
     for (place, key) in keys.into_iter().enumerate() {
         request.inherit_fd.push(InheritFd { key: key.to_owned(), fd: criu.inherited(place) });
     }
-    inherit_streams(&options.images.images, &mut request)?;
     // What it forks is in its cgroups.
     cgroup.adopt(criu.pid(), &settings)?;
     request.cg_root = cgroup_roots(criu.pid())?;
@@ -124,7 +125,7 @@ fn restore(
         Ok(())
     });
     drop(criu);
-    let _ = fs::remove_dir(&root);
+    drop(root);
     let pid = restored?.ok_or_else(|| Error::Died("criu restored nothing".into()))?;
     let pidfd = pidfd::open(pid).with_context(|| format!("open the restored process {pid}"))?;
     cleanup.disarm();
@@ -132,13 +133,35 @@ fn restore(
     Ok((container, Process { pid, pidfd, handshake: None, terminal, address_space: None, listener: None }))
 }
 
-/// In the process that becomes CRIU: the root filesystem on its place, in a mount namespace that ends with CRIU.
-fn attach_root(tree: &OwnedFd, place: &Path) -> std::io::Result<()> {
-    sys::process::unshare(libc::CLONE_NEWNS)?;
-    let all = sys::open("/", libc::O_PATH)?;
-    mount::set_attributes(all.as_fd(), 0, 0, libc::MS_SLAVE, true)?;
-    let place = sys::open(place, libc::O_PATH | libc::O_DIRECTORY)?;
-    mount::attach(tree.as_fd(), place.as_fd())
+/// The root filesystem on a place that is a mount, as CRIU wants it, in a mount namespace of this process's own: the
+/// directories that CRIU is given have to be in the same one.
+struct Root {
+    path: PathBuf,
+    tree: OwnedFd,
+}
+
+impl Root {
+    fn attach(rootfs: &Path, path: PathBuf) -> Result<Self> {
+        refuse_threads()?;
+        sys::process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace")?;
+        let all = sys::open("/", libc::O_PATH).on("open", "/")?;
+        mount::set_attributes(all.as_fd(), 0, 0, libc::MS_SLAVE, true).context("receive mounts only")?;
+        fs::DirBuilder::new().mode(0o700).create(&path).on("create", &path)?;
+        let this = Self { tree: prepare::rootfs_tree(rootfs)?, path };
+        let place = sys::open(&this.path, libc::O_PATH | libc::O_DIRECTORY).on("open", &this.path)?;
+        mount::attach(this.tree.as_fd(), place.as_fd()).on("mount the root filesystem on", &this.path)?;
+        Ok(this)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // It may not have come to the mount.
+        let _ = mount::detach(&self.path);
+        if let Err(e) = fs::remove_dir(&self.path) {
+            log::warn!("after a restore: remove {}: {e}", self.path.display());
+        }
+    }
 }
 
 /// The places of mounts, which CRIU does not make. Those on a filesystem in memory it restores.

@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use prost::Message;
 
 use crate::error::{Context, Error, Result};
+use crate::spawn::refuse_threads;
 use crate::sys::{self, socket};
 
 /// What a request asks for, and what a response answers.
@@ -181,17 +182,13 @@ pub(super) struct Criu {
 const INHERITED: i32 = 64;
 
 impl Criu {
-    /// Starts it with `inherited`, and with this process's standard streams, or none. `log` is the file that the options of the request will name.
-    /// `prepare` runs in the new process before it is CRIU.
+    /// Starts it with `inherited`, and with this process's standard streams, or none. `log` is the file that the options
+    /// of the request will name.
     ///
     /// # Errors
-    /// When it is not installed.
-    pub(super) fn start(
-        log: PathBuf,
-        inherited: &[OwnedFd],
-        streams: bool,
-        prepare: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
-    ) -> Result<Self> {
+    /// When it is not installed, or this process has more than one thread.
+    pub(super) fn start(log: PathBuf, inherited: &[OwnedFd], streams: bool) -> Result<Self> {
+        refuse_threads()?;
         let (ours, theirs) = socket::pair().context("make a socket pair")?;
         let lifted = std::iter::once(&theirs)
             .chain(inherited)
@@ -204,15 +201,12 @@ impl Criu {
         if !streams {
             command.stdin(Stdio::null()).stdout(Stdio::null());
         }
-        let mut prepare = prepare;
-        // SAFETY: only system calls are made between fork and exec, and the caller's process has one thread.
-        unsafe {
-            command.pre_exec(move || {
-                sys::process::reset_signals()?;
-                prepare()?;
-                lifted.iter().try_for_each(|fd| sys::set_cloexec(fd.as_fd(), false))
-            });
-        }
+        let hand_over = move || {
+            sys::process::reset_signals()?;
+            lifted.iter().try_for_each(|fd| sys::set_cloexec(fd.as_fd(), false))
+        };
+        // SAFETY: there is no other thread, whose locks the new process could wait for.
+        unsafe { command.pre_exec(hand_over) };
         let process = command.spawn().map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::unsupported("a checkpoint", "criu, which makes and restores them, is not installed")
