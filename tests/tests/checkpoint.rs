@@ -77,7 +77,9 @@ fn a_container_goes_on_where_its_checkpoint_was_made() {
     assert_eq!(bundle.exec("cat /etc/bound").ok().stdout, "of the host");
     assert!(bundle.exec("cat /proc/keys").ok().stdout.is_empty(), "what was masked is seen");
     // It is in its cgroup, and so nothing of it outlives this.
-    assert!(bundle.runx(&["ps", bundle.id()]).ok().stdout.contains("sleep 0.1"));
+    let seen = bundle.runx(&["ps", "--format", "json", bundle.id()]).ok().stdout;
+    let pid = bundle.state()["pid"].as_i64();
+    assert!(serde_json::from_str::<Vec<i64>>(&seen).expect("ps prints JSON").into_iter().any(|one| Some(one) == pid));
     bundle.runx(&["pause", bundle.id()]).ok();
     bundle.runx(&["resume", bundle.id()]).ok();
     bundle.runx(&["delete", "--force", bundle.id()]).ok();
