@@ -56,8 +56,8 @@ fn mistakes_in_the_command_line_are_named() {
         (&["list", "-f", "yaml"], "invalid format option"),
         (&["events", "--interval", "0s", "c"], "greater than 0"),
         (&["update", "--memory", "1q", "c"], "--memory"),
-        (&["checkpoint", "--image-path", "/x", "c"], "not supported"),
-        (&["restore", "c"], "not supported"),
+        (&["checkpoint", "--image-path", "/", "c"], "must not be /"),
+        (&["restore", "--empty-ns", "pid", "c"], "--empty-ns"),
     ] {
         runx(line).fails(1, &[words]);
     }
@@ -612,7 +612,7 @@ fn a_systemd_cgroup_is_refused_where_there_is_no_systemd() {
     }
     // It is of no concern to commands that make no cgroup.
     bundle.runx(&["--systemd-cgroup", "delete", "-f", bundle.id()]).ok();
-    bundle.runx(&["--rootless=true", "run", bundle.id()]).fails(1, &["--rootless=true"]);
+    bundle.runx(&["--rootless=true", "run", bundle.id()]).ok();
     bundle.runx(&["--rootless", "auto", "run", bundle.id()]).ok();
     bundle.assert_nothing_left();
 }
