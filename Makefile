@@ -6,7 +6,7 @@ export PATH := $(CARGO_BIN):$(PATH)
 
 # Where the four programs are collected. They have to lie in one directory.
 DIST := $(CURDIR)/target/dist
-PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-compiler
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler
 
 # Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -33,8 +33,8 @@ help:
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
 
-# The runner is built alone: cargo unifies features over the packages of one build, and the compiler asks for
-# Cranelift, which the runner must not carry. It is taken away before the next build can touch it.
+# The runner and the host are built alone: cargo unifies features over the packages of one build, and the compiler asks
+# for Cranelift, which they must not carry. Each is taken away before the next build can touch it.
 # install -C leaves a file alone that is the same, so that what is remembered about it stays valid.
 build:
 	@scripts/setup build
@@ -42,6 +42,9 @@ build:
 	cargo build --release --locked -p runx-wasm
 	@mkdir -p $(DIST)
 	install -C -m 755 $(RELEASE)/runx-wasm-runner $(DIST)/
+	@echo "== Building what runs WASM components"
+	cargo build --release --locked -p runx-wasm-host
+	install -C -m 755 $(RELEASE)/runx-wasm-host $(DIST)/
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/

@@ -1,4 +1,4 @@
-//! A module in the text format, and its place in the cache.
+//! Modules in the text format, components made of them, and their places in the cache.
 
 use std::fs;
 use std::path::PathBuf;
@@ -60,7 +60,8 @@ pub fn artifacts(module: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for engine in fs::read_dir("/var/lib/runx/wasm").into_iter().flatten().flatten() {
         for entry in fs::read_dir(engine.path()).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&digest) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&digest) && name.ends_with(".cwasm") {
                 found.push(entry.path());
             }
         }
@@ -75,7 +76,29 @@ pub struct Forget(pub Vec<u8>);
 impl Drop for Forget {
     fn drop(&mut self) {
         for artifact in artifacts(&self.0) {
+            let _ = fs::remove_file(artifact.with_extension("sum"));
             let _ = fs::remove_file(artifact);
         }
     }
+}
+
+/// A component that answers every HTTP request with the status 418.
+pub const TEAPOT: &str = include_str!("guest/teapot.wat");
+
+/// The command component that a command module is, as `wasm-tools component new` makes it.
+///
+/// # Panics
+/// When the module is none.
+pub fn component(module: &str) -> Vec<u8> {
+    use wasi_preview1_component_adapter_provider::{
+        WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+    };
+    let module = wat::parse_str(module).expect("a module");
+    wit_component::ComponentEncoder::default()
+        .module(&module)
+        .and_then(|encoder| {
+            encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)
+        })
+        .and_then(|mut encoder| encoder.encode())
+        .expect("a component")
 }

@@ -52,11 +52,12 @@ fn the_second_start_does_not_compile() {
     assert_eq!(bundle.run().code, 1);
     let after = fs::metadata(&artifact).unwrap();
     assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
-    // What is in the cache is what runs: a broken artifact shows it.
+    // What somebody changed is not run, but made again.
     fs::write(&artifact, "broken").unwrap();
-    let broken = bundle.run();
-    assert_ne!(broken.code, 1);
-    assert!(broken.stderr.contains("app.wat"), "{}", broken.stderr);
+    let again = bundle.run();
+    assert_eq!(again.code, 1, "{}", again.stderr);
+    assert!(again.stderr.contains("is not what was compiled"), "{}", again.stderr);
+    assert_eq!(fs::metadata(&artifact).unwrap().len(), before.len());
     bundle.assert_nothing_left();
 }
 
@@ -128,7 +129,7 @@ fn what_is_wrong_with_a_module_is_named() {
     refused("/app.wasm", b"\x7fELF no module", &["/app.wasm"]);
     refused("/app.wat", b"(module (func", &["/app.wat"]);
     refused("/app.wasm", b"\0asm\x01\0\0\0 rubbish", &["/app.wasm"]);
-    refused("/app.wasm", b"\0asm\x0d\0\x01\0", &["/app.wasm", "component"]);
+    refused("/app.wasm", b"\0asm\x0d\0\x01\0 rubbish", &["/app.wasm", "invalid component"]);
 }
 
 #[test]
@@ -203,5 +204,46 @@ fn a_trap_is_left_for_the_kubelet_where_it_has_mounted_a_file() {
     fs::write(bundle.rootfs().join("dev/termination-log"), "").unwrap();
     assert_eq!(bundle.run().code, 134);
     assert_eq!(fs::read(bundle.rootfs().join("dev/termination-log")).unwrap(), b"");
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_component_is_a_containers_program() {
+    needs_root!();
+    let mut bundle = module_bundle("/app.wasm", b"");
+    let bytes = runx_tests::wasm::component(&show_everything(bundle.id()));
+    let _forget = Forget(bytes.clone());
+    fs::write(bundle.rootfs().join("app.wasm"), &bytes).unwrap();
+    bundle.config["process"]["args"] = json!(["/app.wasm", "one"]);
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let done = bundle.run_with("from stdin");
+    let out = done.stdout.replace('\0', "|");
+    assert_eq!(out, "/app.wasm|one|\nPATH=/bin|MARK=here|HOME=/root|\nfrom the rootfs\nfrom stdin", "{}", done.stderr);
+    // wasi:cli/run tells success from failure and nothing more.
+    assert_eq!(done.code, 1);
+    assert_eq!(artifacts(&bytes).len(), 1);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_component_for_http_serves_in_its_containers_network() {
+    needs_root!();
+    let mut bundle = module_bundle("/teapot.wat", runx_tests::wasm::TEAPOT.as_bytes());
+    bundle.config["process"]["env"] = json!(["RUNX_HTTP_ADDR=127.0.0.1:8123"]);
+    bundle.create().ok();
+    bundle.runx(&["start", bundle.id()]).ok();
+    let log = || fs::read_to_string(bundle.output()).unwrap_or_default();
+    runx_tests::command::eventually("it listens", || log().contains("Serving HTTP on http://127.0.0.1:8123/"));
+    let pid = bundle.state()["pid"].to_string();
+    // From the host its network is another one.
+    assert!(std::net::TcpStream::connect("127.0.0.1:8123").is_err());
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/8123
+               printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3";
+    let mut inside = std::process::Command::new("nsenter");
+    let answer = runx_tests::command::run(inside.args(["--net", "--target", &pid, "bash", "-c", ask]));
+    assert!(answer.stdout.starts_with("HTTP/1.1 418 "), "{answer:?}");
+    bundle.runx(&["kill", bundle.id(), "TERM"]).ok();
+    runx_tests::command::eventually("it ends", || bundle.state()["status"] == "stopped");
+    bundle.runx(&["delete", bundle.id()]).ok();
     bundle.assert_nothing_left();
 }

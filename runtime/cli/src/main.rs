@@ -32,15 +32,20 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The containers below the root.
-    fn runtime(&self) -> Runtime {
+    /// Where the parts for modules are.
+    fn wasm(&self) -> WasmConfig {
         let mut wasm = WasmConfig::beside(&self.executable);
         if rootless::is_ordinary_user()
             && let Some(cache) = own_cache()
         {
             wasm.cache = cache;
         }
-        Runtime::new(&self.global.root, Spawner::Direct, wasm)
+        wasm
+    }
+
+    /// The containers below the root.
+    fn runtime(&self) -> Runtime {
+        Runtime::new(&self.global.root, Spawner::Direct, self.wasm())
     }
 }
 
@@ -138,7 +143,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
             let text = serde_json::to_string_pretty(&runx_core::features::features());
             print(&format!("{}\n", text.context("print the features")?))
         }
-        Command::Compile(compile) => wasm::compile(&context.executable, &compile),
+        Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),
     }

@@ -1,14 +1,14 @@
 //! From a module to an artifact. Only with the cargo feature `compiler`.
 
 use crate::Error;
-use crate::engine::{self, Layout};
+use crate::engine::{self, Kind, Layout, Settings};
 use crate::error::chain;
 use std::borrow::Cow;
 
 /// The first bytes of the binary format, of modules and components alike.
 const MAGIC: &[u8] = b"\0asm";
 
-/// Compiles a core module, in the binary or the text format, for this machine's CPU.
+/// Compiles a module or a component, in the binary or the text format, for this machine's CPU.
 ///
 /// `name` is for messages. The result is the bytes of an artifact, which the runner of the same
 /// build accepts on the same machine; `layout` must suit the process that will run it (see
@@ -19,27 +19,28 @@ const MAGIC: &[u8] = b"\0asm";
 ///
 /// [`Error::Empty`], [`Error::NotWasm`], [`Error::Component`], [`Error::Invalid`], each naming the
 /// module, or [`Error::Engine`].
-pub fn compile(bytes: &[u8], name: &str, layout: Layout) -> Result<Vec<u8>, Error> {
-    let name = || name.to_owned();
+pub fn compile(bytes: &[u8], name: &str, layout: Layout, fuel: bool) -> Result<Vec<u8>, Error> {
+    let named = || name.to_owned();
     if bytes.is_empty() {
-        return Err(Error::Empty { name: name() });
+        return Err(Error::Empty { name: named() });
     }
     let binary: Cow<'_, [u8]> = if bytes.starts_with(MAGIC) {
         Cow::Borrowed(bytes)
     } else {
-        let not_wasm = |reason| Error::NotWasm { name: name(), reason };
+        let not_wasm = |reason| Error::NotWasm { name: named(), reason };
         wat::parse_bytes(bytes).map_err(|e| not_wasm(e.to_string()))?
     };
-    if is_component(&binary) {
-        return Err(Error::Component { name: name() });
+    // What is neither is a module of a version that the engine will name.
+    let kind = Kind::of(&binary).unwrap_or(Kind::Module);
+    if kind == Kind::Component && cfg!(not(feature = "components")) {
+        return Err(Error::Component { name: named() });
     }
-    engine::engine(layout)?.precompile_module(&binary).map_err(|e| Error::Invalid { name: name(), reason: chain(&e) })
-}
-
-/// After the magic number come a version and a *layer*, two bytes each: 0 for a core module, 1 for
-/// a component (Component Model, Binary.md).
-fn is_component(binary: &[u8]) -> bool {
-    binary.get(6..8) == Some(&[1, 0])
+    let engine = engine::engine(Settings { kind, layout, fuel })?;
+    let compiled = match kind {
+        Kind::Module => engine.precompile_module(&binary),
+        Kind::Component => engine.precompile_component(&binary),
+    };
+    compiled.map_err(|e| Error::Invalid { name: named(), kind, reason: chain(&e) })
 }
 
 #[cfg(test)]
@@ -47,16 +48,16 @@ mod tests {
     use super::*;
 
     fn failure(bytes: &[u8]) -> Error {
-        compile(bytes, "/app/hello.wasm", Layout::Reserved).expect_err("an error")
+        compile(bytes, "/app/hello.wasm", Layout::Reserved, false).expect_err("an error")
     }
 
     #[test]
     fn text_and_binary_give_the_same_artifact() {
         let text = "(module (func (export \"_start\")))";
         let binary = wat::parse_str(text).expect("binary");
-        let artifact = compile(&binary, "a", Layout::Reserved).expect("an artifact");
+        let artifact = compile(&binary, "a", Layout::Reserved, false).expect("an artifact");
         assert!(artifact.starts_with(b"\x7fELF"));
-        assert_eq!(artifact, compile(text.as_bytes(), "b", Layout::Reserved).expect("an artifact"));
+        assert_eq!(artifact, compile(text.as_bytes(), "b", Layout::Reserved, false).expect("an artifact"));
     }
 
     #[test]

@@ -50,6 +50,45 @@ impl Layout {
     }
 }
 
+/// What an artifact holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A core module, for WASI preview 1.
+    Module,
+    /// A component, for WASI 0.2 and 0.3.
+    Component,
+}
+
+impl Kind {
+    /// What a binary is, by its first bytes; `None` for neither. After the magic number come a version and a *layer*, two
+    /// bytes each: 0 for a core module, 1 for a component (Component Model, Binary.md).
+    pub fn of(binary: &[u8]) -> Option<Kind> {
+        match binary.strip_prefix(b"\0asm")?.get(2..4)? {
+            [0, 0] => Some(Kind::Module),
+            [1, 0] => Some(Kind::Component),
+            _ => None,
+        }
+    }
+}
+
+/// Everything that an artifact is bound to, besides the library and the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// What it holds.
+    pub kind: Kind,
+    /// How its memories lie.
+    pub layout: Layout,
+    /// Whether it counts what it executes, so that it can be given an end.
+    pub fuel: bool,
+}
+
+impl Settings {
+    /// Without fuel.
+    pub fn new(kind: Kind, layout: Layout) -> Settings {
+        Settings { kind, layout, fuel: false }
+    }
+}
+
 /// Native stack for WebAssembly frames: what a native program's main thread has by default, since
 /// interpreters compiled to WebAssembly recurse as deep. Touched pages only are counted.
 const WASM_STACK: usize = 8 << 20;
@@ -57,10 +96,10 @@ const WASM_STACK: usize = 8 << 20;
 /// On top of [`WASM_STACK`], for the host functions that run on the same stack.
 const HOST_STACK: usize = 1 << 20;
 
-/// The configuration, for either side.
-fn config(layout: Layout) -> Config {
+/// The configuration, for either side. A process that runs many instances may add how they are allocated.
+pub fn config(settings: Settings) -> Config {
     let mut config = Config::new();
-    match layout {
+    match settings.layout {
         Layout::Reserved => {
             // All that a 32-bit index can reach, so an access beyond the end hits unmapped pages.
             config.memory_reservation(4 * GIB);
@@ -97,11 +136,15 @@ fn config(layout: Layout) -> Config {
     // For native unwinders, which nothing here uses, at the price of registering them at start.
     config.native_unwind_info(false);
     config.debug_info(false);
-    // No limits by instrumentation yet: both slow the code and must be compiled in.
-    config.consume_fuel(false);
+    // It slows the code, so only who asks for an end by it pays.
+    config.consume_fuel(settings.fuel);
+    // Ends by time come from outside of the code: a process has one module, and ends with it.
     config.epoch_interruption(false);
-    // Belongs to components with async functions.
-    config.concurrency_support(false);
+    // Belongs to components with async functions, those of WASI 0.3.
+    let component = settings.kind == Kind::Component;
+    config.concurrency_support(component);
+    #[cfg(feature = "components")]
+    config.wasm_component_model_async(component);
     // Same results on every machine are not promised; speed is.
     config.relaxed_simd_deterministic(false);
     #[cfg(feature = "compiler")]
@@ -120,26 +163,26 @@ fn compiler_config(config: &mut Config) {
     config.cranelift_debug_verifier(false);
 }
 
-/// An engine for `layout`. Cheap without the compiler, some milliseconds with it.
+/// An engine for `settings`. Cheap without the compiler, some milliseconds with it.
 ///
 /// # Errors
 ///
 /// [`Error::Engine`] where the library refuses the configuration on this machine.
-pub fn engine(layout: Layout) -> Result<Engine, Error> {
-    Engine::new(&config(layout)).map_err(|e| Error::Engine { reason: chain(&e) })
+pub fn engine(settings: Settings) -> Result<Engine, Error> {
+    Engine::new(&config(settings)).map_err(|e| Error::Engine { reason: chain(&e) })
 }
 
-/// A short text that differs wherever artifacts of `layout` would not be interchangeable: library
+/// A short text that differs wherever artifacts of `settings` would not be interchangeable: library
 /// version, target and CPU features, settings. For diagnostics; it is stable only within one build.
 ///
 /// # Errors
 ///
 /// As [`engine`].
 #[cfg(feature = "compiler")]
-pub fn compatibility(layout: Layout) -> Result<String, Error> {
+pub fn compatibility(settings: Settings) -> Result<String, Error> {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    engine(layout)?.precompile_compatibility_hash().hash(&mut hasher);
+    engine(settings)?.precompile_compatibility_hash().hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 
@@ -157,14 +200,22 @@ mod tests {
     #[test]
     fn both_layouts_make_an_engine() {
         for layout in Layout::ALL {
-            engine(layout).expect("an engine");
+            engine(Settings::new(Kind::Module, layout)).expect("an engine");
         }
+    }
+
+    #[test]
+    fn modules_are_told_from_components() {
+        assert_eq!(Kind::of(b"\0asm\x01\0\0\0"), Some(Kind::Module));
+        assert_eq!(Kind::of(b"\0asm\x0d\0\x01\0"), Some(Kind::Component));
+        assert_eq!(Kind::of(b"\0asm\x01\0"), None);
+        assert_eq!(Kind::of(b"(module)"), None);
     }
 
     #[cfg(feature = "compiler")]
     #[test]
     fn compatibility_tells_layouts_apart_and_is_repeatable() {
-        let of = |layout| compatibility(layout).expect("a hash");
+        let of = |layout| compatibility(Settings::new(Kind::Module, layout)).expect("a hash");
         assert_ne!(of(Layout::Reserved), of(Layout::Compact));
         assert_eq!(of(Layout::Reserved), of(Layout::Reserved));
     }

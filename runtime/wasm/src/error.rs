@@ -1,5 +1,7 @@
 //! What can go wrong before a module runs.
 
+use crate::engine::Kind;
+
 /// An error of the compiler or the runner. `name` is always the module as the caller named it, and
 /// every message starts with it.
 #[derive(Debug, thiserror::Error)]
@@ -20,16 +22,18 @@ pub enum Error {
         reason: String,
     },
     /// A component (WASI 0.2 and later), where only core modules can be run.
-    #[error("{name}: this is a component; components are not supported yet, only core modules (WASI preview 1)")]
+    #[error("{name}: this is a component, and this program is for core modules (WASI preview 1) only")]
     Component {
         /// The module.
         name: String,
     },
     /// The module does not validate, or needs a feature that the engine does not have.
-    #[error("{name}: invalid module: {reason}")]
+    #[error("{name}: invalid {}: {reason}", noun(*kind))]
     Invalid {
         /// The module.
         name: String,
+        /// Whether it is one, or a component.
+        kind: Kind,
         /// What the validator said, with the offset in the file.
         reason: String,
     },
@@ -78,4 +82,11 @@ pub enum Error {
 /// The whole chain of causes on one line, without a native backtrace, whatever the environment asks.
 pub(crate) fn chain(error: &wasmtime::Error) -> String {
     format!("{error:#}")
+}
+
+fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Module => "module",
+        Kind::Component => "component",
+    }
 }

@@ -22,19 +22,27 @@ use wiggle::{GuestMemory, GuestPtr};
 type PathOpen = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
 
 /// Replaces `path_open` by one that refuses procfs.
-pub(crate) fn add_to_linker(linker: &mut Linker<WasiP1Ctx>) -> wasmtime::Result<()> {
-    linker.func_wrap_async("wasi_snapshot_preview1", "path_open", |caller, parameters| {
-        Box::new(path_open(caller, parameters))
+pub(crate) fn add_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    context: impl Fn(&mut T) -> &mut WasiP1Ctx + Copy + Send + Sync + 'static,
+) -> wasmtime::Result<()> {
+    linker.func_wrap_async("wasi_snapshot_preview1", "path_open", move |caller, parameters| {
+        Box::new(path_open(caller, context, parameters))
     })?;
     Ok(())
 }
 
-async fn path_open(mut caller: Caller<'_, WasiP1Ctx>, parameters: PathOpen) -> wasmtime::Result<i32> {
+async fn path_open<T: Send + 'static>(
+    mut caller: Caller<'_, T>,
+    context: impl Fn(&mut T) -> &mut WasiP1Ctx + Send,
+    parameters: PathOpen,
+) -> wasmtime::Result<i32> {
     let (dir, lookup, path, path_len, open, base, inheriting, flags, opened) = parameters;
     let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
         bail!("missing required memory export");
     };
-    let (bytes, ctx) = memory.data_and_store_mut(&mut caller);
+    let (bytes, data) = memory.data_and_store_mut(&mut caller);
+    let ctx = context(data);
     let mut guest = GuestMemory::Unshared(bytes);
     ctx.set_hostcall_fuel(usize::MAX);
     // The first call of all makes resources for the streams and directories; it shall not be the

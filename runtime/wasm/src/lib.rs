@@ -49,7 +49,7 @@ mod error;
 mod guard;
 pub mod run;
 pub mod signals;
-mod stdio;
+pub mod stdio;
 pub mod termination;
 mod wasi;
 

@@ -1,6 +1,6 @@
 //! Running an artifact in this process.
 
-use crate::engine::{self, Layout};
+use crate::engine::{self, Kind, Layout, Settings};
 use crate::error::chain;
 use crate::{Error, guard, wasi};
 use std::ffi::OsString;
@@ -73,7 +73,7 @@ unsafe fn load(name: &str, artifact: File) -> Result<(Engine, Module), Error> {
     let layouts = [likely].into_iter().chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
     let mut first_error = None;
     for layout in layouts {
-        let engine = engine::engine(layout)?;
+        let engine = engine::engine(Settings::new(Kind::Module, layout))?;
         let copy = artifact.try_clone().map_err(|error| Error::Setup {
             name: name.to_owned(),
             attempt: "cannot duplicate the artifact's descriptor".into(),
@@ -114,21 +114,39 @@ async fn execute(name: &str, engine: &Engine, module: &Module, context: WasiP1Ct
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<WasiP1Ctx>> {
     let mut linker = Linker::new(engine);
-    p1::add_to_linker_async(&mut linker, |context| context)?;
+    add_to_linker(&mut linker, |context| context)?;
+    Ok(linker)
+}
+
+/// Adds WASI preview 1, as the runner has it.
+///
+/// # Errors
+///
+/// When the linker has one of its functions.
+pub fn add_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    context: impl Fn(&mut T) -> &mut WasiP1Ctx + Copy + Send + Sync + 'static,
+) -> wasmtime::Result<()> {
+    p1::add_to_linker_async(linker, context)?;
     linker.allow_shadowing(true);
     // The library's traps for codes of 126 and more; a process may exit with any.
     linker.func_wrap("wasi_snapshot_preview1", "proc_exit", |code: i32| -> wasmtime::Result<()> {
         Err(I32Exit(code).into())
     })?;
-    guard::add_to_linker(&mut linker)?;
+    guard::add_to_linker(linker, context)?;
     linker.allow_shadowing(false);
-    Ok(linker)
+    Ok(())
 }
 
-fn start_function(
+/// The function that a command begins with.
+///
+/// # Errors
+///
+/// [`Error::NoStart`] if there is none.
+pub fn start_function<T: 'static>(
     name: &str,
     instance: &Instance,
-    store: &mut Store<WasiP1Ctx>,
+    store: &mut Store<T>,
 ) -> Result<wasmtime::TypedFunc<(), ()>, Error> {
     let no_start = |reason: &str| Error::NoStart { name: name.to_owned(), reason: reason.to_owned() };
     let Some(start) = instance.get_func(&mut *store, "_start") else {
@@ -143,7 +161,7 @@ fn start_function(
 }
 
 /// Tells an exit from a failure.
-fn outcome(name: &str, error: &wasmtime::Error) -> Outcome {
+pub fn outcome(name: &str, error: &wasmtime::Error) -> Outcome {
     match error.downcast_ref::<I32Exit>() {
         Some(exit) => Outcome::Exited(exit.0),
         None => Outcome::Trapped(describe(name, error)),

@@ -21,13 +21,16 @@ const READ_SIZE: usize = 64 << 10;
 const WRITE_SIZE: usize = 1 << 20;
 
 /// Descriptor 0.
-pub(crate) struct Stdin;
+#[derive(Debug)]
+pub struct Stdin;
 
 /// Descriptor 1.
-pub(crate) struct Stdout;
+#[derive(Debug)]
+pub struct Stdout;
 
 /// Descriptor 2.
-pub(crate) struct Stderr;
+#[derive(Debug)]
+pub struct Stderr;
 
 fn stdin() -> BorrowedFd<'static> {
     static STDIN: OnceLock<io::Stdin> = OnceLock::new();

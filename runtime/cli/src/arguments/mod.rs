@@ -4,6 +4,7 @@ mod checkpoint;
 mod scan;
 mod tables;
 mod units;
+mod wasm;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use scan::{Order, Words};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, Syntax, WASM};
 use units::{bytes, duration};
+pub(crate) use wasm::{Program, Wasm};
 
 /// What all commands share.
 #[derive(Debug)]
@@ -76,7 +78,7 @@ pub(crate) enum Command {
     Events { id: String, interval: Duration, once: bool },
     Spec { bundle: Option<PathBuf>, rootless: bool },
     Features,
-    Compile(Compile),
+    Wasm(Box<Wasm>),
     Version,
     Help(Option<&'static Syntax>),
 }
@@ -153,14 +155,6 @@ pub(crate) struct Update {
     pub(crate) pids_limit: Option<i64>,
     pub(crate) l3_cache_schema: Option<String>,
     pub(crate) mem_bw_schema: Option<String>,
-}
-
-/// `wasm compile`.
-#[derive(Debug)]
-pub(crate) struct Compile {
-    pub(crate) name: String,
-    pub(crate) compact: bool,
-    pub(crate) confined: bool,
 }
 
 /// Reads the command line, without the program's name. The global flags come back even if there is a mistake
@@ -311,11 +305,7 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         }
         "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },
         "features" => Command::Features,
-        "wasm compile" => Command::Compile(Compile {
-            name: words.text("name")?.unwrap_or("module").to_owned(),
-            compact: words.on("compact"),
-            confined: words.on("confined"),
-        }),
+        name if name.starts_with("wasm ") => Command::Wasm(Box::new(wasm::build(name, id, others, words)?)),
         other => bail!("command {other:?} has no meaning"),
     })
 }

@@ -195,9 +195,46 @@ pub(crate) const COMMANDS: &[Syntax] = &[
     command("features", "", "print what this runtime implements as JSON", NONE, Order::Anywhere, (0, 0)),
 ];
 
+const PROGRAM: &[Flag] = &[
+    switch("detach", Some('d'), "do not wait for its end; prints its id"),
+    option("name", None, "ID", "its id, if it is detached"),
+    option("dir", None, "HOST::GUEST[:ro]", "directory that it sees; may be given more than once"),
+    option("env", Some('e'), "NAME[=VALUE]", "variable of its environment; without a value, yours"),
+    option("fuel", None, "N", "end it after about this many instructions"),
+    option("memory", None, "BYTES", "limit on its memory, with b, k, m or g"),
+    option("timeout", None, "TIME", "end it after this time, such as 500ms or 2m"),
+    option("network", None, "none|host", "what it may reach over the network (default none)"),
+];
+
+const WASM_RUN: &[Flag] = &[
+    option("invoke", None, "FUNCTION", "call this one, such as add(1, 2), and print its results"),
+    option("publish", Some('p'), "PORT", "port that it may listen on; may be given more than once"),
+];
+
+const WASM_SERVE: &[Flag] = &[option("addr", None, "ADDRESS:PORT", "where to listen (default 0.0.0.0:8080)")];
+
+const WASM_KILL: &[Flag] = &[option("signal", Some('s'), "SIGNAL", "which one (default SIGTERM)")];
+
+const WASM_RM: &[Flag] = &[switch("force", Some('f'), "end it first if it runs; fine if it is not there")];
+
+const CACHE: &[Flag] = &[option("max-size", None, "BYTES", "prune: keep this much of what was used last (default 0)")];
+
 /// Commands that have a command of their own.
 #[rustfmt::skip]
 pub(crate) const WASM: &[Syntax] = &[
+    command("wasm run", "FILE [ARGUMENT…]", "run a WASM module or component",
+        &[PROGRAM, WASM_RUN], Order::BeforeFirst, (1, ANY)),
+    command("wasm serve", "FILE [ARGUMENT…]", "answer HTTP requests with a component",
+        &[PROGRAM, WASM_SERVE], Order::BeforeFirst, (1, ANY)),
+    command("wasm inspect", "FILE", "print what a module or component imports and exports as JSON",
+        NONE, Order::Anywhere, (1, 1)),
+    command("wasm ps", "", "list detached modules", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
+    command("wasm state", "ID", "print the state of a detached module as JSON", NONE, Order::Anywhere, (1, 1)),
+    command("wasm kill", "ID [SIGNAL]", "send a signal to a detached module", &[WASM_KILL], Order::KnownAfterFirst, (1, 2)),
+    command("wasm logs", "ID", "print what a detached module has printed", NONE, Order::Anywhere, (1, 1)),
+    command("wasm rm", "ID", "remove a detached module that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
+    command("wasm cache", "ls|prune", "list compiled modules, or remove them",
+        &[FORMAT, CACHE], Order::Anywhere, (1, 1)),
     command("wasm compile", "", "compile a WASM module from standard input to standard output",
         &[COMPILE], Order::Anywhere, (0, 0)),
 ];

@@ -15,5 +15,5 @@ mod foreground;
 mod notify;
 mod pid_file;
 mod pidfd_socket;
-mod signal;
+pub(crate) mod signal;
 mod stats;

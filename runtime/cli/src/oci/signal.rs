@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 /// A signal by number, or by name with or without `SIG`.
-pub(super) fn parse(text: &str) -> Result<i32> {
+pub(crate) fn parse(text: &str) -> Result<i32> {
     if let Ok(number) = text.parse::<i32>() {
         if (0..=libc::SIGRTMAX()).contains(&number) {
             return Ok(number);

@@ -1,0 +1,78 @@
+//! From a file to the program that runs it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use runx_core::sys;
+use runx_core::workload::Kind;
+
+use crate::arguments::Program;
+use crate::{Context, Failure};
+
+/// Exit code of what could not be started, a shell's.
+const NOT_STARTED: u8 = 126;
+
+/// The command that runs a module or component, which is compiled if that has not been done yet, with the artifact that
+/// it inherits.
+pub(super) fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, File)> {
+    let (mut command, artifact) = prepare(context, &program.file, verb, program.fuel.is_some())?;
+    command.env_clear();
+    let mut flag = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            command.args([name, &value]);
+        }
+    };
+    flag("--fuel", program.fuel.map(|fuel| fuel.to_string()));
+    flag("--memory", program.memory.map(|memory| memory.to_string()));
+    flag("--timeout", program.timeout.map(|timeout| timeout.as_millis().to_string()));
+    flag("--network", program.network.then(|| "host".to_owned()));
+    flag("--invoke", program.invoke.clone());
+    flag("--addr", program.address.clone());
+    for port in &program.ports {
+        flag("--port", Some(port.to_string()));
+    }
+    for directory in &program.directories {
+        flag("--dir", Some(directory.clone()));
+    }
+    for variable in &program.env {
+        // As docker has it, a name alone passes the caller's on.
+        let value = match variable.contains('=') {
+            true => Some(variable.clone()),
+            false => std::env::var(variable).ok().map(|value| format!("{variable}={value}")),
+        };
+        flag("--env", value);
+    }
+    // Its own name is that of the file, as with wasmtime: where that lies is the host's business.
+    command.arg("--").arg(program.file.file_name().unwrap_or(program.file.as_os_str())).args(&program.args);
+    Ok((command, artifact))
+}
+
+fn prepare(context: &Context, file: &Path, verb: &str, fuel: bool) -> Result<(Command, File)> {
+    let name = file.to_string_lossy();
+    let module = File::open(file).with_context(|| format!("open {name}"))?;
+    let kind = Kind::of(&module).with_context(|| format!("read {name}"))?;
+    let (host, artifact) = context.wasm().prepare_for_host(&name, &module, fuel)?;
+    sys::set_cloexec(artifact.as_fd(), false).context("hand the artifact over")?;
+    let mut command = Command::new(host);
+    command.args([verb, "--artifact", &artifact.as_raw_fd().to_string()]);
+    command.args(["--kind", if kind == Kind::Component { "component" } else { "module" }]);
+    Ok((command, artifact))
+}
+
+/// Becomes the program that runs it.
+pub(super) fn execute(context: &Context, program: &Program, verb: &str) -> Result<u8, Failure> {
+    let not_started = |error: anyhow::Error| Failure { error, code: NOT_STARTED };
+    let (mut command, _artifact) = command(context, program, verb).map_err(not_started)?;
+    Err(not_started(anyhow::Error::from(command.exec()).context("run the program for modules")))
+}
+
+/// `runx wasm inspect`.
+pub(super) fn inspect(context: &Context, file: &Path) -> Result<u8, Failure> {
+    let (mut command, _artifact) = prepare(context, file, "inspect", false)?;
+    command.arg("--").arg(file);
+    Err(command.exec()).context("run the program for modules").map_err(Failure::from)
+}
