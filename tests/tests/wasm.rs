@@ -247,3 +247,54 @@ fn a_component_for_http_serves_in_its_containers_network() {
     bundle.runx(&["delete", bundle.id()]).ok();
     bundle.assert_nothing_left();
 }
+
+#[test]
+fn a_module_fails_in_its_own_words_before_its_containers_limits_are_met() {
+    needs_root!();
+    // It grows as far as it can, and its exit code is how many times 8 MiB that were.
+    let grows = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 0)
+        (func (export "_start") (local $n i32)
+          (block $full (loop $more
+            (br_if $full (i32.eq (memory.grow (i32.const 128)) (i32.const -1)))
+            (memory.fill (i32.shl (i32.mul (local.get $n) (i32.const 128)) (i32.const 16)) (i32.const 1)
+              (i32.const 8388608))
+            (local.set $n (i32.add (local.get $n) (i32.const 1)))
+            (br $more)))
+          (call $exit (local.get $n))))"#;
+    let mut bundle = module_bundle("/grows.wat", grows.as_bytes());
+    let _forget = Forget(grows.as_bytes().to_vec());
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    // 64 MiB less the margin of 16.
+    assert_eq!(bundle.run().code, 6);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn annotations_bound_a_module_or_call_another_function_of_it() {
+    needs_root!();
+    let spin = "(module (func (export \"_start\") (loop $l (br $l))) (func (export \"half\") (param i32) (result i32)
+        (i32.div_s (local.get 0) (i32.const 2))))";
+    let component = r#"(component
+        (core module $m (func (export "f") (result i32) (loop $l (br $l)) (i32.const 0)))
+        (core instance $i (instantiate $m))
+        (func $run (result (result)) (canon lift (core func $i "f")))
+        (component $c (import "f" (func $f (result (result)))) (export "run" (func $f)))
+        (instance $made (instantiate $c (with "f" (func $run))))
+        (export "wasi:cli/run@0.2.0" (instance $made)))"#;
+    for (name, text) in [("/spin.wat", spin), ("/component.wat", component)] {
+        let mut bundle = module_bundle(name, text.as_bytes());
+        let _forget = Forget(text.as_bytes().to_vec());
+        let mut with = |key: &str, value: &str| {
+            bundle.config["annotations"] = json!({key: value});
+            bundle.run()
+        };
+        with("runx.dev/wasm.fuel", "100000").fails(134, &["all fuel consumed"]);
+        with("runx.dev/wasm.timeout", "300ms").fails(124, &["time", "over"]);
+        with("runx.dev/wasm.timeout", "soon").fails(1, &["annotation runx.dev/wasm.timeout", "soon"]);
+        if text == spin {
+            assert_eq!(with("runx.dev/wasm.invoke", "half(84)").ok().stdout, "42\n");
+        }
+        with("runx.dev/wasm.invoke", "none").fails(126, &["exports no function \"none\""]);
+        bundle.assert_nothing_left();
+    }
+}

@@ -1,12 +1,13 @@
 //! What this program is told, by `runx wasm` or by the container's process.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use runx_wasm::engine::Kind;
+use runx_wasm::launch;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,17 +119,19 @@ fn in_container(number: &str, args: Vec<String>) -> Result<Arguments> {
         Err(_) => DEFAULT_ADDRESS.parse()?,
     };
     let env = std::env::vars_os().map(|(key, value)| (lossy(key), lossy(value))).collect();
+    let launch =
+        launch::parse(OsStr::new(number)).with_context(|| format!("{number:?} names no open descriptor\n{USAGE}"))?;
     Ok(Arguments {
         verb: Verb::Run,
         in_container: true,
-        artifact: descriptor(number)?,
-        kind: Kind::Component,
-        fuel: None,
-        memory: None,
-        timeout: None,
+        artifact: launch.artifact,
+        kind: launch.kind,
+        fuel: launch.fuel,
+        memory: launch.memory.and_then(|memory| usize::try_from(memory).ok()),
+        timeout: launch.timeout,
         directories: Vec::new(),
         env,
-        invoke: None,
+        invoke: launch.invoke,
         network: true,
         ports: Vec::new(),
         address,
@@ -195,16 +198,10 @@ fn directory(text: &str) -> Result<Directory> {
     Ok(Directory { host: host.to_owned(), guest: guest.to_owned(), read_only })
 }
 
-/// Takes ownership of the descriptor that the argument names, and closes it on exec.
 fn descriptor(text: &str) -> Result<OwnedFd> {
-    let fd: RawFd =
-        text.parse().ok().filter(|fd| *fd > 2).with_context(|| format!("{text:?} is no descriptor\n{USAGE}"))?;
-    // SAFETY: any number may be asked about; one that is not open fails.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        bail!("descriptor {fd} is not open\n{USAGE}");
-    }
-    // SAFETY: it is open, not a standard stream, and passed to this process to own.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let launch =
+        launch::parse(OsStr::new(text)).with_context(|| format!("{text:?} names no open descriptor\n{USAGE}"))?;
+    Ok(launch.artifact)
 }
 
 #[cfg(test)]

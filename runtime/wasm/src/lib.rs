@@ -47,6 +47,7 @@ pub mod compile;
 pub mod engine;
 mod error;
 mod guard;
+pub mod launch;
 pub mod run;
 pub mod signals;
 pub mod stdio;

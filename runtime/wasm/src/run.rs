@@ -2,12 +2,12 @@
 
 use crate::engine::{self, Kind, Layout, Settings};
 use crate::error::chain;
+use crate::launch::Launch;
 use crate::{Error, guard, wasi};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use wasmtime::{Engine, Instance, Linker, Module, Store, Trap, WasmBacktrace};
+use wasmtime::{Engine, Instance, Linker, Module, Store, StoreLimits, StoreLimitsBuilder, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 
@@ -51,15 +51,19 @@ impl Outcome {
 ///
 /// The artifact is native code and nothing in it is verified: it must come from
 /// [`crate::compile::compile`], and nobody may change the file while the module runs.
-pub unsafe fn run(artifact: OwnedFd, args: &[OsString]) -> Result<Outcome, Error> {
+pub unsafe fn run(launch: Launch, args: &[OsString]) -> Result<Outcome, Error> {
     let name = args.first().map_or_else(|| "module".into(), |arg| arg.to_string_lossy().into_owned());
     // SAFETY: the caller's promise.
-    let (engine, module) = unsafe { load(&name, File::from(artifact))? };
+    let (engine, module) = unsafe { load(&name, File::from(launch.artifact), launch.fuel.is_some())? };
     let context = wasi::context(&name, args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|error| {
         Error::Setup { name: name.clone(), attempt: "cannot make an event loop".into(), reason: error.to_string() }
     })?;
-    runtime.block_on(execute(&name, &engine, &module, context))
+    let limits = match launch.memory.and_then(|memory| usize::try_from(memory).ok()) {
+        Some(memory) => StoreLimitsBuilder::new().memory_size(memory).build(),
+        None => StoreLimits::default(),
+    };
+    runtime.block_on(execute(&name, &engine, &module, Guest { wasi: context, limits }, launch.fuel))
 }
 
 /// Maps the artifact. It says nowhere in a readable way which layout it was compiled for, so the
@@ -68,12 +72,12 @@ pub unsafe fn run(artifact: OwnedFd, args: &[OsString]) -> Result<Outcome, Error
 /// # Safety
 ///
 /// As [`run`].
-unsafe fn load(name: &str, artifact: File) -> Result<(Engine, Module), Error> {
+unsafe fn load(name: &str, artifact: File, fuel: bool) -> Result<(Engine, Module), Error> {
     let likely = Layout::of_this_process();
     let layouts = [likely].into_iter().chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
     let mut first_error = None;
     for layout in layouts {
-        let engine = engine::engine(Settings::new(Kind::Module, layout))?;
+        let engine = engine::engine(Settings { kind: Kind::Module, layout, fuel })?;
         let copy = artifact.try_clone().map_err(|error| Error::Setup {
             name: name.to_owned(),
             attempt: "cannot duplicate the artifact's descriptor".into(),
@@ -89,9 +93,25 @@ unsafe fn load(name: &str, artifact: File) -> Result<(Engine, Module), Error> {
     Err(Error::Artifact { name: name.to_owned(), reason })
 }
 
-async fn execute(name: &str, engine: &Engine, module: &Module, context: WasiP1Ctx) -> Result<Outcome, Error> {
+/// What the host's functions work on.
+struct Guest {
+    wasi: WasiP1Ctx,
+    limits: StoreLimits,
+}
+
+async fn execute(
+    name: &str,
+    engine: &Engine,
+    module: &Module,
+    guest: Guest,
+    fuel: Option<u64>,
+) -> Result<Outcome, Error> {
     let linker = linker(engine).map_err(|error| Error::Engine { reason: chain(&error) })?;
-    let mut store = Store::new(engine, context);
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.limits);
+    if let Some(fuel) = fuel {
+        store.set_fuel(fuel).map_err(|error| Error::Engine { reason: chain(&error) })?;
+    }
     // It bounds what one call may make the host allocate, for hosts that share a process. Here the
     // container's memory limit does, and a large write is nothing unusual.
     store.set_hostcall_fuel(usize::MAX);
@@ -112,9 +132,9 @@ async fn execute(name: &str, engine: &Engine, module: &Module, context: WasiP1Ct
     })
 }
 
-fn linker(engine: &Engine) -> wasmtime::Result<Linker<WasiP1Ctx>> {
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
-    add_to_linker(&mut linker, |context| context)?;
+    add_to_linker(&mut linker, |guest: &mut Guest| &mut guest.wasi)?;
     Ok(linker)
 }
 

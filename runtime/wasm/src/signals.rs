@@ -51,6 +51,39 @@ pub fn install() -> io::Result<()> {
     Ok(())
 }
 
+/// Exit code of a process whose time is over, as timeout(1) has it.
+pub const EXIT_TIMED_OUT: i32 = 124;
+
+extern "C" fn time_is_over(_: libc::c_int) {
+    const WORDS: &[u8] = b"runx: the module's time is over\n";
+    // SAFETY: write and _exit are async-signal-safe, and nothing runs after them.
+    unsafe {
+        libc::write(2, WORDS.as_ptr().cast(), WORDS.len());
+        libc::_exit(EXIT_TIMED_OUT)
+    }
+}
+
+/// Ends the process after this time, whatever it does then. A timer of the kernel's does it, since a thread would count
+/// under the container's limit on them. After [`install`].
+///
+/// # Errors
+///
+/// The kernel's, for a time that is none.
+pub fn end_after(limit: Option<std::time::Duration>) -> io::Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
+    set_handler(libc::SIGALRM, time_is_over)?;
+    let value = libc::timeval {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_usec: limit.subsec_micros().into(),
+    };
+    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    // SAFETY: timer is valid, and the one before is not asked for.
+    match unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn install_one(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sigaction: SIG_DFL, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -58,15 +91,18 @@ fn install_one(signal: libc::c_int) -> io::Result<()> {
     if unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    if action.sa_sigaction == libc::SIG_IGN {
-        return Ok(());
-    }
-    action.sa_sigaction = end as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    if action.sa_sigaction == libc::SIG_IGN { Ok(()) } else { set_handler(signal, end) }
+}
+
+fn set_handler(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+    // SAFETY: all zeroes is a valid sigaction: SIG_DFL, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as libc::sighandler_t;
     // On the alternate stack where there is one: the module may have used up its own.
     action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: the handler only calls _exit; `action` is fully initialised above.
-    if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } != 0 {
-        return Err(io::Error::last_os_error());
+    // SAFETY: the handlers only make calls that are async-signal-safe; `action` is fully initialised above.
+    match unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    Ok(())
 }

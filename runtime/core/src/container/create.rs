@@ -26,6 +26,7 @@ use crate::rootless;
 use crate::seccomp::Program;
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
+use crate::workload::limits::Limits;
 
 /// How a container is to be made, beyond its config.json.
 #[derive(Debug, Default)]
@@ -144,7 +145,7 @@ impl Runtime {
         process.keep_groups = rootless::keeps_groups(None);
         let rlimits = process.rlimits.clone();
         let score = OomScore::of(&process, options.entered)?;
-        let address_space = process.address_space();
+        let limits = Limits::of(bundle.spec(), process.address_space())?;
         let gate = if options.detached_start {
             Gate::Listener(table.add(state::listen_gate(directory)?))
         } else {
@@ -168,7 +169,7 @@ impl Runtime {
         if let Some(Born(tell)) = options.born {
             tell(spawned.pid);
         }
-        let mut process = Process::of(spawned, address_space);
+        let mut process = Process::of(spawned, limits);
         process.listener = state
             .seccomp_listener
             .clone()
@@ -261,9 +262,9 @@ impl Runtime {
                 FromChild::Module { name } => {
                     let module = fds.into_iter().next().map(fs::File::from);
                     let module = module.ok_or_else(|| Error::Died("the module's descriptor is missing".into()))?;
-                    match self.wasm.prepare(&name, module, process.address_space) {
-                        Ok((runner, artifact)) => {
-                            tell(handshake, &ToChild::Runner, &[runner.as_fd(), artifact.as_fd()])?;
+                    match self.wasm.prepare(&name, module, &process.limits) {
+                        Ok((runner, artifact, words)) => {
+                            tell(handshake, &ToChild::Runner { words }, &[runner.as_fd(), artifact.as_fd()])?;
                         }
                         Err(e) => {
                             let _ = handshake.send(&ToChild::NoRunner, &[]);
@@ -386,13 +387,13 @@ fn listener(linux: &Linux) -> Option<Listener> {
 }
 
 impl Process {
-    pub(super) fn of(spawned: Spawned, address_space: Option<u64>) -> Self {
+    pub(super) fn of(spawned: Spawned, limits: Limits) -> Self {
         Self {
             pid: spawned.pid,
             pidfd: spawned.pidfd,
             handshake: Some(spawned.handshake),
             terminal: None,
-            address_space,
+            limits,
             listener: None,
         }
     }

@@ -15,6 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::plan::{Gate, Plan, UserNamespace};
 use crate::rootless;
 use crate::spawn::Request;
+use crate::workload::limits::Limits;
 
 /// How a process is to be made, beyond its description.
 #[derive(Debug, Default)]
@@ -74,7 +75,8 @@ impl Runtime {
         process.keep_groups = rootless::keeps_groups(Some(state.pid));
         let rlimits = process.rlimits.clone();
         let score = OomScore::of(&process, options.entered)?;
-        let address_space = process.address_space();
+        // What bounds the container's own program is not for another one.
+        let limits = Limits { address_space: process.address_space(), ..Limits::default() };
         let pid_namespace = init.try_clone().context("duplicate a pidfd")?;
         let namespaces = if options.entered { state.namespaces & !libc::CLONE_NEWUSER } else { state.namespaces };
         let join = vec![(table.add(init), namespaces)];
@@ -94,7 +96,7 @@ impl Runtime {
         if let Some(Born(tell)) = options.born {
             tell(spawned.pid);
         }
-        let mut process = Process::of(spawned, address_space);
+        let mut process = Process::of(spawned, limits);
         process.listener = state.seccomp_listener.clone().map(|listener| (listener, state.told(Status::Running)));
         let made = cgroup
             .enter(process.pid)

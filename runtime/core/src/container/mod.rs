@@ -28,6 +28,7 @@ use crate::spawn::Spawner;
 use crate::spawn::handshake::{FromChild, Handshake, ToChild};
 use crate::sys::pidfd::{self, Exit};
 use crate::workload::WasmConfig;
+use crate::workload::limits::Limits;
 
 pub use checkpoint::{CgroupMode, CheckpointOptions, Images, RestoreOptions};
 pub use create::CreateOptions;
@@ -172,8 +173,8 @@ pub struct Process {
     terminal: Option<OwnedFd>,
     /// Who answers what its seccomp filter asks, and what that one is told.
     listener: Option<(Listener, HookState)>,
-    /// The limit on its address space in bytes, which decides how a module is compiled for it.
-    address_space: Option<u64>,
+    /// What bounds it if it is a module.
+    limits: Limits,
 }
 
 impl Process {

@@ -19,7 +19,7 @@ pub(super) enum Program {
     /// The user's own program.
     Native(PathBuf),
     /// The WASM runner, with a compiled module.
-    Runner { runner: OwnedFd, artifact: OwnedFd },
+    Runner { runner: OwnedFd, artifact: OwnedFd, words: String },
 }
 
 /// Everything that `execve` takes, made before the steps after which nothing may fail.
@@ -136,10 +136,10 @@ fn module(name: &str, path: &Path) -> Result<Option<File>> {
 fn runner_for(name: &str, module: &File, parent: &Parent) -> Result<Program> {
     parent.tell(&FromChild::Module { name: name.to_owned() }, &[module.as_fd()])?;
     match parent.hear()? {
-        (ToChild::Runner, fds) => {
+        (ToChild::Runner { words }, fds) => {
             let mut fds = fds.into_iter();
             match (fds.next(), fds.next()) {
-                (Some(runner), Some(artifact)) => Ok(Program::Runner { runner, artifact }),
+                (Some(runner), Some(artifact)) => Ok(Program::Runner { runner, artifact, words }),
                 _ => Err(Error::Died("the runner's descriptors are missing".into())),
             }
         }
@@ -162,9 +162,9 @@ impl Program {
         let env = strings(&name, process.env.iter().map(String::as_str))?;
         let path = match &self {
             Self::Native(path) => sys::cstring(path).map_err(|e| unusable(&name, e.to_string()))?,
-            Self::Runner { artifact, .. } => {
+            Self::Runner { artifact, words, .. } => {
                 sys::set_cloexec(artifact.as_fd(), false).context("hand the module to the runner")?;
-                let number = artifact.as_raw_fd().to_string();
+                let number = format!("{}{words}", artifact.as_raw_fd());
                 let own = [workload::RUNNER, &number].map(str::as_bytes).map(<[u8]>::to_vec);
                 args.splice(0..0, strings(&name, own.into_iter())?);
                 CString::default()

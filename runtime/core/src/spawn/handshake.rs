@@ -52,7 +52,10 @@ pub enum ToChild {
     /// The filter may be loaded; its listener will be fetched.
     Fetch,
     /// The runner's and the compiled artifact's descriptors go with this message.
-    Runner,
+    Runner {
+        /// What the runner is told after the artifact's number.
+        words: String,
+    },
     /// Its module cannot be run; exit.
     NoRunner,
     /// Take the last step.

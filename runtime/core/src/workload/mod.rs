@@ -6,6 +6,7 @@
 //! between them.
 
 pub mod cache;
+pub mod limits;
 
 use std::fs::File;
 use std::io;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, mount};
 use cache::{Cache, Form};
+use limits::Limits;
 
 /// The first bytes of every binary module and component.
 pub const MAGIC: &[u8] = b"\0asm";
@@ -135,21 +137,22 @@ impl WasmConfig {
     }
 
     /// What runs `module` in a container, and its compiled artifact, which is compiled if the cache lacks it: both on
-    /// mounts of their own that cannot be written. `address_space` is the limit in bytes that the process will have.
+    /// mounts of their own that cannot be written. Returns what that program is told besides, too.
     ///
     /// # Errors
     /// [`Error::Wasm`] with what is wrong with the module, and system errors.
-    pub fn prepare(&self, name: &str, module: File, address_space: Option<u64>) -> Result<(OwnedFd, OwnedFd)> {
-        let compact = address_space.is_some_and(|limit| limit < RESERVED_ADDRESS_SPACE);
+    pub fn prepare(&self, name: &str, module: File, limits: &Limits) -> Result<(OwnedFd, OwnedFd, String)> {
+        let compact = limits.address_space.is_some_and(|limit| limit < RESERVED_ADDRESS_SPACE);
         let kind = Kind::of(&module).with_context(|| format!("read module {name}"))?;
-        let path = if kind == Kind::Component { &self.host } else { &self.runner };
+        // The small one only begins where a command begins.
+        let path = if kind == Kind::Component || limits.invoke.is_some() { &self.host } else { &self.runner };
         let program = open_program(name, path)?;
-        let artifact = self.artifact(name, &module, &program, path, Form { compact, fuel: false })?;
+        let artifact = self.artifact(name, &module, &program, path, Form { compact, fuel: limits.fuel.is_some() })?;
         let program = mount::read_only_clone(program.as_fd()).on("clone the program", path)?;
         let artifact = mount::read_only_clone(artifact.as_fd())
             .and_then(|tree| sys::open(format!("/proc/self/fd/{}", tree.as_raw_fd()), libc::O_RDONLY))
             .with_context(|| format!("clone the artifact of module {name}"))?;
-        Ok((program, artifact))
+        Ok((program, artifact, limits.words(kind)))
     }
 
     /// What runs `module` without a container, and its compiled artifact.
@@ -219,7 +222,8 @@ mod tests {
         let path = base.join("m.wasm");
         for (content, program) in [(&b"\0asm\x01\0\0\0"[..], RUNNER), (b"(component)", HOST)] {
             fs::write(&path, content).unwrap();
-            let error = config.prepare("/m.wasm", File::open(&path).unwrap(), None).unwrap_err().to_string();
+            let error =
+                config.prepare("/m.wasm", File::open(&path).unwrap(), &Limits::default()).unwrap_err().to_string();
             assert!(error.contains("/m.wasm") && error.contains(program), "{error}");
         }
         fs::remove_dir_all(base).unwrap();

@@ -19,6 +19,7 @@ use crate::hooks::{self, Hooks};
 use crate::init;
 use crate::spawn::refuse_threads;
 use crate::sys::{self, mount, pidfd};
+use crate::workload::limits::Limits;
 
 /// How a container is to be restored.
 #[derive(Clone, Debug, Default)]
@@ -130,7 +131,7 @@ fn restore(
     let pidfd = pidfd::open(pid).with_context(|| format!("open the restored process {pid}"))?;
     cleanup.disarm();
     let container = Container { directory: directory.to_owned(), state };
-    Ok((container, Process { pid, pidfd, handshake: None, terminal, address_space: None, listener: None }))
+    Ok((container, Process { pid, pidfd, handshake: None, terminal, limits: Limits::default(), listener: None }))
 }
 
 /// The root filesystem on a place that is a mount, as CRIU wants it, in a mount namespace of this process's own: the
