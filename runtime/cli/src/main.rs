@@ -5,8 +5,10 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
+mod instances;
 mod logging;
 mod oci;
+mod process;
 mod reexec;
 mod start;
 mod version;
@@ -143,6 +145,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
             let text = serde_json::to_string_pretty(&runx_core::features::features());
             print(&format!("{}\n", text.context("print the features")?))
         }
+        Command::Process(command) => process::process(&context, &command).map_err(|e| e.of("process")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),

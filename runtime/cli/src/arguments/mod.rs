@@ -15,9 +15,9 @@ use anyhow::{Context, Result, bail};
 pub(crate) use checkpoint::{Checkpoint, Restore};
 use scan::{Order, Words};
 pub(crate) use tables::help;
-use tables::{COMMANDS, GLOBAL, Syntax, WASM};
+use tables::{COMMANDS, GLOBAL, GROUPS, Syntax};
 use units::{bytes, duration};
-pub(crate) use wasm::{Program, Wasm};
+pub(crate) use wasm::{Instances, Process, Program, Wasm};
 
 /// What all commands share.
 #[derive(Debug)]
@@ -79,6 +79,7 @@ pub(crate) enum Command {
     Spec { bundle: Option<PathBuf>, rootless: bool },
     Features,
     Wasm(Box<Wasm>),
+    Process(Box<Process>),
     Version,
     Help(Option<&'static Syntax>),
 }
@@ -241,9 +242,9 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         }
     }
     let syntax = match name.to_str() {
-        Some("wasm") => {
-            let sub = rest.next().unwrap_or_default();
-            WASM.iter().find(|syntax| syntax.name.strip_prefix("wasm ").is_some_and(|name| sub == *name))
+        Some(group @ ("wasm" | "process")) => {
+            let name = format!("{group} {}", rest.next().unwrap_or_default().display());
+            GROUPS.iter().find(|syntax| syntax.name == name)
         }
         name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
     };
@@ -305,6 +306,9 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         }
         "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },
         "features" => Command::Features,
+        name if name.starts_with("process ") => {
+            Command::Process(Box::new(wasm::build_process(name, id, others, words)?))
+        }
         name if name.starts_with("wasm ") => Command::Wasm(Box::new(wasm::build(name, id, others, words)?)),
         other => bail!("command {other:?} has no meaning"),
     })

@@ -206,6 +206,21 @@ const PROGRAM: &[Flag] = &[
     option("network", None, "none|host", "what it may reach over the network (default none)"),
 ];
 
+const HOOKS: &[Flag] = &[option(
+    "hook",
+    None,
+    "WHEN=COMMAND",
+    "shell command to run before-start, after-start, before-stop or after-stop; may be given more than once",
+)];
+
+const PROCESS_RUN: &[Flag] = &[
+    switch("detach", Some('d'), "do not wait for its end; prints its id"),
+    option("name", None, "ID", "its id, if it is detached"),
+    option("cwd", None, "DIR", "its working directory"),
+    option("env", Some('e'), "NAME[=VALUE]", "variable of its environment; without a value, yours"),
+    option("timeout", None, "TIME", "end it after this time, such as 500ms or 2m"),
+];
+
 const WASM_RUN: &[Flag] = &[
     option("invoke", None, "FUNCTION", "call this one, such as add(1, 2), and print its results"),
     option("publish", Some('p'), "PORT", "port that it may listen on; may be given more than once"),
@@ -221,11 +236,11 @@ const CACHE: &[Flag] = &[option("max-size", None, "BYTES", "prune: keep this muc
 
 /// Commands that have a command of their own.
 #[rustfmt::skip]
-pub(crate) const WASM: &[Syntax] = &[
+pub(crate) const GROUPS: &[Syntax] = &[
     command("wasm run", "FILE [ARGUMENT…]", "run a WASM module or component",
-        &[PROGRAM, WASM_RUN], Order::BeforeFirst, (1, ANY)),
+        &[PROGRAM, WASM_RUN, HOOKS], Order::BeforeFirst, (1, ANY)),
     command("wasm serve", "FILE [ARGUMENT…]", "answer HTTP requests with a component",
-        &[PROGRAM, WASM_SERVE], Order::BeforeFirst, (1, ANY)),
+        &[PROGRAM, WASM_SERVE, HOOKS], Order::BeforeFirst, (1, ANY)),
     command("wasm inspect", "FILE", "print what a module or component imports and exports as JSON",
         NONE, Order::Anywhere, (1, 1)),
     command("wasm ps", "", "list detached modules", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
@@ -235,6 +250,14 @@ pub(crate) const WASM: &[Syntax] = &[
     command("wasm rm", "ID", "remove a detached module that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
     command("wasm cache", "ls|prune", "list compiled modules, or remove them",
         &[FORMAT, CACHE], Order::Anywhere, (1, 1)),
+    command("process run", "PROGRAM [ARGUMENT…]", "run a native program without an image",
+        &[PROCESS_RUN, HOOKS], Order::BeforeFirst, (1, ANY)),
+    command("process ps", "", "list detached processes", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
+    command("process state", "ID", "print the state of a detached process as JSON", NONE, Order::Anywhere, (1, 1)),
+    command("process kill", "ID [SIGNAL]", "send a signal to a detached process",
+        &[WASM_KILL], Order::KnownAfterFirst, (1, 2)),
+    command("process logs", "ID", "print what a detached process has printed", NONE, Order::Anywhere, (1, 1)),
+    command("process rm", "ID", "remove a detached process that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
     command("wasm compile", "", "compile a WASM module from standard input to standard output",
         &[COMPILE], Order::Anywhere, (0, 0)),
 ];
@@ -268,7 +291,7 @@ pub(crate) fn help(of: Option<&Syntax>) -> String {
         None => {
             out.push_str("runx: an OCI runtime for Linux containers and WASM modules\n\n");
             out.push_str("Usage: runx [FLAGS] COMMAND [FLAGS]\n\nCommands:\n");
-            for syntax in COMMANDS.iter().chain(WASM) {
+            for syntax in COMMANDS.iter().chain(GROUPS) {
                 out.push_str(&format!("  {:12}  {}\n", syntax.name, syntax.about));
             }
             out.push_str("\n\"runx help COMMAND\" tells a command's flags.\n");
@@ -285,7 +308,7 @@ mod tests {
 
     #[test]
     fn no_two_flags_of_a_command_have_the_same_name() {
-        for syntax in COMMANDS.iter().chain(WASM) {
+        for syntax in COMMANDS.iter().chain(GROUPS) {
             let all = || syntax.flags.iter().chain(&[GLOBAL]).flat_map(|table| table.iter());
             let names: Vec<_> = all().map(|flag| flag.long).collect();
             let letters: Vec<_> = all().filter_map(|flag| flag.short).collect();

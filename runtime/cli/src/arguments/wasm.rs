@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use super::scan::Words;
 use super::units::{bytes, duration};
 use super::{ListFormat, list_format, text};
+use crate::instances::supervise::Hooks;
 
 /// `runx wasm …`.
 #[derive(Debug)]
@@ -16,17 +17,30 @@ pub(crate) enum Wasm {
     Run(Box<Program>),
     Serve(Box<Program>),
     Inspect { file: PathBuf },
-    Ps { format: ListFormat, quiet: bool },
-    State { id: String },
-    Kill { id: String, signal: String },
-    Logs { id: String },
-    Rm { id: String, force: bool },
+    Instances(Instances),
     CacheLs { format: ListFormat },
     CachePrune { limit: u64 },
     Compile(Compile),
 }
 
-/// A module or component to be run.
+/// `runx process …`.
+#[derive(Debug)]
+pub(crate) enum Process {
+    Run(Box<Program>),
+    Instances(Instances),
+}
+
+/// What is done with those in the background.
+#[derive(Debug)]
+pub(crate) enum Instances {
+    Ps { format: ListFormat, quiet: bool },
+    State { id: String },
+    Kill { id: String, signal: String },
+    Logs { id: String },
+    Rm { id: String, force: bool },
+}
+
+/// A module or component, or a native program, to be run.
 #[derive(Debug, Default)]
 pub(crate) struct Program {
     pub(crate) file: PathBuf,
@@ -42,6 +56,18 @@ pub(crate) struct Program {
     pub(crate) network: bool,
     pub(crate) ports: Vec<u16>,
     pub(crate) address: Option<String>,
+    pub(crate) cwd: Option<PathBuf>,
+    pub(crate) hooks: Hooks,
+}
+
+impl Program {
+    /// The variables that are given, and those of the caller that are named without a value, as docker has it.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (String, String)> {
+        self.env.iter().filter_map(|variable| match variable.split_once('=') {
+            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+            None => std::env::var(variable).ok().map(|value| (variable.clone(), value)),
+        })
+    }
 }
 
 /// `runx wasm compile`.
@@ -59,20 +85,13 @@ pub(super) fn build(
     rest: impl Iterator<Item = OsString>,
     words: &mut Words,
 ) -> Result<Wasm> {
-    let mut rest = rest;
     Ok(match name {
         "wasm run" => Wasm::Run(Box::new(program(first, rest, words)?)),
         "wasm serve" => Wasm::Serve(Box::new(program(first, rest, words)?)),
         "wasm inspect" => Wasm::Inspect { file: first.into() },
-        "wasm ps" => Wasm::Ps { format: list_format(words)?, quiet: words.on("quiet") },
-        "wasm state" => Wasm::State { id: first },
-        "wasm kill" => {
-            let signal = words.text("signal")?.map(str::to_owned);
-            let word = rest.next().map(text).transpose()?;
-            Wasm::Kill { id: first, signal: signal.or(word).unwrap_or_else(|| "SIGTERM".to_owned()) }
+        "wasm ps" | "wasm state" | "wasm kill" | "wasm logs" | "wasm rm" => {
+            Wasm::Instances(instances(name, first, rest, words)?)
         }
-        "wasm logs" => Wasm::Logs { id: first },
-        "wasm rm" => Wasm::Rm { id: first, force: words.on("force") },
         "wasm cache" => match first.as_str() {
             "ls" => Wasm::CacheLs { format: list_format(words)? },
             "prune" => {
@@ -89,6 +108,33 @@ pub(super) fn build(
     })
 }
 
+/// As [`build`], for `runx process`.
+pub(super) fn build_process(
+    name: &str,
+    first: String,
+    rest: impl Iterator<Item = OsString>,
+    words: &mut Words,
+) -> Result<Process> {
+    Ok(match name {
+        "process run" => Process::Run(Box::new(program(first, rest, words)?)),
+        _ => Process::Instances(instances(name, first, rest, words)?),
+    })
+}
+
+fn instances(name: &str, id: String, mut rest: impl Iterator<Item = OsString>, words: &mut Words) -> Result<Instances> {
+    Ok(match name.split_once(' ').map_or(name, |(_, verb)| verb) {
+        "ps" => Instances::Ps { format: list_format(words)?, quiet: words.on("quiet") },
+        "state" => Instances::State { id },
+        "kill" => {
+            let signal = words.text("signal")?.map(str::to_owned);
+            let word = rest.next().map(text).transpose()?;
+            Instances::Kill { id, signal: signal.or(word).unwrap_or_else(|| "SIGTERM".to_owned()) }
+        }
+        "logs" => Instances::Logs { id },
+        _ => Instances::Rm { id, force: words.on("force") },
+    })
+}
+
 fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words) -> Result<Program> {
     let network = match words.text("network")? {
         None | Some("none") => false,
@@ -96,6 +142,8 @@ fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words
         Some(other) => bail!("invalid --network {other:?}: it is none or host"),
     };
     let memory = words.text("memory")?.map(bytes).transpose()?;
+    let mut hooks = Hooks::default();
+    words.texts("hook")?.iter().try_for_each(|text| hooks.add(text))?;
     Ok(Program {
         file: file.into(),
         args: rest.map(text).collect::<Result<_>>()?,
@@ -110,5 +158,7 @@ fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words
         network,
         ports: words.numbers("publish")?,
         address: words.text("addr")?.map(str::to_owned),
+        cwd: words.path("cwd"),
+        hooks,
     })
 }

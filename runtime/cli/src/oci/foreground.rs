@@ -12,12 +12,12 @@ use super::notify::Proxy;
 use crate::message;
 
 /// Signals that are held back from this process, to be read from a descriptor.
-pub(super) struct Signals(OwnedFd);
+pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
     /// Holds back all signals. Before the clone, so that none is lost; the container's process gets a
     /// clean slate.
-    pub(super) fn hold() -> Result<Self> {
+    pub(crate) fn hold() -> Result<Self> {
         // SAFETY: sigset_t is plain data that sigfillset makes valid, and the descriptor that signalfd
         // returns is nobody else's.
         unsafe {
@@ -31,12 +31,19 @@ impl Signals {
         }
     }
 
-    fn next(&self) -> Option<i32> {
+    /// The next one that came, if any.
+    pub(crate) fn next(&self) -> Option<i32> {
         // SAFETY: signalfd_siginfo is plain data for which all zeroes is a valid value.
         let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
         // SAFETY: info is writable for its size.
         let n = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size_of_val(&info)) };
         (n as usize == size_of_val(&info)).then_some(info.ssi_signo as i32)
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

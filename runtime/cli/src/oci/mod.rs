@@ -11,7 +11,7 @@ pub(crate) mod spec;
 pub(crate) mod update;
 
 mod console;
-mod foreground;
+pub(crate) mod foreground;
 mod notify;
 mod pid_file;
 mod pidfd_socket;

@@ -3,7 +3,6 @@
 //! The engine and the compiler are programs of their own, beside this one.
 
 mod cache;
-mod instances;
 mod program;
 
 use std::os::unix::process::CommandExt;
@@ -12,21 +11,16 @@ use anyhow::Context as _;
 use runx_core::workload::COMPILER;
 
 use crate::arguments::Wasm;
+use crate::instances::{self, Group};
 use crate::{Context, Failure};
 
 /// `runx wasm …`.
 pub(crate) fn wasm(context: &Context, command: &Wasm) -> Result<u8, Failure> {
     match command {
-        Wasm::Run(program) if program.detach => instances::start(context, program, "run"),
-        Wasm::Serve(program) if program.detach => instances::start(context, program, "serve"),
         Wasm::Run(program) => program::execute(context, program, "run"),
         Wasm::Serve(program) => program::execute(context, program, "serve"),
         Wasm::Inspect { file } => program::inspect(context, file),
-        Wasm::Ps { format, quiet } => instances::ps(context, *format, *quiet),
-        Wasm::State { id } => instances::state(context, id),
-        Wasm::Kill { id, signal } => instances::kill(context, id, signal),
-        Wasm::Logs { id } => instances::logs(context, id),
-        Wasm::Rm { id, force } => instances::rm(context, id, *force),
+        Wasm::Instances(command) => instances::instances(context, Group::Modules, command),
         Wasm::CacheLs { format } => cache::ls(context, *format),
         Wasm::CachePrune { limit } => cache::prune(context, *limit),
         Wasm::Compile(arguments) => {

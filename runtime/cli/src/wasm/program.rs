@@ -11,6 +11,7 @@ use runx_core::sys;
 use runx_core::workload::Kind;
 
 use crate::arguments::Program;
+use crate::instances::{self, Group};
 use crate::{Context, Failure};
 
 /// Exit code of what could not be started, a shell's.
@@ -18,7 +19,7 @@ const NOT_STARTED: u8 = 126;
 
 /// The command that runs a module or component, which is compiled if that has not been done yet, with the artifact that
 /// it inherits.
-pub(super) fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, File)> {
+fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, File)> {
     let (mut command, artifact) = prepare(context, &program.file, verb, program.fuel.is_some())?;
     command.env_clear();
     let mut flag = |name: &str, value: Option<String>| {
@@ -38,13 +39,8 @@ pub(super) fn command(context: &Context, program: &Program, verb: &str) -> Resul
     for directory in &program.directories {
         flag("--dir", Some(directory.clone()));
     }
-    for variable in &program.env {
-        // As docker has it, a name alone passes the caller's on.
-        let value = match variable.contains('=') {
-            true => Some(variable.clone()),
-            false => std::env::var(variable).ok().map(|value| format!("{variable}={value}")),
-        };
-        flag("--env", value);
+    for (name, value) in program.variables() {
+        flag("--env", Some(format!("{name}={value}")));
     }
     // Its own name is that of the file, as with wasmtime: where that lies is the host's business.
     command.arg("--").arg(program.file.file_name().unwrap_or(program.file.as_os_str())).args(&program.args);
@@ -63,10 +59,17 @@ fn prepare(context: &Context, file: &Path, verb: &str, fuel: bool) -> Result<(Co
     Ok((command, artifact))
 }
 
-/// Becomes the program that runs it.
+/// Becomes the program that runs it, or watches it where that is asked for.
 pub(super) fn execute(context: &Context, program: &Program, verb: &str) -> Result<u8, Failure> {
     let not_started = |error: anyhow::Error| Failure { error, code: NOT_STARTED };
     let (mut command, _artifact) = command(context, program, verb).map_err(not_started)?;
+    // The deadline is the program's own: it ends by itself.
+    if program.detach {
+        return instances::background(context, Group::Modules, program, command, None);
+    }
+    if !program.hooks.is_empty() {
+        return instances::foreground(program, command, None);
+    }
     Err(not_started(anyhow::Error::from(command.exec()).context("run the program for modules")))
 }
 
