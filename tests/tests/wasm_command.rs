@@ -359,3 +359,51 @@ fn what_runs_modules_holds_no_compiler() {
         assert!(!found, "{program} has a compiler");
     }
 }
+
+#[test]
+fn an_interpreter_runs_the_same_without_executable_memory_of_its_own() {
+    let place = Place::new();
+    let text = show_everything(&place.0.path().to_string_lossy());
+    for file in [place.file("show.wat", &text), place.file("show.wasm", component(&text))] {
+        let native = run_with(&mut place.command(&["run", &file, "one"]), "from stdin");
+        let interpreted = run_with(&mut place.command(&["run", "--engine", "pulley", &file, "one"]), "from stdin");
+        assert_eq!((native.code, native.stdout), (interpreted.code, interpreted.stdout), "{}", interpreted.stderr);
+    }
+    let spin = place.file("spin.wat", SPIN);
+    for (engine, foreign) in [("cranelift", true), ("pulley", false)] {
+        place.wasm(&["run", "-d", "--name", engine, "--engine", engine, &spin]).ok();
+        let executable = || {
+            let maps = fs::read_to_string(format!("/proc/{}/maps", place.state(engine)["pid"])).unwrap_or_default();
+            let own = |line: &&str| line.contains("runx-wasm-host") || line.ends_with(']');
+            maps.lines().filter(|line| line.contains("r-xp") && !own(line)).count()
+        };
+        eventually("it runs", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", place.state(engine)["pid"])).unwrap_or_default();
+            // It has used processor time, in ticks, and so is past what it begins with.
+            stat.split(' ').nth(13).and_then(|ticks| ticks.parse::<u64>().ok()).is_some_and(|ticks| ticks > 20)
+        });
+        assert_eq!(executable() > 0, foreign, "{engine}");
+        place.wasm(&["rm", "--force", engine]).ok();
+    }
+    place.wasm(&["run", "--engine", "v8", &spin]).fails(1, &["--engine"]);
+}
+
+#[test]
+fn a_server_tells_what_it_has_done() {
+    let place = Place::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("find a port");
+    let metrics = port.to_string();
+    let server = Server::start(&place, &place.file("teapot.wat", TEAPOT), &["--metrics", &metrics]);
+    for _ in 0..7 {
+        server.get();
+    }
+    let told = Server { process: Command::new("true").spawn().expect("run true"), address: metrics }.get();
+    for line in [
+        "HTTP/1.1 200 OK",
+        "runx_wasm_requests_total{code=\"4xx\"} 7",
+        "runx_wasm_request_duration_seconds_count 7",
+        "runx_wasm_instance_failures_total 0",
+    ] {
+        assert!(told.lines().any(|have| have == line), "{line} is not in {told}");
+    }
+}

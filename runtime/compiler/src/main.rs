@@ -10,10 +10,11 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use runx_wasm::compile::compile;
-use runx_wasm::engine::Layout;
+use runx_wasm::compile::{Form, compile};
+use runx_wasm::engine::{Backend, Layout};
 
-const USAGE: &str = "usage: runx-wasm-compiler [--name NAME] [--compact] [--fuel] [--confined] <MODULE >ARTIFACT";
+const USAGE: &str =
+    "usage: runx-wasm-compiler [--name NAME] [--compact] [--fuel] [--pulley] [--confined] <MODULE >ARTIFACT";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,17 +25,21 @@ struct Arguments {
     compact: bool,
     /// Count what is executed.
     fuel: bool,
+    /// For the interpreter.
+    pulley: bool,
     /// Give up all privileges first.
     confined: bool,
 }
 
 fn arguments(words: impl Iterator<Item = String>) -> Result<Arguments> {
-    let mut out = Arguments { name: "the module".to_owned(), compact: false, fuel: false, confined: false };
+    let mut out =
+        Arguments { name: "the module".to_owned(), compact: false, fuel: false, pulley: false, confined: false };
     let mut words = words;
     while let Some(word) = words.next() {
         match word.as_str() {
             "--compact" => out.compact = true,
             "--fuel" => out.fuel = true,
+            "--pulley" => out.pulley = true,
             "--confined" => out.confined = true,
             "--name" => out.name = words.next().context("--name needs a value")?,
             _ => match word.strip_prefix("--name=") {
@@ -65,7 +70,8 @@ fn run() -> Result<()> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context("read the module from standard input")?;
     let layout = if arguments.compact { Layout::Compact } else { Layout::Reserved };
-    let artifact = compile(&bytes, &arguments.name, layout, arguments.fuel)?;
+    let backend = if arguments.pulley { Backend::Pulley } else { Backend::Native };
+    let artifact = compile(&bytes, &arguments.name, Form { layout, fuel: arguments.fuel, backend })?;
     let mut out = std::io::stdout().lock();
     out.write_all(&artifact).and_then(|()| out.flush()).context("write the artifact to standard output")
 }
@@ -77,8 +83,8 @@ mod tests {
     #[test]
     fn flags_are_told_from_mistakes() {
         let parse = |words: &[&str]| arguments(words.iter().map(|word| (*word).to_owned()));
-        let all = parse(&["--name", "a", "--compact", "--fuel", "--confined"]).unwrap();
-        assert_eq!(all, Arguments { name: "a".into(), compact: true, fuel: true, confined: true });
+        let all = parse(&["--name", "a", "--compact", "--fuel", "--pulley", "--confined"]).unwrap();
+        assert_eq!(all, Arguments { name: "a".into(), compact: true, fuel: true, pulley: true, confined: true });
         assert_eq!(parse(&["--name=b"]).unwrap().name, "b");
         for bad in [&["--name"][..], &["module.wasm"], &["--fast"]] {
             assert!(parse(bad).is_err(), "{bad:?}");

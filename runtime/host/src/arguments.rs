@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use runx_wasm::engine::Kind;
+use runx_wasm::engine::{Backend, Kind};
 use runx_wasm::launch;
 
 /// What is to be done.
@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     pub(crate) in_container: bool,
     pub(crate) artifact: OwnedFd,
     pub(crate) kind: Kind,
+    pub(crate) backend: Backend,
+    /// Where a server's metrics are.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) fuel: Option<u64>,
     pub(crate) memory: Option<usize>,
     pub(crate) timeout: Option<Duration>,
@@ -68,6 +71,9 @@ impl Arguments {
 /// Where a component in a container listens, as `host:port`.
 const ADDRESS_VARIABLE: &str = "RUNX_HTTP_ADDR";
 
+/// Where its metrics are, as `host:port`; nowhere by default.
+const METRICS_VARIABLE: &str = "RUNX_METRICS_ADDR";
+
 const DEFAULT_ADDRESS: &str = "0.0.0.0:8080";
 
 const USAGE: &str =
@@ -98,6 +104,8 @@ pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Arguments> 
         in_container: false,
         artifact: descriptor(&out.artifact)?,
         kind: out.kind.context("--kind is missing")?,
+        backend: out.backend,
+        metrics: out.metrics,
         fuel: out.fuel,
         memory: out.memory,
         timeout: out.timeout,
@@ -126,6 +134,8 @@ fn in_container(number: &str, args: Vec<String>) -> Result<Arguments> {
         in_container: true,
         artifact: launch.artifact,
         kind: launch.kind,
+        backend: launch.backend,
+        metrics: std::env::var(METRICS_VARIABLE).ok().and_then(|text| text.parse().ok()),
         fuel: launch.fuel,
         memory: launch.memory.and_then(|memory| usize::try_from(memory).ok()),
         timeout: launch.timeout,
@@ -147,6 +157,8 @@ fn lossy(text: OsString) -> String {
 struct Flags {
     artifact: String,
     kind: Option<Kind>,
+    backend: Backend,
+    metrics: Option<SocketAddr>,
     fuel: Option<u64>,
     memory: Option<usize>,
     timeout: Option<Duration>,
@@ -169,6 +181,11 @@ impl Flags {
                     "component" => Kind::Component,
                     _ => bail!("--kind {value:?} is neither module nor component"),
                 });
+            }
+            "--engine" if value == "pulley" => self.backend = Backend::Pulley,
+            "--metrics" => {
+                self.metrics =
+                    Some(value.parse().with_context(|| format!("--metrics {value:?} is no address and port"))?);
             }
             "--fuel" => self.fuel = Some(number()?),
             "--memory" => self.memory = Some(usize::try_from(number()?).context("--memory is too large")?),

@@ -29,7 +29,8 @@ pub(crate) fn load(arguments: &Arguments) -> Result<Artifact> {
     let layouts = [likely].into_iter().chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
     let mut first_error = None;
     for layout in layouts {
-        let settings = Settings { kind: arguments.kind, layout, fuel: arguments.fuel.is_some() };
+        let (kind, backend) = (arguments.kind, arguments.backend);
+        let settings = Settings { kind, layout, fuel: arguments.fuel.is_some(), backend };
         let mut config = engine::config(settings);
         if arguments.verb == Verb::Serve && layout == Layout::Reserved {
             config.allocation_strategy(pool());

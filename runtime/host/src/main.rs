@@ -14,6 +14,7 @@ mod inspect;
 mod invoke;
 mod linker;
 mod mapping;
+mod metrics;
 mod run;
 mod serve;
 

@@ -29,6 +29,7 @@ use crate::arguments::Arguments;
 use crate::artifact::{Artifact, Program};
 use crate::context::{self, Host};
 use crate::linker;
+use crate::metrics::{self, Metrics};
 
 /// Connections at once. Those beyond it wait.
 const CONNECTIONS: usize = 1000;
@@ -65,7 +66,12 @@ pub(crate) async fn serve(arguments: &Arguments, artifact: Artifact) -> Result<O
         TcpListener::bind(arguments.address).await.with_context(|| format!("listen on {}", arguments.address))?;
     say(format_args!("Serving HTTP on http://{}/", listener.local_addr()?));
     let settings = Arc::new(Settings::of(arguments)?);
-    let handler = ProxyHandler::new(State { engine: artifact.engine, settings, pre, reuse });
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = arguments.metrics {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+        tokio::spawn(metrics::serve(listener, metrics.clone()));
+    }
+    let handler = ProxyHandler::new(State { engine: artifact.engine, settings, pre, reuse, metrics });
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let accepted = async {
@@ -120,6 +126,7 @@ struct State {
     pre: ProxyPre<Host>,
     /// Requests for an instance: in its life, and at once.
     reuse: (usize, usize),
+    metrics: Arc<Metrics>,
 }
 
 impl HandlerState for State {
@@ -133,12 +140,13 @@ impl HandlerState for State {
             context::component_store(&self.engine, arguments).map_err(|e| wasmtime::Error::msg(format!("{e:#}")))?;
         let proxy = self.pre.instantiate_async(&mut store).await?;
         let limit = arguments.timeout.unwrap_or(Duration::MAX);
+        self.metrics.instance_made();
         Ok(Instance {
             store,
             proxy,
             view: WasiHttpView::http,
             expiration: Expiration { limit, sleep: Box::pin(tokio::time::sleep(Duration::MAX)) },
-            state: Worker { limit, reuse: self.reuse },
+            state: Worker { limit, reuse: self.reuse, metrics: self.metrics.clone() },
         })
     }
 }
@@ -163,6 +171,7 @@ impl WorkerExpiration for Expiration {
 struct Worker {
     limit: Duration,
     reuse: (usize, usize),
+    metrics: Arc<Metrics>,
 }
 
 impl WorkerState for Worker {
@@ -187,6 +196,7 @@ impl WorkerState for Worker {
     }
 
     fn drop(&self, _: Store<Host>, result: wasmtime::Result<()>) {
+        self.metrics.instance_gone(result.is_err());
         if let Err(e) = result {
             say(format_args!("runx: an instance failed: {e:#}"));
         }
@@ -227,7 +237,11 @@ async fn answer(handler: &ProxyHandler<State>, request: Request<hyper::body::Inc
     let mut request = request;
     complete_address(&mut request);
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-    match handler.handle((), request).await {
+    let begun = Instant::now();
+    let handled = handler.handle((), request).await;
+    let status = handled.as_ref().map_or(500, |response| response.status().as_u16());
+    handler.state().metrics.request(status, begun.elapsed());
+    match handled {
         Ok(response) => response,
         Err(e) => {
             // Why is for who runs it, and not for who asks.

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let bytes = std::fs::read(&module)?;
     let start = Instant::now();
-    let compiled = compile(&bytes, &module, Layout::of_this_process(), false)?;
+    let compiled = compile(&bytes, &module, Layout::of_this_process().into())?;
     eprintln!("{module}: {} bytes to {} in {:?}", bytes.len(), compiled.len(), start.elapsed());
     std::fs::write(artifact, compiled)?;
     Ok(())

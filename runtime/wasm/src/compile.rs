@@ -1,25 +1,41 @@
 //! From a module to an artifact. Only with the cargo feature `compiler`.
 
 use crate::Error;
-use crate::engine::{self, Kind, Layout, Settings};
+use crate::engine::{self, Backend, Kind, Layout, Settings};
 use crate::error::chain;
 use std::borrow::Cow;
 
 /// The first bytes of the binary format, of modules and components alike.
 const MAGIC: &[u8] = b"\0asm";
 
+/// How a module is compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// It must suit the process that will run it, see [`Layout::for_address_space`].
+    pub layout: Layout,
+    /// Count what is executed.
+    pub fuel: bool,
+    /// For whom.
+    pub backend: Backend,
+}
+
+impl From<Layout> for Form {
+    fn from(layout: Layout) -> Form {
+        Form { layout, fuel: false, backend: Backend::Native }
+    }
+}
+
 /// Compiles a module or a component, in the binary or the text format, for this machine's CPU.
 ///
 /// `name` is for messages. The result is the bytes of an artifact, which the runner of the same
-/// build accepts on the same machine; `layout` must suit the process that will run it (see
-/// [`Layout::for_address_space`]). The module is somebody else's program: time and memory can be
+/// build accepts on the same machine. The module is somebody else's program: time and memory can be
 /// large, so run this in a process with limits.
 ///
 /// # Errors
 ///
 /// [`Error::Empty`], [`Error::NotWasm`], [`Error::Component`], [`Error::Invalid`], each naming the
 /// module, or [`Error::Engine`].
-pub fn compile(bytes: &[u8], name: &str, layout: Layout, fuel: bool) -> Result<Vec<u8>, Error> {
+pub fn compile(bytes: &[u8], name: &str, form: Form) -> Result<Vec<u8>, Error> {
     let named = || name.to_owned();
     if bytes.is_empty() {
         return Err(Error::Empty { name: named() });
@@ -35,7 +51,8 @@ pub fn compile(bytes: &[u8], name: &str, layout: Layout, fuel: bool) -> Result<V
     if kind == Kind::Component && cfg!(not(feature = "components")) {
         return Err(Error::Component { name: named() });
     }
-    let engine = engine::engine(Settings { kind, layout, fuel })?;
+    let Form { layout, fuel, backend } = form;
+    let engine = engine::engine(Settings { kind, layout, fuel, backend })?;
     let compiled = match kind {
         Kind::Module => engine.precompile_module(&binary),
         Kind::Component => engine.precompile_component(&binary),
@@ -48,16 +65,16 @@ mod tests {
     use super::*;
 
     fn failure(bytes: &[u8]) -> Error {
-        compile(bytes, "/app/hello.wasm", Layout::Reserved, false).expect_err("an error")
+        compile(bytes, "/app/hello.wasm", Layout::Reserved.into()).expect_err("an error")
     }
 
     #[test]
     fn text_and_binary_give_the_same_artifact() {
         let text = "(module (func (export \"_start\")))";
         let binary = wat::parse_str(text).expect("binary");
-        let artifact = compile(&binary, "a", Layout::Reserved, false).expect("an artifact");
+        let artifact = compile(&binary, "a", Layout::Reserved.into()).expect("an artifact");
         assert!(artifact.starts_with(b"\x7fELF"));
-        assert_eq!(artifact, compile(text.as_bytes(), "b", Layout::Reserved, false).expect("an artifact"));
+        assert_eq!(artifact, compile(text.as_bytes(), "b", Layout::Reserved.into()).expect("an artifact"));
     }
 
     #[test]
@@ -85,7 +102,7 @@ mod tests {
     fn components_are_recognised_in_both_formats() {
         let binary = wat::parse_str("(component)").expect("a binary");
         for component in [binary.as_slice(), b"(component)"] {
-            let compiled = compile(component, "/app/hello.wasm", Layout::Reserved, false);
+            let compiled = compile(component, "/app/hello.wasm", Layout::Reserved.into());
             // Only with what components need of the engine can they be compiled.
             assert_eq!(compiled.is_ok(), cfg!(feature = "components"));
             assert!(compiled.is_ok() || matches!(compiled, Err(Error::Component { .. })));

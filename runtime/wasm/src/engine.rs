@@ -71,6 +71,17 @@ impl Kind {
     }
 }
 
+/// How code is executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// As the machine's own code, by Cranelift.
+    #[default]
+    Native,
+    /// As portable code of the interpreter Pulley, for where no memory may be executable that was not a program's. Some ten
+    /// times slower.
+    Pulley,
+}
+
 /// Everything that an artifact is bound to, besides the library and the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -80,12 +91,14 @@ pub struct Settings {
     pub layout: Layout,
     /// Whether it counts what it executes, so that it can be given an end.
     pub fuel: bool,
+    /// How its code is executed.
+    pub backend: Backend,
 }
 
 impl Settings {
-    /// Without fuel.
+    /// The machine's own code, without fuel.
     pub fn new(kind: Kind, layout: Layout) -> Settings {
-        Settings { kind, layout, fuel: false }
+        Settings { kind, layout, fuel: false, backend: Backend::Native }
     }
 }
 
@@ -120,8 +133,11 @@ pub fn config(settings: Settings) -> Config {
     }
     // A memory of more than 4 GiB (memory64) outgrows its reservation.
     config.memory_may_move(true);
-    // Out-of-bounds accesses, divisions and stack overflows cost nothing until they happen.
-    config.signals_based_traps(true);
+    match settings.backend {
+        // Out-of-bounds accesses, divisions and stack overflows cost nothing until they happen.
+        Backend::Native => config.signals_based_traps(true),
+        Backend::Pulley => interpreter(&mut config),
+    };
     // Data segments are mapped from the artifact: no copying at start, pages shared by instances.
     config.memory_init_cow(true);
     // A table's elements are made when they are called first.
@@ -149,6 +165,18 @@ pub fn config(settings: Settings) -> Config {
     config.relaxed_simd_deterministic(false);
     #[cfg(feature = "compiler")]
     compiler_config(&mut config);
+    config
+}
+
+/// Without the interpreter, in the small runner, the library refuses what was made for it.
+fn interpreter(config: &mut Config) -> &mut Config {
+    // The interpreter checks by itself: there is no native code whose faults could be caught.
+    config.signals_based_traps(false);
+    #[cfg(feature = "components")]
+    if let Err(e) = config.target("pulley64") {
+        // It is in every build that has this feature.
+        panic!("the interpreter is missing: {e}");
+    }
     config
 }
 

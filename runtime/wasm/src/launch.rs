@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use crate::engine::Kind;
+use crate::engine::{Backend, Kind};
 
 /// What the argument says.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Launch {
     pub fuel: Option<u64>,
     /// When it ends in any case.
     pub timeout: Option<Duration>,
+    /// How its code is executed.
+    pub backend: Backend,
     /// The function to call instead of `_start`.
     pub invoke: Option<String>,
 }
@@ -31,6 +33,7 @@ pub fn parse(argument: &OsStr) -> Option<Launch> {
     let text = argument.to_str()?;
     let (number, mut rest) = text.split_once(',').map_or((text, None), |(number, rest)| (number, Some(rest)));
     let (mut kind, mut memory, mut fuel, mut timeout, mut invoke) = (Kind::Module, None, None, None, None);
+    let mut backend = Backend::Native;
     while let Some(words) = rest.take() {
         let (key, value) = words.split_once('=')?;
         if key == "invoke" {
@@ -46,13 +49,14 @@ pub fn parse(argument: &OsStr) -> Option<Launch> {
         };
         match key {
             "kind" if value == "component" => kind = Kind::Component,
+            "engine" if value == "pulley" => backend = Backend::Pulley,
             "memory" => memory = Some(value.parse().ok()?),
             "fuel" => fuel = Some(value.parse().ok()?),
             "timeout" => timeout = Some(Duration::from_millis(value.parse().ok()?)),
             _ => return None,
         }
     }
-    Some(Launch { artifact: descriptor(number)?, kind, memory, fuel, timeout, invoke })
+    Some(Launch { artifact: descriptor(number)?, kind, memory, fuel, timeout, backend, invoke })
 }
 
 fn descriptor(number: &str) -> Option<OwnedFd> {

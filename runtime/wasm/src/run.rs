@@ -77,7 +77,7 @@ unsafe fn load(name: &str, artifact: File, fuel: bool) -> Result<(Engine, Module
     let layouts = [likely].into_iter().chain(Layout::ALL.into_iter().filter(|layout| *layout != likely));
     let mut first_error = None;
     for layout in layouts {
-        let engine = engine::engine(Settings { kind: Kind::Module, layout, fuel })?;
+        let engine = engine::engine(Settings { fuel, ..Settings::new(Kind::Module, layout) })?;
         let copy = artifact.try_clone().map_err(|error| Error::Setup {
             name: name.to_owned(),
             attempt: "cannot duplicate the artifact's descriptor".into(),

@@ -132,7 +132,7 @@ fn a_module_without_start_is_refused() {
 
 #[test]
 fn a_damaged_artifact_is_refused() {
-    let good = runx_wasm::compile::compile(HELLO.as_bytes(), "hello", Layout::Reserved, false).expect("an artifact");
+    let good = runx_wasm::compile::compile(HELLO.as_bytes(), "hello", Layout::Reserved.into()).expect("an artifact");
     // The ELF header's flags, by which the engine tells its own files.
     let mut other_kind = good.clone();
     other_kind[48..52].fill(0);

@@ -203,6 +203,7 @@ const PROGRAM: &[Flag] = &[
     option("fuel", None, "N", "end it after about this many instructions"),
     option("memory", None, "BYTES", "limit on its memory, with b, k, m or g"),
     option("timeout", None, "TIME", "end it after this time, such as 500ms or 2m"),
+    option("engine", None, "ENGINE", "who executes it: cranelift (default), or pulley, an interpreter"),
     option("network", None, "none|host", "what it may reach over the network (default none)"),
 ];
 
@@ -226,7 +227,15 @@ const WASM_RUN: &[Flag] = &[
     option("publish", Some('p'), "PORT", "port that it may listen on; may be given more than once"),
 ];
 
-const WASM_SERVE: &[Flag] = &[option("addr", None, "ADDRESS:PORT", "where to listen (default 0.0.0.0:8080)")];
+const WASM_SERVE: &[Flag] = &[
+    option("addr", None, "ADDRESS:PORT", "where to listen (default 0.0.0.0:8080)"),
+    option(
+        "metrics",
+        None,
+        "ADDRESS:PORT",
+        "where Prometheus finds requests, instances and failures (default nowhere)",
+    ),
+];
 
 const WASM_KILL: &[Flag] = &[option("signal", Some('s'), "SIGNAL", "which one (default SIGTERM)")];
 

@@ -56,6 +56,8 @@ pub(crate) struct Program {
     pub(crate) network: bool,
     pub(crate) ports: Vec<u16>,
     pub(crate) address: Option<String>,
+    pub(crate) metrics: Option<String>,
+    pub(crate) pulley: bool,
     pub(crate) cwd: Option<PathBuf>,
     pub(crate) hooks: Hooks,
 }
@@ -141,6 +143,11 @@ fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words
         Some("host") => true,
         Some(other) => bail!("invalid --network {other:?}: it is none or host"),
     };
+    let pulley = match words.text("engine")? {
+        None | Some("cranelift") => false,
+        Some("pulley") => true,
+        Some(other) => bail!("invalid --engine {other:?}: it is cranelift or pulley"),
+    };
     let memory = words.text("memory")?.map(bytes).transpose()?;
     let mut hooks = Hooks::default();
     words.texts("hook")?.iter().try_for_each(|text| hooks.add(text))?;
@@ -158,6 +165,8 @@ fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words
         network,
         ports: words.numbers("publish")?,
         address: words.text("addr")?.map(str::to_owned),
+        metrics: words.text("metrics")?.map(str::to_owned),
+        pulley,
         cwd: words.path("cwd"),
         hooks,
     })

@@ -35,7 +35,8 @@ pub(super) fn ls(context: &Context, format: ListFormat) -> Result<u8, Failure> {
 }
 
 fn form(entry: &Entry) -> String {
-    let words = [(entry.form.compact, "compact"), (entry.form.fuel, "fuel")];
+    let form = entry.form;
+    let words = [(form.compact, "compact"), (form.fuel, "fuel"), (form.pulley, "pulley")];
     let words: Vec<_> = words.into_iter().filter_map(|(on, word)| on.then_some(word)).collect();
     if words.is_empty() { "usual".to_owned() } else { words.join(",") }
 }
@@ -48,6 +49,7 @@ fn describe(entry: &Entry) -> serde_json::Value {
         "used": humantime::format_rfc3339_seconds(entry.used).to_string(),
         "compact": entry.form.compact,
         "fuel": entry.form.fuel,
+        "pulley": entry.form.pulley,
         "path": entry.path,
     })
 }

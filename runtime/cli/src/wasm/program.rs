@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use runx_core::sys;
 use runx_core::workload::Kind;
+use runx_core::workload::cache::Form;
 
 use crate::arguments::Program;
 use crate::instances::{self, Group};
@@ -20,7 +21,12 @@ const NOT_STARTED: u8 = 126;
 /// The command that runs a module or component, which is compiled if that has not been done yet, with the artifact that
 /// it inherits.
 fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, File)> {
-    let (mut command, artifact) = prepare(context, &program.file, verb, program.fuel.is_some())?;
+    let (mut command, artifact) = prepare(
+        context,
+        &program.file,
+        verb,
+        Form { fuel: program.fuel.is_some(), pulley: program.pulley, ..Form::default() },
+    )?;
     command.env_clear();
     let mut flag = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -33,6 +39,8 @@ fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command,
     flag("--network", program.network.then(|| "host".to_owned()));
     flag("--invoke", program.invoke.clone());
     flag("--addr", program.address.clone());
+    flag("--metrics", program.metrics.clone());
+    flag("--engine", program.pulley.then(|| "pulley".to_owned()));
     for port in &program.ports {
         flag("--port", Some(port.to_string()));
     }
@@ -47,11 +55,11 @@ fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command,
     Ok((command, artifact))
 }
 
-fn prepare(context: &Context, file: &Path, verb: &str, fuel: bool) -> Result<(Command, File)> {
+fn prepare(context: &Context, file: &Path, verb: &str, form: Form) -> Result<(Command, File)> {
     let name = file.to_string_lossy();
     let module = File::open(file).with_context(|| format!("open {name}"))?;
     let kind = Kind::of(&module).with_context(|| format!("read {name}"))?;
-    let (host, artifact) = context.wasm().prepare_for_host(&name, &module, fuel)?;
+    let (host, artifact) = context.wasm().prepare_for_host(&name, &module, form)?;
     sys::set_cloexec(artifact.as_fd(), false).context("hand the artifact over")?;
     let mut command = Command::new(host);
     command.args([verb, "--artifact", &artifact.as_raw_fd().to_string()]);
@@ -75,7 +83,7 @@ pub(super) fn execute(context: &Context, program: &Program, verb: &str) -> Resul
 
 /// `runx wasm inspect`.
 pub(super) fn inspect(context: &Context, file: &Path) -> Result<u8, Failure> {
-    let (mut command, _artifact) = prepare(context, file, "inspect", false)?;
+    let (mut command, _artifact) = prepare(context, file, "inspect", Form::default())?;
     command.arg("--").arg(file);
     Err(command.exec()).context("run the program for modules").map_err(Failure::from)
 }

@@ -38,13 +38,16 @@ pub struct Form {
     pub compact: bool,
     /// Count what is executed.
     pub fuel: bool,
+    /// For the interpreter.
+    pub pulley: bool,
 }
 
 impl Form {
     fn entry(self, key: &str) -> String {
         let compact = if self.compact { "-compact" } else { "" };
         let fuel = if self.fuel { "-fuel" } else { "" };
-        format!("{key}{compact}{fuel}.cwasm")
+        let pulley = if self.pulley { "-pulley" } else { "" };
+        format!("{key}{compact}{fuel}{pulley}.cwasm")
     }
 }
 
@@ -136,7 +139,11 @@ impl<'a> Cache<'a> {
                     path: file.path(),
                     module: module.to_owned(),
                     engine,
-                    form: Form { compact: form.contains("-compact"), fuel: form.contains("-fuel") },
+                    form: Form {
+                        compact: form.contains("-compact"),
+                        fuel: form.contains("-fuel"),
+                        pulley: form.contains("-pulley"),
+                    },
                     size: meta.len(),
                     used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 });
@@ -241,6 +248,7 @@ impl<'a> Cache<'a> {
             .args(["--confined", "--name", name])
             .args(form.compact.then_some("--compact"))
             .args(form.fuel.then_some("--fuel"))
+            .args(form.pulley.then_some("--pulley"))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(input))

@@ -23,6 +23,10 @@ pub const TIMEOUT: &str = "runx.dev/wasm.timeout";
 /// The function to call instead of its start, such as `run` or `add(1, 2)`.
 pub const INVOKE: &str = "runx.dev/wasm.invoke";
 
+/// Who executes it: `cranelift`, as the machine's own code, or `pulley`, an interpreter, which needs no memory that is
+/// executable.
+pub const ENGINE: &str = "runx.dev/wasm.engine";
+
 /// The limits of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -36,6 +40,8 @@ pub struct Limits {
     pub timeout: Option<u64>,
     /// The function to call instead of its start.
     pub invoke: Option<String>,
+    /// It is interpreted.
+    pub pulley: bool,
 }
 
 impl Limits {
@@ -53,7 +59,15 @@ impl Limits {
             let Some(text) = annotations.get(key) else { return Ok(None) };
             parse(text).map(Some).ok_or_else(|| Error::spec(format!("annotation {key}: {text:?} is not {form}")))
         };
+        let pulley = match annotations.get(ENGINE).map(String::as_str) {
+            None | Some("cranelift") => false,
+            Some("pulley") => true,
+            Some(other) => {
+                return Err(Error::spec(format!("annotation {ENGINE}: {other:?} is neither cranelift nor pulley")));
+            }
+        };
         Ok(Self {
+            pulley,
             address_space,
             memory: memory.filter(|memory| *memory > 0),
             fuel: read(FUEL, |text| text.parse().ok(), "a number of instructions")?,
@@ -67,6 +81,9 @@ impl Limits {
         let mut out = String::new();
         if kind == Kind::Component {
             out.push_str(",kind=component");
+        }
+        if self.pulley {
+            out.push_str(",engine=pulley");
         }
         for (key, value) in [("memory", self.memory), ("fuel", self.fuel), ("timeout", self.timeout)] {
             if let Some(value) = value {
@@ -120,7 +137,10 @@ mod tests {
         assert_eq!(with(FUEL, "1000").unwrap().words(Kind::Module), ",fuel=1000");
         assert_eq!(with(TIMEOUT, "2m").unwrap().words(Kind::Component), ",kind=component,timeout=120000");
         assert_eq!(with(INVOKE, "add(1, 2)").unwrap().words(Kind::Module), ",invoke=add(1, 2)");
-        for (key, value) in [(FUEL, "many"), (FUEL, "-1"), (TIMEOUT, "5"), (TIMEOUT, "0s"), (TIMEOUT, "1d")] {
+        assert_eq!(with(ENGINE, "pulley").unwrap().words(Kind::Module), ",engine=pulley");
+        for (key, value) in
+            [(ENGINE, "v8"), (FUEL, "many"), (FUEL, "-1"), (TIMEOUT, "5"), (TIMEOUT, "0s"), (TIMEOUT, "1d")]
+        {
             let error = with(key, value).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{error}");
         }

@@ -144,10 +144,17 @@ impl WasmConfig {
     pub fn prepare(&self, name: &str, module: File, limits: &Limits) -> Result<(OwnedFd, OwnedFd, String)> {
         let compact = limits.address_space.is_some_and(|limit| limit < RESERVED_ADDRESS_SPACE);
         let kind = Kind::of(&module).with_context(|| format!("read module {name}"))?;
-        // The small one only begins where a command begins.
-        let path = if kind == Kind::Component || limits.invoke.is_some() { &self.host } else { &self.runner };
+        // The small one only begins where a command begins, and has the machine's own code only.
+        let path =
+            if kind == Kind::Component || limits.invoke.is_some() || limits.pulley { &self.host } else { &self.runner };
         let program = open_program(name, path)?;
-        let artifact = self.artifact(name, &module, &program, path, Form { compact, fuel: limits.fuel.is_some() })?;
+        let artifact = self.artifact(
+            name,
+            &module,
+            &program,
+            path,
+            Form { compact, fuel: limits.fuel.is_some(), pulley: limits.pulley },
+        )?;
         let program = mount::read_only_clone(program.as_fd()).on("clone the program", path)?;
         let artifact = mount::read_only_clone(artifact.as_fd())
             .and_then(|tree| sys::open(format!("/proc/self/fd/{}", tree.as_raw_fd()), libc::O_RDONLY))
@@ -159,9 +166,9 @@ impl WasmConfig {
     ///
     /// # Errors
     /// As for [`Self::prepare`].
-    pub fn prepare_for_host(&self, name: &str, module: &File, fuel: bool) -> Result<(PathBuf, File)> {
+    pub fn prepare_for_host(&self, name: &str, module: &File, form: Form) -> Result<(PathBuf, File)> {
         let program = open_program(name, &self.host)?;
-        let artifact = self.artifact(name, module, &program, &self.host, Form { compact: false, fuel })?;
+        let artifact = self.artifact(name, module, &program, &self.host, form)?;
         Ok((self.host.clone(), artifact))
     }
 

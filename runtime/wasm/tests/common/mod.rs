@@ -25,7 +25,7 @@ pub(crate) fn artifact(module: impl AsRef<[u8]>) -> File {
 
 /// Compiles a module, which must work.
 pub(crate) fn artifact_for(module: impl AsRef<[u8]>, layout: Layout) -> File {
-    file(&compile(module.as_ref(), NAME, layout, false).expect("the module compiles"))
+    file(&compile(module.as_ref(), NAME, layout.into()).expect("the module compiles"))
 }
 
 /// An anonymous file with these bytes, as the runner would get it: a descriptor for reading only.
