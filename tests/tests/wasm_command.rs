@@ -5,24 +5,26 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use runx_tests::command::{Done, eventually, run, run_with};
 use runx_tests::dist;
-use runx_tests::wasm::{TEAPOT, component, show_everything};
+use runx_tests::wasm::{Forget, TEAPOT, component, show_everything};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A directory with a root and a cache of its own. What runs from it ends with it.
-struct Place(TempDir);
+struct Place(TempDir, Mutex<Vec<Forget>>);
 
 impl Place {
     fn new() -> Self {
-        Self(TempDir::with_prefix("runx-wasm-test-").expect("make a directory"))
+        Self(TempDir::with_prefix("runx-wasm-test-").expect("make a directory"), Mutex::default())
     }
 
     fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.0.path().join(name);
-        fs::write(&path, content).expect("write a file");
+        fs::write(&path, content.as_ref()).expect("write a file");
+        self.1.lock().expect("no panic").push(Forget(content.as_ref().to_vec()));
         path.to_string_lossy().into_owned()
     }
 
@@ -406,4 +408,49 @@ fn a_server_tells_what_it_has_done() {
     ] {
         assert!(told.lines().any(|have| have == line), "{line} is not in {told}");
     }
+}
+
+#[test]
+fn one_request_that_never_ends_does_not_keep_others_or_the_end_away() {
+    let place = Place::new();
+    // It does not answer requests with a body, and computes for ever.
+    let loops = TEAPOT.replace("(call $drop (local.get $request))", "(loop $l (br $l))");
+    let mut server = Server::start(&place, &place.file("loops.wat", loops), &["--timeout", "300ms"]);
+    let busy = std::thread::available_parallelism().map_or(2, usize::from) + 2;
+    std::thread::scope(|scope| {
+        for _ in 0..busy {
+            scope.spawn(|| assert!(server.get().starts_with("HTTP/1.1 500 ")));
+        }
+    });
+    // Clients that keep their connections and say nothing more do not delay the end.
+    let _silent = TcpStream::connect(&server.address).expect("connect");
+    let mut kept = TcpStream::connect(&server.address).expect("connect");
+    write!(kept, "GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("ask");
+    kept.read_exact(&mut [0; 12]).expect("read the answer");
+    let pid = nix::unistd::Pid::from_raw(server.process.id() as i32);
+    let asked = std::time::Instant::now();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("send the signal");
+    assert!(server.process.wait().expect("wait for it").success());
+    // Far below the time that requests under way are given, however slow this machine is.
+    assert!(asked.elapsed().as_secs() < 25, "it waited for a client that says nothing");
+}
+
+#[test]
+fn variables_are_not_seen_on_the_command_line() {
+    let place = Place::new();
+    let spin = place.file("spin.wat", SPIN);
+    let mut command = place.command(&["run", "-d", "--name", "s", "--env", "TOKEN", "--env", "OTHER=s3cr3t", &spin]);
+    run(command.env("TOKEN", "s3cr3t")).ok();
+    let words = fs::read(format!("/proc/{}/cmdline", place.state("s")["pid"])).expect("read the command line");
+    assert!(!String::from_utf8_lossy(&words).contains("s3cr3t"));
+}
+
+#[test]
+fn an_ordinary_user_compiles_by_himself() {
+    runx_tests::needs_user!(obstacle);
+    let bundle = runx_tests::user::OwnBundle::script("");
+    bundle.add_file("m.wat", &show_everything(bundle.id()));
+    let file = bundle.rootfs().join("m.wat");
+    let done = run(&mut bundle.command(&["wasm", "run", &file.to_string_lossy(), "one"]));
+    assert_eq!((done.code, shown(&done).starts_with("m.wat|one|")), (2, true), "{}", done.stderr);
 }

@@ -37,7 +37,7 @@ impl Context {
     /// Where the parts for modules are.
     fn wasm(&self) -> WasmConfig {
         let mut wasm = WasmConfig::beside(&self.executable);
-        if rootless::is_ordinary_user()
+        if rootless::is_unprivileged()
             && let Some(cache) = own_cache()
         {
             wasm.cache = cache;

@@ -36,11 +36,17 @@ fn run(context: &Context, program: &Program) -> Result<u8, Failure> {
     if program.detach {
         return instances::background(context, Group::Processes, program, command, program.timeout);
     }
+    let code = |error: &std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_STARTED }
+    };
     if !program.hooks.is_empty() || program.timeout.is_some() {
-        return instances::foreground(program, command, program.timeout);
+        return instances::foreground(program, command, program.timeout).map_err(|failure| {
+            let of_start = failure.error.downcast_ref::<std::io::Error>().map(code);
+            Failure { code: of_start.unwrap_or(failure.code), ..failure }
+        });
     }
     let error = command.exec();
-    let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_STARTED };
+    let code = code(&error);
     let error = Err::<(), _>(error).with_context(|| format!("run {}", program.file.display()));
     Err(Failure { error: error.err().unwrap_or_else(|| anyhow::anyhow!("exec returned")), code })
 }

@@ -70,7 +70,7 @@ pub(crate) fn from_read_only_clone() -> Result<PathBuf> {
 
 fn sealed_copy() -> Result<OwnedFd> {
     let mut program = std::fs::File::open("/proc/self/exe").context("open this program")?;
-    let mut copy = sys::memfd(c"runx")?;
+    let mut copy = sys::executable_memfd(c"runx")?;
     io::copy(&mut program, &mut copy).and_then(|_| sys::seal(copy)).context("copy this program into memory")
 }
 

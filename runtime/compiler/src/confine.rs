@@ -21,8 +21,14 @@ const NOBODY: u32 = 65_534;
 /// limits on time and memory.
 pub(crate) fn confine() -> Result<()> {
     let unprivileged = rootless::is_unprivileged();
-    process::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
-        .context("unshare namespaces")?;
+    const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    match process::unshare(NAMESPACES) {
+        // An ordinary user may in a user namespace, where he then is nobody already.
+        Err(e) if unprivileged && e.raw_os_error() == Some(libc::EPERM) => {
+            process::unshare(NAMESPACES | libc::CLONE_NEWUSER).context("unshare namespaces")?;
+        }
+        other => other.context("unshare namespaces")?,
+    }
     let empty = NewFilesystem::open("tmpfs")
         .and_then(|tmpfs| {
             tmpfs.string("size", "4k")?;

@@ -1,6 +1,7 @@
 //! What this program is told, by `runx wasm` or by the container's process.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{Read, Seek};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -126,6 +127,10 @@ fn in_container(number: &str, args: Vec<String>) -> Result<Arguments> {
         Ok(text) => text.parse().with_context(|| format!("{ADDRESS_VARIABLE}={text} is no address and port"))?,
         Err(_) => DEFAULT_ADDRESS.parse()?,
     };
+    let metrics = match std::env::var(METRICS_VARIABLE) {
+        Ok(text) => Some(text.parse().with_context(|| format!("{METRICS_VARIABLE}={text} is no address and port"))?),
+        Err(_) => None,
+    };
     let env = std::env::vars_os().map(|(key, value)| (lossy(key), lossy(value))).collect();
     let launch =
         launch::parse(OsStr::new(number)).with_context(|| format!("{number:?} names no open descriptor\n{USAGE}"))?;
@@ -135,7 +140,7 @@ fn in_container(number: &str, args: Vec<String>) -> Result<Arguments> {
         artifact: launch.artifact,
         kind: launch.kind,
         backend: launch.backend,
-        metrics: std::env::var(METRICS_VARIABLE).ok().and_then(|text| text.parse().ok()),
+        metrics,
         fuel: launch.fuel,
         memory: launch.memory.and_then(|memory| usize::try_from(memory).ok()),
         timeout: launch.timeout,
@@ -191,10 +196,7 @@ impl Flags {
             "--memory" => self.memory = Some(usize::try_from(number()?).context("--memory is too large")?),
             "--timeout" => self.timeout = Some(Duration::from_millis(number()?)),
             "--dir" => self.directories.push(directory(&value)?),
-            "--env" => {
-                let (key, value) = value.split_once('=').with_context(|| format!("--env {value:?} has no \"=\""))?;
-                self.env.push((key.to_owned(), value.to_owned()));
-            }
+            "--env-fd" => self.env = environment(&value)?,
             "--invoke" => self.invoke = Some(value),
             "--port" => self.ports.push(value.parse().with_context(|| format!("--port {value:?} is no port"))?),
             "--network" => self.network = value == "host",
@@ -205,6 +207,15 @@ impl Flags {
         }
         Ok(())
     }
+}
+
+/// Variables from a file of our starter's, each ended by a NUL. They may be secrets, and everybody can read arguments.
+fn environment(number: &str) -> Result<Vec<(String, String)>> {
+    let mut text = String::new();
+    let mut file = std::fs::File::from(descriptor(number)?);
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).context("read the environment")?;
+    let variables = text.split_terminator('\0').filter_map(|variable| variable.split_once('='));
+    Ok(variables.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
 }
 
 /// `HOST::GUEST[:ro]`.

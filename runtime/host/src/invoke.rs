@@ -18,7 +18,7 @@ fn split(call: &str) -> Result<(&str, Vec<&str>)> {
 
 /// Calls a function of a module with numbers: `add(1, 2)`. Returns its results as text, a trap, or why it cannot be
 /// called.
-pub(crate) async fn module<T: Send + 'static>(
+async fn module<T: Send + 'static>(
     instance: &Instance,
     store: &mut Store<T>,
     call: &str,
@@ -41,6 +41,20 @@ pub(crate) async fn module<T: Send + 'static>(
         let shown: Vec<String> = results.iter().map(show).collect();
         shown.join(" ")
     }))
+}
+
+/// As [`module`], after the constructors of a library have run: `_initialize`, if it exports that.
+pub(crate) async fn initialized<T: Send + 'static>(
+    instance: &Instance,
+    store: &mut Store<T>,
+    call: &str,
+) -> Result<wasmtime::Result<String>> {
+    if let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut *store, "_initialize")
+        && let Err(trap) = initialize.call_async(&mut *store, ()).await
+    {
+        return Ok(Err(trap));
+    }
+    module(instance, store, call).await
 }
 
 fn value(kind: &ValType, word: &str) -> Result<Val> {

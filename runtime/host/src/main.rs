@@ -29,7 +29,7 @@ fn main() {
         Ok(arguments) => arguments,
         Err(e) => refuse(&format!("{e:#}")),
     };
-    match perform(&arguments) {
+    match perform(arguments) {
         Ok(outcome) => {
             if let Outcome::Trapped(message) = &outcome {
                 say(message);
@@ -40,27 +40,24 @@ fn main() {
     }
 }
 
-fn perform(arguments: &Arguments) -> anyhow::Result<Outcome> {
+fn perform(mut arguments: Arguments) -> anyhow::Result<Outcome> {
     if arguments.verb == Verb::Inspect {
-        return inspect::print(arguments);
+        return inspect::print(&arguments);
     }
-    let artifact = artifact::load(arguments)?;
-    let http = arguments.verb == Verb::Serve || arguments.in_container && artifact.is_http();
-    if !http {
-        signals::install()?;
-        deadline::set(arguments)?;
+    // As PID 1 it would be deaf otherwise. A server takes those over that ask for its end.
+    signals::install()?;
+    let artifact = artifact::load(&arguments)?;
+    if arguments.in_container && arguments.invoke.is_none() && artifact.is_http() {
+        arguments.verb = Verb::Serve;
     }
     // One module is one thread's work; a server's requests are not.
-    let mut runtime = match http {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = runtime.enable_all().build()?;
-    if http {
-        runtime.block_on(serve::serve(arguments, artifact))
-    } else {
-        runtime.block_on(run::run(arguments, artifact))
+    if arguments.verb == Verb::Serve {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        return runtime.block_on(serve::serve(&arguments, artifact));
     }
+    deadline::set(&arguments)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run::run(&arguments, artifact))
 }
 
 /// One message on stderr, and to the kubelet; nobody hears of a stderr that is gone.

@@ -33,7 +33,7 @@ async fn run_module(arguments: &Arguments, engine: &Engine, module: &Module) -> 
         Err(e) => return Err(anyhow!("{name}: cannot instantiate the module: {e:#}")),
     };
     let result = match &arguments.invoke {
-        Some(call) => match invoke::module(&instance, &mut store, call).await? {
+        Some(call) => match invoke::initialized(&instance, &mut store, call).await? {
             Ok(printed) => {
                 print(&printed);
                 Ok(())

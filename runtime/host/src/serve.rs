@@ -4,7 +4,7 @@
 //! one after the other, as its world foresees. Bodies are streams in both directions.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -14,10 +14,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioTimer;
 use runx_wasm::run::Outcome;
+use runx_wasm::signals;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime::{Store, StoreContextMut};
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyHandler, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
@@ -43,6 +45,12 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How long requests that are under way may take once the end was asked for.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// How long a client may take to send a request's head, and between requests.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long an instance may compute before it is another one's turn.
+const TURN: Duration = Duration::from_millis(10);
+
 type Guest = wasmtime::component::GuestTaskId;
 
 /// Serves until SIGINT or SIGTERM.
@@ -55,12 +63,16 @@ pub(crate) async fn serve(arguments: &Arguments, artifact: Artifact) -> Result<O
     let pre =
         linker.instantiate_pre(&component).map_err(|e| anyhow!("{name}: cannot instantiate the component: {e:#}"))?;
     let (pre, reuse) = match p3::bindings::ServicePre::new(pre.clone()) {
+        // An instance's fuel is for a request.
+        Ok(service) if arguments.fuel.is_some() => (ProxyPre::P3(service), (1, 1)),
         Ok(service) => (ProxyPre::P3(service), REUSE),
         Err(_) => match p2::bindings::ProxyPre::new(pre) {
             Ok(proxy) => (ProxyPre::P2(proxy), (1, 1)),
             Err(_) => bail!("{name}: it exports neither wasi:http/handler (0.3) nor wasi:http/incoming-handler (0.2)"),
         },
     };
+    // What is installed besides would be called, too.
+    signals::release(libc::SIGINT).and_then(|()| signals::release(libc::SIGTERM))?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener =
         TcpListener::bind(arguments.address).await.with_context(|| format!("listen on {}", arguments.address))?;
@@ -71,8 +83,10 @@ pub(crate) async fn serve(arguments: &Arguments, artifact: Artifact) -> Result<O
         let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
         tokio::spawn(metrics::serve(listener, metrics.clone()));
     }
+    tick(artifact.engine.clone())?;
     let handler = ProxyHandler::new(State { engine: artifact.engine, settings, pre, reuse, metrics });
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let ending = watch::Sender::new(false);
     loop {
         let accepted = async {
             let slot = slots.clone().acquire_owned().await?;
@@ -83,7 +97,7 @@ pub(crate) async fn serve(arguments: &Arguments, artifact: Artifact) -> Result<O
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             accepted = accepted => match accepted {
-                Ok((slot, stream)) => drop(tokio::spawn(talk(stream, handler.clone(), slot))),
+                Ok((slot, stream)) => drop(tokio::spawn(talk(stream, handler.clone(), slot, ending.subscribe()))),
                 // Out of descriptors, say: the next may be better.
                 Err(e) => {
                     say(format_args!("runx: accept a connection: {e:#}"));
@@ -93,7 +107,8 @@ pub(crate) async fn serve(arguments: &Arguments, artifact: Artifact) -> Result<O
         }
     }
     drop(listener);
-    // Connections that are idle have no request under way; the others end with theirs.
+    // Connections that are idle end now, the others with their request.
+    ending.send_replace(true);
     let all = slots.acquire_many(CONNECTIONS as u32);
     tokio::select! {
         _ = tokio::time::timeout(GRACE, all) => {}
@@ -203,16 +218,43 @@ impl WorkerState for Worker {
     }
 }
 
-async fn talk(stream: TcpStream, handler: ProxyHandler<State>, slot: OwnedSemaphorePermit) {
+async fn talk(
+    stream: TcpStream,
+    handler: ProxyHandler<State>,
+    slot: OwnedSemaphorePermit,
+    mut ending: watch::Receiver<bool>,
+) {
     // Small pieces of a stream shall not wait for more.
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(&handler, request).await) }
     });
+    // Who says nothing has no place for ever.
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(SILENCE).keep_alive(true);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     // A client that breaks off, or speaks something else, is his own loss.
-    let _ = http1::Builder::new().keep_alive(true).serve_connection(TokioIo::new(stream), service).await;
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = async { drop(ending.wait_for(|ending| *ending).await) } => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
     drop(slot);
+}
+
+/// Lets instances that do not wait for anything take turns, from a thread of its own.
+fn tick(engine: wasmtime::Engine) -> Result<()> {
+    let turns = move || {
+        loop {
+            std::thread::sleep(TURN);
+            engine.increment_epoch();
+        }
+    };
+    std::thread::Builder::new().name("turns".into()).spawn(turns).context("start the thread that counts turns")?;
+    Ok(())
 }
 
 /// A request names its path only, and the host in a header. A component may ask for the whole of its address.

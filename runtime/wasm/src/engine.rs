@@ -154,10 +154,11 @@ pub fn config(settings: Settings) -> Config {
     config.debug_info(false);
     // It slows the code, so only who asks for an end by it pays.
     config.consume_fuel(settings.fuel);
-    // Ends by time come from outside of the code: a process has one module, and ends with it.
-    config.epoch_interruption(false);
-    // Belongs to components with async functions, those of WASI 0.3.
     let component = settings.kind == Kind::Component;
+    // A server has many instances, none of which may keep a thread for itself. A process with one module ends with it, so
+    // that its end by time comes from outside of the code.
+    config.epoch_interruption(component);
+    // Belongs to components with async functions, those of WASI 0.3.
     config.concurrency_support(component);
     #[cfg(feature = "components")]
     config.wasm_component_model_async(component);

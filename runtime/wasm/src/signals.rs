@@ -84,6 +84,19 @@ pub fn end_after(limit: Option<std::time::Duration>) -> io::Result<()> {
     }
 }
 
+/// Takes the handler of a signal away, for a program that has one of its own for it.
+///
+/// # Errors
+///
+/// The kernel's, which for valid signal numbers does not happen.
+pub fn release(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: SIG_DFL is a valid disposition.
+    if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn install_one(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sigaction: SIG_DFL, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

@@ -249,6 +249,11 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
     };
     let Some(syntax) = syntax else {
+        if let Some(group @ ("wasm" | "process")) = name.to_str() {
+            let of = |syntax: &&Syntax| syntax.name.starts_with(group);
+            let verbs: Vec<_> = GROUPS.iter().filter(of).filter_map(|syntax| syntax.name.split(' ').nth(1)).collect();
+            bail!("{group} has the commands {} (see \"runx help {group} COMMAND\")", verbs.join(", "));
+        }
         bail!("unknown command {name:?}: \"runx help\" lists all");
     };
     if asked {

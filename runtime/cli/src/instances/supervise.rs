@@ -110,7 +110,11 @@ pub(crate) fn supervise(
         error
     };
     started(pid).map_err(end)?;
-    run_hooks("after-start", &hooks.after_start, id, pid).map_err(end)?;
+    if let Err(e) = run_hooks("after-start", &hooks.after_start, id, pid) {
+        let e = end(e);
+        run_each("after-stop", &hooks.after_stop, id, pid);
+        return Err(e);
+    }
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let (mut stopping, mut timed_out) = (false, false);
     let exit = loop {
@@ -132,7 +136,9 @@ pub(crate) fn supervise(
         if left.is_some_and(|left| left.is_zero()) && !timed_out {
             timed_out = true;
             eprintln!("runx: {id}: its time of {} ms is over", timeout.unwrap_or_default().as_millis());
-            run_each("before-stop", &hooks.before_stop, id, pid);
+            if !std::mem::replace(&mut stopping, true) {
+                run_each("before-stop", &hooks.before_stop, id, pid);
+            }
             let _ = pidfd::send_signal(process.as_fd(), libc::SIGKILL);
         }
         let limit = left.filter(|_| !timed_out).map_or(-1, |left| left.as_millis().clamp(1, i32::MAX as u128) as i32);

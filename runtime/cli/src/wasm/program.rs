@@ -1,7 +1,7 @@
 //! From a file to the program that runs it.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ const NOT_STARTED: u8 = 126;
 
 /// The command that runs a module or component, which is compiled if that has not been done yet, with the artifact that
 /// it inherits.
-fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, File)> {
+fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command, [OwnedFd; 2])> {
     let (mut command, artifact) = prepare(
         context,
         &program.file,
@@ -47,12 +47,14 @@ fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command,
     for directory in &program.directories {
         flag("--dir", Some(directory.clone()));
     }
-    for (name, value) in program.variables() {
-        flag("--env", Some(format!("{name}={value}")));
-    }
+    // They may be secrets, and everybody can read arguments.
+    let variables: String = program.variables().map(|(name, value)| format!("{name}={value}\0")).collect();
+    let environment = sys::sealed_memfd(c"runx-environment", variables.as_bytes()).context("hand variables over")?;
+    sys::set_cloexec(environment.as_fd(), false).context("hand variables over")?;
+    flag("--env-fd", Some(environment.as_raw_fd().to_string()));
     // Its own name is that of the file, as with wasmtime: where that lies is the host's business.
     command.arg("--").arg(program.file.file_name().unwrap_or(program.file.as_os_str())).args(&program.args);
-    Ok((command, artifact))
+    Ok((command, [artifact.into(), environment]))
 }
 
 fn prepare(context: &Context, file: &Path, verb: &str, form: Form) -> Result<(Command, File)> {
@@ -70,7 +72,7 @@ fn prepare(context: &Context, file: &Path, verb: &str, form: Form) -> Result<(Co
 /// Becomes the program that runs it, or watches it where that is asked for.
 pub(super) fn execute(context: &Context, program: &Program, verb: &str) -> Result<u8, Failure> {
     let not_started = |error: anyhow::Error| Failure { error, code: NOT_STARTED };
-    let (mut command, _artifact) = command(context, program, verb).map_err(not_started)?;
+    let (mut command, _inherited) = command(context, program, verb).map_err(not_started)?;
     // The deadline is the program's own: it ends by itself.
     if program.detach {
         return instances::background(context, Group::Modules, program, command, None);

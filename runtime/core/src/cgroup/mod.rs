@@ -100,6 +100,11 @@ impl<'a> Settings<'a> {
             owner: delegation::owner(spec),
         }
     }
+
+    /// The groups stay their maker's, who is the container's root already.
+    pub fn kept_by_caller(self, kept: bool) -> Self {
+        if kept { Self { owner: None, ..self } } else { self }
+    }
 }
 
 /// Where a container's cgroups are to be, before they are made. `systemd` leaves their making to it; cgroupsPath then

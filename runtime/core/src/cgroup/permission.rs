@@ -61,7 +61,9 @@ pub(super) fn create(cgroup: &Cgroup, settings: &Settings<'_>, named: bool) -> R
 fn has_limits(resources: &LinuxResources) -> bool {
     fn is_set(value: &serde_json::Value) -> bool {
         match value {
-            serde_json::Value::Null => false,
+            // Zero and false are what nothing was said of, as runc has it.
+            serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+            serde_json::Value::Number(number) => number.as_f64() != Some(0.0),
             serde_json::Value::Array(list) => !list.is_empty(),
             serde_json::Value::Object(fields) => fields.values().any(is_set),
             _ => true,

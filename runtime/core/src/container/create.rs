@@ -104,7 +104,7 @@ impl Runtime {
             fs::DirBuilder::new().mode(0o755).create(&notify).on("create", notify)?;
         }
         let lenient = options.lenient.unwrap_or_else(rootless::is_unprivileged);
-        let settings = cgroup::Settings::of(id, bundle.spec(), lenient);
+        let settings = cgroup::Settings::of(id, bundle.spec(), lenient).kept_by_caller(options.entered);
         // With version 2 a process is born in its cgroup; with version 1 the cgroups are made and joined while it
         // already works. The state is on disk before the first of them: from there on, `delete` finds what a killed
         // create leaves.

@@ -425,6 +425,9 @@ fn remove_directory(directory: &Path) -> Result<()> {
         let path = entry.path();
         if path == directory.join(state::NOTIFY) {
             let _ = fs::remove_dir_all(path);
+        } else if path == directory.join(checkpoint::ROOT) {
+            // Of a killed restore, with whose mount namespace the mount there has gone.
+            let _ = fs::remove_dir(path);
         } else if path != state {
             let _ = fs::remove_file(path);
         }

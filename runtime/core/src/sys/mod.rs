@@ -173,6 +173,18 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
+/// As [`memfd`], for a program that is to be executed from it, where the kernel asks for that to be said.
+pub fn executable_memfd(name: &CStr) -> io::Result<std::fs::File> {
+    // SAFETY: name is NUL-terminated.
+    let made =
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_EXEC) };
+    match owned(made.into()) {
+        // Before Linux 6.3 all can be.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => memfd(name),
+        other => other.map(Into::into),
+    }
+}
+
 /// `memfd_create(2)`: an empty file in memory, which can be sealed.
 pub fn memfd(name: &CStr) -> io::Result<std::fs::File> {
     // SAFETY: name is NUL-terminated.

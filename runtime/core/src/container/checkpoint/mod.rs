@@ -10,7 +10,7 @@ mod rpc;
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ use crate::sys;
 use rpc::{MountMap, Options};
 
 pub use dump::CheckpointOptions;
+pub(super) use restore::ROOT;
 pub use restore::RestoreOptions;
 
 /// The file among the images that names what the standard streams were.
@@ -133,15 +134,17 @@ fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-/// The place of a mount as the container sees it, with the links that lead there followed.
+/// The place of a mount as the container sees it, with the links that lead there followed as the container does.
 fn place(rootfs: &Path, destination: &Path) -> String {
     let below = destination.strip_prefix("/").unwrap_or(destination);
-    let found = fs::canonicalize(rootfs.join(below)).ok();
-    let inside = found.as_deref().zip(fs::canonicalize(rootfs).ok()).and_then(|(found, rootfs)| {
-        let below = found.strip_prefix(&rootfs).ok()?;
-        Some(Path::new("/").join(below))
-    });
-    inside.unwrap_or_else(|| Path::new("/").join(below)).to_string_lossy().into_owned()
+    let real = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
+    let inside = || {
+        let root = sys::open(rootfs, libc::O_PATH | libc::O_DIRECTORY).ok()?;
+        let rules = sys::resolve::IN_ROOT | sys::resolve::NO_MAGICLINKS;
+        let found = sys::openat2(root.as_fd(), below, libc::O_PATH, 0, rules).ok()?;
+        Some(Path::new("/").join(real(&found)?.strip_prefix(real(&root)?).ok()?))
+    };
+    inside().unwrap_or_else(|| Path::new("/").join(below)).to_string_lossy().into_owned()
 }
 
 /// What of the host a container sees: its place, and where it is on the host.

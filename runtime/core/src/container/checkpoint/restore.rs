@@ -39,7 +39,7 @@ pub struct RestoreOptions {
 const LOG: &str = "restore.log";
 
 /// The root filesystem's place in CRIU's mount namespace, which has to be a mount of its own.
-const ROOT: &str = "criu-root";
+pub(in crate::container) const ROOT: &str = "criu-root";
 
 impl Runtime {
     /// Makes the container `id` from a checkpoint of one with the same configuration. Its processes go on where they
@@ -147,8 +147,9 @@ impl Root {
         sys::process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace")?;
         let all = sys::open("/", libc::O_PATH).on("open", "/")?;
         mount::set_attributes(all.as_fd(), 0, 0, libc::MS_SLAVE, true).context("receive mounts only")?;
+        let tree = prepare::rootfs_tree(rootfs)?;
         fs::DirBuilder::new().mode(0o700).create(&path).on("create", &path)?;
-        let this = Self { tree: prepare::rootfs_tree(rootfs)?, path };
+        let this = Self { tree, path };
         let place = sys::open(&this.path, libc::O_PATH | libc::O_DIRECTORY).on("open", &this.path)?;
         mount::attach(this.tree.as_fd(), place.as_fd()).on("mount the root filesystem on", &this.path)?;
         Ok(this)
