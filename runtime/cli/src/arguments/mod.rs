@@ -306,7 +306,8 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         "restore" => Command::Restore(Box::new(checkpoint::restore(id, words)?)),
         "update" => Command::Update(Box::new(update(id, words)?)),
         "events" => {
-            let interval = words.text("interval")?.map_or(Ok(Duration::from_secs(5)), duration)?;
+            let interval =
+                words.text("interval")?.map_or(Ok(Duration::from_secs(5)), |text| duration("interval", text))?;
             Command::Events { id, interval, once: words.on("stats") }
         }
         "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },

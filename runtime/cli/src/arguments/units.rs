@@ -39,8 +39,11 @@ pub(super) fn bytes(text: &str) -> Result<i64> {
 }
 
 /// A time as Go writes it: `5s`, `100ms`, `1m30s`.
-pub(super) fn duration(text: &str) -> Result<Duration> {
-    let invalid = || format!("invalid --interval {text:?}");
+///
+/// # Errors
+/// Naming `flag`, for what is none and for none at all.
+pub(super) fn duration(flag: &str, text: &str) -> Result<Duration> {
+    let invalid = || format!("invalid --{flag} {text:?}: it is a time such as 100ms, 5s or 2m");
     let mut total = 0.0;
     let mut rest = text;
     while !rest.is_empty() {
@@ -91,10 +94,10 @@ mod tests {
     #[test]
     fn times_have_gos_units() {
         for (text, milliseconds) in [("5s", 5000), ("100ms", 100), ("1m30s", 90_000), ("1.5h", 5_400_000)] {
-            assert_eq!(duration(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
+            assert_eq!(duration("x", text).unwrap(), Duration::from_millis(milliseconds), "{text}");
         }
         for bad in ["", "5", "0s", "-1s", "s", "1y"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(duration("x", bad).is_err(), "{bad}");
         }
     }
 }

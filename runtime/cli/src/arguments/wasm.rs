@@ -161,7 +161,7 @@ fn program(file: String, rest: impl Iterator<Item = OsString>, words: &mut Words
         invoke: words.text("invoke")?.map(str::to_owned),
         fuel: words.number("fuel")?,
         memory: memory.and_then(|memory| u64::try_from(memory).ok()),
-        timeout: words.text("timeout")?.map(duration).transpose()?,
+        timeout: words.text("timeout")?.map(|text| duration("timeout", text)).transpose()?,
         network,
         ports: words.numbers("publish")?,
         address: words.text("addr")?.map(str::to_owned),
