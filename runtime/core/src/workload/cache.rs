@@ -337,6 +337,7 @@ impl Drop for Lock {
 
 /// Whether a file's times are this kernel's word. Elsewhere somebody else says them, and could have the digest of one file
 /// remembered for another.
+#[allow(clippy::unnecessary_cast, reason = "the type differs between architectures and libraries")]
 fn is_local(file: &File) -> bool {
     use nix::sys::statfs;
     const F2FS: i64 = 0xf2f5_2010;
