@@ -270,8 +270,9 @@ impl Place {
             other => other.with_context(|| format!("list {}", self.root.display()))?,
         };
         let read = |name: &str| State::read(&self.root.join(name), self.group.noun(), name).ok();
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut out: Vec<State> =
-            entries.flatten().filter_map(|entry| read(&entry.file_name().to_string_lossy())).collect();
+            names.filter(|name| !name.starts_with(".gone-")).filter_map(|name| read(&name)).collect();
         out.sort_by(|a, b| a.created.cmp(&b.created));
         Ok(out)
     }
@@ -351,9 +352,14 @@ impl Place {
             let process = pidfd::open(state.pid).with_context(|| format!("open process {}", state.pid))?;
             if state.alive() {
                 let _ = pidfd::send_signal(process.as_fd(), libc::SIGKILL);
-                pidfd::wait_ended(process.as_fd(), 10_000).context("wait for its end")?;
+                if !pidfd::wait_ended(process.as_fd(), 10_000).context("wait for its end")? {
+                    return Err(anyhow!("process {} of {} {id:?} does not die", state.pid, self.group.noun()).into());
+                }
             }
         }
+        // Out of the way first: the one who watches it writes down its end in this moment.
+        let gone = self.root.join(format!(".gone-{id}-{}", std::process::id()));
+        let directory = if fs::rename(&directory, &gone).is_ok() { gone } else { directory };
         match fs::remove_dir_all(&directory) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound || !force => {
                 Err(e).with_context(|| format!("remove {}", directory.display()))?
