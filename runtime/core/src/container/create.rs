@@ -63,10 +63,25 @@ impl Runtime {
     /// # Errors
     /// Everything that can be wrong with a bundle, and the kernel's refusals; nothing is left behind.
     pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<(Container, Process)> {
+        let systemd = options.systemd_cgroup;
+        self.in_new_directory(id, bundle, systemd, |layout, cgroup, directory| {
+            self.create_locked(id, bundle, options, layout, cgroup, directory)
+        })
+    }
+
+    /// Lets `make` make the container `id` in a directory of its own, which it holds the lock of, and removes that if it
+    /// fails. It is told where the cgroups are to be.
+    pub(super) fn in_new_directory<T>(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        systemd_cgroup: bool,
+        make: impl FnOnce(&'static Layout, Cgroup, &Path) -> Result<T>,
+    ) -> Result<T> {
         let directory = self.directory(id)?;
         let layout = Layout::of_this_machine()?;
         let path = bundle.linux()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty());
-        let cgroup = cgroup::place(layout, path, id, options.systemd_cgroup)?;
+        let cgroup = cgroup::place(layout, path, id, systemd_cgroup)?;
         state::make_directory(&self.root, &directory, id)?;
         // A `delete --force` may come in between, and even another create after it: then this directory is
         // the other one's.
@@ -74,11 +89,11 @@ impl Runtime {
         if directory.join(state::STATE_FILE).exists() {
             return Err(Error::AlreadyExists(id.to_owned()));
         }
-        let made = self.create_locked(id, bundle, options, layout, cgroup, &directory);
+        let made = make(layout, cgroup, &directory);
         if made.is_err()
             && let Err(left) = remove_directory(&directory)
         {
-            log::warn!("after a failed create of {id}: {left}");
+            log::warn!("after a container {id} that could not be made: {left}");
         }
         made
     }

@@ -13,7 +13,7 @@ use crate::bundle::{Bundle, empty_path};
 use crate::cgroup::{self, Layout};
 use crate::container::create::Cleanup;
 use crate::container::state::{self, State, Status};
-use crate::container::{Container, Process, Runtime, prepare, process, remove_directory};
+use crate::container::{Container, Process, Runtime, prepare, process};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, Hooks};
 use crate::init;
@@ -51,31 +51,25 @@ impl Runtime {
     /// # Errors
     /// As for [`Runtime::create`], and [`Error::Criu`] with CRIU's own reason; nothing is left behind.
     pub fn restore(&self, id: &str, bundle: &Bundle, options: &RestoreOptions) -> Result<(Container, Process)> {
-        let directory = self.directory(id)?;
-        let layout = Layout::of_this_machine()?;
-        let path = bundle.linux()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty());
-        let cgroup = cgroup::place(layout, path, id, options.systemd_cgroup)?;
-        state::make_directory(&self.root, &directory, id)?;
-        let _lock = state::lock(&directory, id).inspect_err(|_| drop(fs::remove_dir(&directory)))?;
-        if directory.join(state::STATE_FILE).exists() {
-            return Err(Error::AlreadyExists(id.to_owned()));
-        }
         let linux = bundle.linux()?;
-        let filter = process::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"));
-        let made = filter.and_then(|filter| {
+        // CRIU knows nothing of these, and they are not made again here.
+        for (field, asked) in [
+            ("linux.intelRdt", linux.intel_rdt().is_some()),
+            ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|list| !list.is_empty())),
+        ] {
+            if asked {
+                return Err(Error::unsupported(field, "a container that is restored does not get it"));
+            }
+        }
+        self.in_new_directory(id, bundle, options.systemd_cgroup, |layout, cgroup, directory| {
+            let filter = process::filter(linux.seccomp().as_ref(), &self.root.join(".seccomp"))?;
             let hooks = Hooks::of(bundle.spec())?;
             let state = State::first(id, bundle, options.config.clone(), cgroup, filter.as_ref(), &hooks)?;
             if let Some(filter) = &filter {
-                state::write_seccomp(&directory, &filter.instructions)?;
+                state::write_seccomp(directory, &filter.instructions)?;
             }
-            restore(bundle, options, state, &hooks, &directory, layout)
-        });
-        if made.is_err()
-            && let Err(left) = remove_directory(&directory)
-        {
-            log::warn!("after a failed restore of {id}: {left}");
-        }
-        made
+            restore(bundle, options, state, &hooks, directory, layout)
+        })
     }
 }
 
