@@ -19,6 +19,7 @@ use runx_core::cgroup::{OomEvents, OomWatch};
 use runx_core::container::{Born, Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
 
+use crate::artifact::Artifacts;
 use crate::error::{runtime_failure, status, unknown};
 use crate::events::Publisher;
 use crate::io::{Ends, Owner, Streams};
@@ -99,6 +100,7 @@ pub(crate) fn create(
     options: &Options,
     stdio: &Stdio,
     born: Born,
+    modules: Artifacts,
 ) -> ttrpc::Result<(Core, Handle)> {
     let bundle = PathBuf::from(&request.bundle);
     let root = bundle.join("rootfs");
@@ -118,7 +120,7 @@ pub(crate) fn create(
         rootfs::mount_all(&request.rootfs, &root, &namespaces)
             .map_err(|e| if gone.get() { spawner_gone() } else { unknown(e) })?;
     }
-    let created = create_mounted(runtime, request, options, stdio, born, &bundle);
+    let created = create_mounted(runtime, request, options, stdio, born, modules);
     if created.is_err()
         && !request.rootfs.is_empty()
         && let Err(e) = rootfs::unmount(&root)
@@ -134,8 +136,9 @@ fn create_mounted(
     options: &Options,
     stdio: &Stdio,
     born: Born,
-    path: &Path,
+    modules: Artifacts,
 ) -> ttrpc::Result<(Core, Handle)> {
+    let path = Path::new(&request.bundle);
     let what = "OCI runtime create failed";
     if options.root.is_some() {
         fs::write(path.join(ROOT_FILE), runtime.root().as_os_str().as_encoded_bytes())
@@ -155,6 +158,7 @@ fn create_mounted(
         no_new_keyring: options.no_new_keyring,
         systemd_cgroup: options.systemd_cgroup,
         born: Some(born),
+        modules: Some(Box::new(modules)),
         ..CreateOptions::default()
     };
     let (core, handle) = runtime.create(&request.id, &bundle, create).map_err(|e| match e {

@@ -343,6 +343,16 @@ impl Containerd {
         let _ = fs::remove_file(archive);
     }
 
+    /// Imports an image whose only layer is `module`. `kinds` are the types of its configuration and of its layer; `flags`
+    /// are of `ctr image import`.
+    #[track_caller]
+    pub fn import_artifact(&self, name: &str, module: &[u8], kinds: (&str, &str), flags: &[&str]) {
+        let archive = self.path().join("artifact.tar");
+        image::write_artifact(&archive, name, module, kinds);
+        self.ctr(&[&["image", "import"], flags, &[&*archive.to_string_lossy()]].concat()).ok();
+        let _ = fs::remove_file(archive);
+    }
+
     /// Kills a running task, and deletes it and its container.
     #[track_caller]
     pub fn end(&self, id: &str) {

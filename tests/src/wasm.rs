@@ -85,17 +85,37 @@ impl Drop for Forget {
 /// A component that answers every HTTP request with the status 418.
 pub const TEAPOT: &str = include_str!("guest/teapot.wat");
 
+/// A component that connects to port 7000 of 127.0.0.1 and prints the first that it is told. `nonce` makes it unlike any
+/// other one.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn connects(nonce: &str) -> Vec<u8> {
+    let text = include_str!("guest/connects.wat")
+        .replace("(global $free", &format!("(data (i32.const 1000) \"{nonce}\")(global $free"));
+    let mut module = wat::parse_str(text).expect("a module");
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve.push_str("connects.wit", include_str!("guest/connects.wit")).expect("the world");
+    let world = resolve.select_world(&[package], None).expect("one world");
+    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8)
+        .expect("the world goes into the module");
+    encode(&module)
+}
+
 /// The command component that a command module is, as `wasm-tools component new` makes it.
 ///
 /// # Panics
 /// When the module is none.
 pub fn component(module: &str) -> Vec<u8> {
+    encode(&wat::parse_str(module).expect("a module"))
+}
+
+fn encode(module: &[u8]) -> Vec<u8> {
     use wasi_preview1_component_adapter_provider::{
         WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
     };
-    let module = wat::parse_str(module).expect("a module");
     wit_component::ComponentEncoder::default()
-        .module(&module)
+        .module(module)
         .and_then(|encoder| {
             encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)
         })

@@ -345,6 +345,11 @@ fn a_module_and_a_native_program_share_a_pod() {
     let node = Node::start();
     let module = wasm::show_everything(&node.name());
     let _forget = Forget(module.clone().into_bytes());
+    let waits = format!(
+        "(module (; {} ;) (memory (export \"memory\") 0) (func (export \"_start\") (loop $l (br $l))))",
+        node.name()
+    );
+    let _forget_it = Forget(waits.clone().into_bytes());
     let rootfs = node.path().join("module");
     fs::create_dir_all(rootfs.join("etc")).unwrap();
     fs::write(rootfs.join("show.wat"), &module).unwrap();
@@ -365,6 +370,51 @@ fn a_module_and_a_native_program_share_a_pod() {
     assert!(log.contains("NAME=value") && log.contains("the marker"), "{log}");
     assert_eq!(node.shims().len(), 1);
     assert_eq!(node.sh(&native, "echo undisturbed").ok().stdout, "undisturbed\n");
+    // A component reaches what the native program serves on the pod's loopback.
+    let component = wasm::connects(&node.name());
+    let _forget = Forget(component.clone());
+    fs::write(rootfs.join("connects.wasm"), &component).unwrap();
+    fs::write(rootfs.join("waits.wat"), &waits).unwrap();
+    node.containerd().import("runx.test/module:2", &rootfs, &[]);
+    node.sh(&native, "echo from the native one | nc -l -p 7000 >/dev/null 2>&1 &");
+    eventually("the native program listens", || node.sh(&native, "netstat -ltn").stdout.contains(":7000"));
+    let run = |name: &str, program: &str| {
+        let mut container = node.container_config(name, "");
+        container.image.as_mut().unwrap().image = "runx.test/module:2".into();
+        container.command = vec![program.into()];
+        container.args.clear();
+        node.run_container(&pod, &container, &config)
+    };
+    let id = run("connects", "/connects.wasm");
+    assert_eq!(node.wait(&id).exit_code, 0, "{}", node.log("pod", "connects"));
+    assert!(node.log("pod", "connects").contains("from the native one"), "{}", node.log("pod", "connects"));
+    // There is no shell beside a module, and that is said.
+    let id = run("waits", "/waits.wat");
+    let refused = node.exec(&id, &["sh", "-c", "true"], 10).unwrap_err().message;
+    assert!(refused.contains("sh") && refused.contains("the container runs a WASM module"), "{refused}");
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn an_artifact_is_the_image_of_a_pods_container() {
+    needs_cri!();
+    if version() < (1, 7) {
+        return skip("this containerd cannot unpack an image with a layer of the type application/wasm: 1.7.7 can");
+    }
+    let node = Node::start();
+    let module = wat::parse_str(wasm::show_everything(&node.name())).unwrap();
+    let _forget = Forget(module.clone());
+    let kinds = ("application/vnd.wasm.config.v0+json", "application/wasm");
+    node.containerd().import_artifact("runx.test/artifact:1", &module, kinds, &[]);
+    let config = node.pod_config("pod");
+    let pod = node.run_pod(&config);
+    let mut container = node.container_config("artifact", "");
+    container.image.as_mut().unwrap().image = "runx.test/artifact:1".into();
+    container.command = vec!["/hello.wasm".into()];
+    container.args = vec!["one".into()];
+    let id = node.run_container(&pod, &container, &config);
+    assert_eq!(node.wait(&id).exit_code, 2, "{}", node.log("pod", "artifact"));
     node.remove_pod(&pod);
     node.assert_nothing_left();
 }

@@ -62,6 +62,48 @@ fn the_second_start_does_not_compile() {
 }
 
 #[test]
+fn the_layer_of_an_artifact_is_the_program() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    let empty = containerd.path().join("empty");
+    fs::create_dir_all(empty.join("etc")).unwrap();
+    fs::write(empty.join("etc/marker"), "from the rootfs\n").unwrap();
+    let text = show_everything(containerd.namespace());
+    let module = wat::parse_str(&text).unwrap();
+    let _forget = Forget(module.clone());
+    let kinds = [
+        ("application/vnd.wasm.config.v0+json", "application/wasm"),
+        ("application/vnd.oci.image.config.v1+json", "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm"),
+    ];
+    for (number, kinds) in kinds.into_iter().enumerate() {
+        let (image, id) = (format!("test.invalid/artifact{number}:1"), format!("artifact{number}"));
+        // The container is made from an ordinary image, which this version can unpack; then its name is the artifact's.
+        containerd.import(&image, &empty, &[]);
+        let runtime = ["container", "create", "--runtime", RUNTIME, &image, &id, "/hello.wasm", "one"];
+        containerd.ctr(&runtime).ok();
+        containerd.import_artifact(&image, &module, kinds, &["--no-unpack"]);
+        let done = containerd.ctr_with(&["task", "start", &id], "from stdin");
+        assert_eq!(done.code, 2, "{done:?}");
+        assert!(done.stdout.starts_with("/hello.wasm\0one\0\n"), "{done:?}");
+        assert!(done.stdout.ends_with("\nfrom the rootfs\nfrom stdin"), "{done:?}");
+        assert_eq!(artifacts(&module).len(), 1);
+        containerd.ctr(&["container", "rm", &id]).ok();
+    }
+    // Of an ordinary image it is the program that is missing.
+    let done = containerd.run(&[], "ordinary", &["/hello.wasm"]).fails(1, &["/hello.wasm", "no such file"]);
+    assert_eq!(done.stdout, "");
+    // What is no module says so.
+    containerd.import("test.invalid/broken:1", &empty, &[]);
+    containerd
+        .ctr(&["container", "create", "--runtime", RUNTIME, "test.invalid/broken:1", "broken", "/hello.wasm"])
+        .ok();
+    containerd.import_artifact("test.invalid/broken:1", b"\0asm\x01\0\0\0 rubbish", kinds[0], &["--no-unpack"]);
+    containerd.ctr(&["task", "start", "broken"]).fails(1, &["/hello.wasm"]);
+    containerd.ctr(&["container", "rm", "broken"]).ok();
+    containerd.assert_nothing_left();
+}
+
+#[test]
 fn a_module_runs_inside_the_containers_boundary() {
     needs_root!();
     let mut bundle = module_bundle("/app.wat", b"");

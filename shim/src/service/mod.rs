@@ -20,6 +20,7 @@ use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::artifact::Artifacts;
 use crate::container::{self, Container, Standing, Stdio};
 use crate::error::{from_runtime, not_found, precondition, runtime_failure, status, unknown};
 use crate::events::Publisher;
@@ -37,6 +38,8 @@ pub(crate) struct Service(Arc<Shared>);
 
 struct Shared {
     namespace: String,
+    /// Its address.
+    containerd: String,
     root: PathBuf,
     wasm: WasmConfig,
     spawner: Mutex<Spawner>,
@@ -71,6 +74,7 @@ impl Service {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self(Arc::new(Shared {
             namespace: flags.namespace.clone(),
+            containerd: flags.address.clone(),
             root: flags.state_root(),
             wasm: WasmConfig::beside(&flags.program),
             spawner: Mutex::new(spawner),
@@ -209,7 +213,9 @@ impl Service {
             let runtime = self.runtime(options.root.as_ref());
             let (request, options, stdio) = (request.clone(), options.clone(), stdio.clone());
             let (announcement, born) = self.0.reaper.announce();
-            let created = blocking(move || container::create(&runtime, &request, &options, &stdio, born)).await;
+            let modules = Artifacts::new(&self.0.containerd, &self.0.namespace, &request.id);
+            let create = move || container::create(&runtime, &request, &options, &stdio, born, modules);
+            let created = blocking(create).await;
             match created {
                 Err(e) if container::is_spawner_gone(&e) && !tried => {
                     tried = true;

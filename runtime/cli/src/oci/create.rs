@@ -76,6 +76,7 @@ fn make(context: &Context, create: &Create, detached_start: bool, detach: bool) 
         config,
         entered,
         lenient: context.global.rootless,
+        modules: None,
     };
     log::debug!("creating container {} from {}", create.id, bundle.path().display());
     if entered {

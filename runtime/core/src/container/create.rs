@@ -27,6 +27,8 @@ use crate::seccomp::Program;
 use crate::spawn::handshake::{FromChild, ToChild};
 use crate::spawn::{Request, Spawned};
 use crate::workload::limits::Limits;
+use crate::workload::provided::ModuleSource;
+use crate::workload::{self, WasmConfig};
 
 /// How a container is to be made, beyond its config.json.
 #[derive(Debug, Default)]
@@ -55,6 +57,8 @@ pub struct CreateOptions {
     /// Whether it goes without a cgroup where none may be made and nothing needs one; `None` leaves that to who this
     /// process is.
     pub lenient: Option<bool>,
+    /// Where its program may be when the root filesystem does not hold it.
+    pub modules: Option<Box<dyn ModuleSource>>,
 }
 
 impl Runtime {
@@ -150,6 +154,7 @@ impl Runtime {
         let mut process = process::plan(bundle.process()?, &state.defaults, &mut table)?;
         process.preserve_fds = options.preserve_fds;
         process.make_cwd = true;
+        process.ask_for_module = options.modules.is_some();
         process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some(filter) = &filter {
@@ -185,6 +190,7 @@ impl Runtime {
             tell(spawned.pid);
         }
         let mut process = Process::of(spawned, limits);
+        process.modules = options.modules;
         process.listener = state
             .seccomp_listener
             .clone()
@@ -218,6 +224,7 @@ impl Runtime {
             hooks::run_all("createRuntime", &hooks.create_runtime, &told, &state.bundle)
         };
         let set_up = set_up().and_then(|views| self.converse(&mut process, &views, Some(&run_hooks)));
+        process.modules = None;
         let made = set_up.and_then(|()| {
             let start_time = crate::sys::process::start_time(process.pid)
                 .ok_or_else(|| Error::Died("it ended while it was being set up".into()))?;
@@ -277,17 +284,42 @@ impl Runtime {
                 FromChild::Module { name } => {
                     let module = fds.into_iter().next().map(fs::File::from);
                     let module = module.ok_or_else(|| Error::Died("the module's descriptor is missing".into()))?;
-                    match self.wasm.prepare(&name, module, &process.limits) {
-                        Ok((runner, artifact, words)) => {
-                            tell(handshake, &ToChild::Runner { words }, &[runner.as_fd(), artifact.as_fd()])?;
+                    run_module(&self.wasm, &name, workload::Module::File(&module), &process.limits, handshake)?;
+                }
+                FromChild::Missing { name } => {
+                    let found = process.modules.as_ref().map_or(Ok(None), |modules| modules.find());
+                    match found {
+                        Ok(None) => tell(handshake, &ToChild::NoModule, &[])?,
+                        Ok(Some(module)) => {
+                            let module = workload::Module::Provided(&*module);
+                            run_module(&self.wasm, &name, module, &process.limits, handshake)?;
                         }
                         Err(e) => {
                             let _ = handshake.send(&ToChild::NoRunner, &[]);
-                            return Err(e);
+                            return Err(e).with_context(|| format!("find program {name}"));
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Answers with what runs a module.
+fn run_module(
+    wasm: &WasmConfig,
+    name: &str,
+    module: workload::Module<'_>,
+    limits: &Limits,
+    handshake: &crate::spawn::handshake::Handshake,
+) -> Result<()> {
+    match wasm.prepare(name, module, limits) {
+        Ok((runner, artifact, words)) => {
+            tell(handshake, &ToChild::Runner { words }, &[runner.as_fd(), artifact.as_fd()])
+        }
+        Err(e) => {
+            let _ = handshake.send(&ToChild::NoRunner, &[]);
+            Err(e)
         }
     }
 }
@@ -409,6 +441,7 @@ impl Process {
             handshake: Some(spawned.handshake),
             terminal: None,
             limits,
+            modules: None,
             listener: None,
         }
     }

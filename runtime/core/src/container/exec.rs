@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::plan::{Gate, Plan, UserNamespace};
 use crate::rootless;
 use crate::spawn::Request;
-use crate::workload::limits::Limits;
+use crate::workload::{self, limits::Limits};
 
 /// How a process is to be made, beyond its description.
 #[derive(Debug, Default)]
@@ -108,10 +108,25 @@ impl Runtime {
             Ok(()) => Ok(process),
             Err(e) => {
                 process.discard();
-                Err(e)
+                Err(beside_module(e, &state.config_path()))
             }
         }
     }
+}
+
+/// Says of a program that is missing in a container whose own program is a module why that is to be expected.
+fn beside_module(error: Error, config: &Path) -> Error {
+    let Error::Program { program, reason, missing: true } = error else { return error };
+    let spec: Option<Spec> = bundle::parse_file(config).ok();
+    let args = spec.as_ref().and_then(|spec| spec.process().as_ref()?.args().as_ref());
+    let module = args.and_then(|args| args.first()).filter(|name| workload::has_module_name(Path::new(name)));
+    let reason = match module {
+        Some(module) => format!(
+            "{reason}; the container runs a WASM module, {module}, and an exec is for programs that its root filesystem holds"
+        ),
+        None => reason,
+    };
+    Error::Program { program, reason, missing: true }
 }
 
 /// Capabilities and limits that a description leaves out are those of the container's first process, as runc

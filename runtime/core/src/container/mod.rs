@@ -29,6 +29,7 @@ use crate::spawn::handshake::{FromChild, Handshake, ToChild};
 use crate::sys::pidfd::{self, Exit};
 use crate::workload::WasmConfig;
 use crate::workload::limits::Limits;
+use crate::workload::provided::ModuleSource;
 
 pub use checkpoint::{CgroupMode, CheckpointOptions, Images, RestoreOptions};
 pub use create::CreateOptions;
@@ -175,6 +176,8 @@ pub struct Process {
     listener: Option<(Listener, HookState)>,
     /// What bounds it if it is a module.
     limits: Limits,
+    /// Where its program may be if it is no file.
+    modules: Option<Box<dyn ModuleSource>>,
 }
 
 impl Process {

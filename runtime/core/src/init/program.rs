@@ -34,7 +34,13 @@ pub(super) struct Exec {
 /// Finds the program as its user, in its working directory, by its own `PATH`.
 pub(super) fn find(process: &ProcessPlan, parent: &Parent) -> Result<Program> {
     let name = process.args.first().map(String::as_str).unwrap_or_default();
-    let path = look_up(name, &process.env)?;
+    let path = match look_up(name, &process.env) {
+        Err(e @ Error::Program { missing: true, .. }) if process.ask_for_module => {
+            parent.tell(&FromChild::Missing { name: name.to_owned() }, &[])?;
+            return answered(parent)?.ok_or(e);
+        }
+        found => found?,
+    };
     match module(name, &path)? {
         Some(module) => runner_for(name, &module, parent),
         None => Ok(Program::Native(path)),
@@ -135,16 +141,22 @@ fn module(name: &str, path: &Path) -> Result<Option<File>> {
 
 fn runner_for(name: &str, module: &File, parent: &Parent) -> Result<Program> {
     parent.tell(&FromChild::Module { name: name.to_owned() }, &[module.as_fd()])?;
+    answered(parent)?.ok_or_else(|| missing(name, "it has vanished"))
+}
+
+/// What runs the module, or `None` if there is no module.
+fn answered(parent: &Parent) -> Result<Option<Program>> {
     match parent.hear()? {
         (ToChild::Runner { words }, fds) => {
             let mut fds = fds.into_iter();
             match (fds.next(), fds.next()) {
-                (Some(runner), Some(artifact)) => Ok(Program::Runner { runner, artifact, words }),
+                (Some(runner), Some(artifact)) => Ok(Some(Program::Runner { runner, artifact, words })),
                 _ => Err(Error::Died("the runner's descriptors are missing".into())),
             }
         }
         // The parent knows why and reports it itself.
         (ToChild::NoRunner, _) => exit(1),
+        (ToChild::NoModule, _) => Ok(None),
         (other, _) => Err(Error::Died(format!("expected Runner, heard {other:?}"))),
     }
 }

@@ -27,6 +27,11 @@ pub enum FromChild {
         /// As the user named it.
         name: String,
     },
+    /// The root filesystem holds no program of the name; it may be a module from elsewhere.
+    Missing {
+        /// As the user named it.
+        name: String,
+    },
     /// Its mounts are there, and it waits before pivot_root for the hooks of the runtime.
     BeforePivot,
     /// It is about to load a seccomp filter whose listener will be this descriptor of it, and waits.
@@ -58,6 +63,8 @@ pub enum ToChild {
     },
     /// Its module cannot be run; exit.
     NoRunner,
+    /// There is no such module either.
+    NoModule,
     /// Take the last step.
     Start,
 }

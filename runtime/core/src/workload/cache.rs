@@ -80,29 +80,20 @@ impl<'a> Cache<'a> {
         Self { directory }
     }
 
-    /// The artifact of `module` for the program with the digest `engine`, compiled if it is not there.
-    pub(super) fn artifact(
-        &self,
-        name: &str,
-        module: &File,
-        engine: &str,
-        form: Form,
-        compiler: &Path,
-    ) -> Result<File> {
-        let key = self.digest(module).with_context(|| format!("read module {name}"))?;
-        let directory = self.directory.join(&engine[..16]);
-        match self.open(&directory.join(form.entry(&key))) {
-            Some(artifact) => {
-                // Not at every start, which would write to the disk every time.
-                let now = SystemTime::now();
-                let age = artifact.metadata().and_then(|meta| meta.modified()).map(|used| now.duration_since(used));
-                if age.is_ok_and(|age| age.is_ok_and(|age| age.as_secs() > 3600)) {
-                    let _ = artifact.set_modified(now);
-                }
-                Ok(artifact)
-            }
-            None => self.compile(name, module, &directory, form, compiler),
+    /// The artifact of the module with the digest `key` for the program with the digest `engine`, if it is there.
+    pub(super) fn find(&self, key: &str, engine: &str, form: Form) -> Option<File> {
+        let artifact = self.open(&self.of_engine(engine).join(form.entry(key)))?;
+        // Not at every start, which would write to the disk every time.
+        let now = SystemTime::now();
+        let age = artifact.metadata().and_then(|meta| meta.modified()).map(|used| now.duration_since(used));
+        if age.is_ok_and(|age| age.is_ok_and(|age| age.as_secs() > 3600)) {
+            let _ = artifact.set_modified(now);
         }
+        Some(artifact)
+    }
+
+    fn of_engine(&self, engine: &str) -> PathBuf {
+        self.directory.join(&engine[..16])
     }
 
     /// Opens an artifact that only this user could have written, and that is what was compiled: its digest is looked at
@@ -246,13 +237,14 @@ impl<'a> Cache<'a> {
     }
 
     /// Compiles a module into the cache and opens the artifact.
-    fn compile(&self, name: &str, module: &File, directory: &Path, form: Form, compiler: &Path) -> Result<File> {
+    pub(super) fn compile(&self, name: &str, module: &File, engine: &str, form: Form, compiler: &Path) -> Result<File> {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         // A copy that cannot change: else a container could have one module hashed and another one
         // compiled, and so put code of its choice under the digest of somebody else's module.
         let (key, copy) = sealed_copy(module).with_context(|| format!("read module {name}"))?;
+        let directory = self.of_engine(engine);
         let entry = directory.join(form.entry(&key));
-        make_private(directory).on("create", directory)?;
+        make_private(&directory).on("create", &directory)?;
         // Others that want it wait, and find it then.
         let _lock = Lock::take(&entry).on("lock", &entry)?;
         if let Some(artifact) = self.open(&entry) {

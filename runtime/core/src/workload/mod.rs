@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod limits;
+pub mod provided;
 
 use std::fs::File;
 use std::io;
@@ -18,6 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::sys::{self, mount};
 use cache::{Cache, Form};
 use limits::Limits;
+use provided::Provided;
 
 /// The first bytes of every binary module and component.
 pub const MAGIC: &[u8] = b"\0asm";
@@ -111,6 +113,15 @@ fn first_word(text: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Where a module is.
+#[derive(Clone, Copy)]
+pub enum Module<'a> {
+    /// In a file.
+    File(&'a File),
+    /// Elsewhere.
+    Provided(&'a dyn Provided),
+}
+
 /// Where the parts for running modules are.
 #[derive(Clone, Debug)]
 pub struct WasmConfig {
@@ -141,16 +152,20 @@ impl WasmConfig {
     ///
     /// # Errors
     /// [`Error::Wasm`] with what is wrong with the module, and system errors.
-    pub fn prepare(&self, name: &str, module: File, limits: &Limits) -> Result<(OwnedFd, OwnedFd, String)> {
+    pub fn prepare(&self, name: &str, module: Module<'_>, limits: &Limits) -> Result<(OwnedFd, OwnedFd, String)> {
         let compact = limits.address_space.is_some_and(|limit| limit < RESERVED_ADDRESS_SPACE);
-        let kind = Kind::of(&module).with_context(|| format!("read module {name}"))?;
+        let kind = match module {
+            Module::File(file) => Kind::of(file),
+            Module::Provided(module) => module.beginning().map(|beginning| Kind::of_bytes(&beginning)),
+        };
+        let kind = kind.with_context(|| format!("read module {name}"))?;
         // The small one only begins where a command begins, and has the machine's own code only.
         let path =
             if kind == Kind::Component || limits.invoke.is_some() || limits.pulley { &self.host } else { &self.runner };
         let program = open_program(name, path)?;
         let artifact = self.artifact(
             name,
-            &module,
+            module,
             &program,
             path,
             Form { compact, fuel: limits.fuel.is_some(), pulley: limits.pulley },
@@ -168,12 +183,29 @@ impl WasmConfig {
     /// As for [`Self::prepare`].
     pub fn prepare_for_host(&self, name: &str, module: &File, form: Form) -> Result<(PathBuf, File)> {
         let program = open_program(name, &self.host)?;
-        let artifact = self.artifact(name, module, &program, &self.host, form)?;
+        let artifact = self.artifact(name, Module::File(module), &program, &self.host, form)?;
         Ok((self.host.clone(), artifact))
     }
 
-    fn artifact(&self, name: &str, module: &File, program: &File, path: &Path, form: Form) -> Result<File> {
+    fn artifact(&self, name: &str, module: Module<'_>, program: &File, path: &Path, form: Form) -> Result<File> {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
+        let cache = Cache::new(&self.cache);
+        let engine = cache.digest(program).on("read", path)?;
+        let (key, read);
+        let module = match module {
+            Module::Provided(module) => {
+                key = module.digest().to_owned();
+                if let Some(artifact) = cache.find(&key, &engine, form) {
+                    return Ok(artifact);
+                }
+                read = module.read().with_context(|| format!("read module {name}"))?;
+                &read
+            }
+            Module::File(file) => {
+                key = cache.digest(file).with_context(|| format!("read module {name}"))?;
+                file
+            }
+        };
         let size = module.metadata().with_context(|| format!("look at module {name}"))?.len();
         if size == 0 {
             return Err(wasm("the file is empty".into()));
@@ -181,9 +213,10 @@ impl WasmConfig {
         if size > MODULE_LIMIT {
             return Err(wasm(format!("it has {size} bytes, more than the limit of {MODULE_LIMIT}")));
         }
-        let cache = Cache::new(&self.cache);
-        let engine = cache.digest(program).on("read", path)?;
-        cache.artifact(name, module, &engine, form, &self.compiler)
+        match cache.find(&key, &engine, form) {
+            Some(artifact) => Ok(artifact),
+            None => cache.compile(name, module, &engine, form, &self.compiler),
+        }
     }
 }
 
@@ -230,7 +263,8 @@ mod tests {
         for (content, program) in [(&b"\0asm\x01\0\0\0"[..], RUNNER), (b"(component)", HOST)] {
             fs::write(&path, content).unwrap();
             let error =
-                config.prepare("/m.wasm", File::open(&path).unwrap(), &Limits::default()).unwrap_err().to_string();
+                config.prepare("/m.wasm", Module::File(&File::open(&path).unwrap()), &Limits::default()).unwrap_err();
+            let error = error.to_string();
             assert!(error.contains("/m.wasm") && error.contains(program), "{error}");
         }
         fs::remove_dir_all(base).unwrap();

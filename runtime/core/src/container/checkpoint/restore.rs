@@ -125,7 +125,10 @@ fn restore(
     let pidfd = pidfd::open(pid).with_context(|| format!("open the restored process {pid}"))?;
     cleanup.disarm();
     let container = Container { directory: directory.to_owned(), state };
-    Ok((container, Process { pid, pidfd, handshake: None, terminal, limits: Limits::default(), listener: None }))
+    Ok((
+        container,
+        Process { pid, pidfd, handshake: None, terminal, limits: Limits::default(), modules: None, listener: None },
+    ))
 }
 
 /// The root filesystem on a place that is a mount, as CRIU wants it, in a mount namespace of this process's own: the
