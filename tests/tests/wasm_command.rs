@@ -250,6 +250,9 @@ fn what_was_compiled_is_listed_checked_and_pruned() {
         let digest = sha256(&text);
         all.into_iter().filter(|entry| entry["module"] == digest.as_str()).collect()
     };
+    let counted =
+        || -> Value { serde_json::from_str(&mine(&["cache", "stats", "--format", "json"]).ok().stdout).expect("JSON") };
+    let before = counted();
     // Two at once compile once: the second one waits, and finds what the first one made.
     let both = std::thread::scope(|scope| {
         let one = scope.spawn(|| mine(&["run", "--debug", &file]));
@@ -270,6 +273,15 @@ fn what_was_compiled_is_listed_checked_and_pruned() {
     assert_ne!(fs::read(&path).expect("read the artifact"), changed);
     mine(&["run", "--fuel", "1000", &file]).ok();
     assert_eq!(entries().len(), 2);
+    // Others may use the same cache meanwhile.
+    let after = counted();
+    for (name, least) in [("hits", 1), ("compiles", 3), ("rejected", 1)] {
+        let number = |counted: &Value| counted[name].as_u64().expect("a number");
+        assert!(number(&after) >= number(&before) + least, "{name}: {before} {after}");
+    }
+    let text = mine(&["cache", "stats", "--format", "prometheus"]).ok().stdout;
+    assert!(text.contains("# TYPE runx_wasm_compiles_total counter\nrunx_wasm_compiles_total "), "{text}");
+    assert!(mine(&["cache", "stats"]).ok().stdout.starts_with("COMPILED"));
     assert!(mine(&["cache", "ls"]).ok().stdout.starts_with("MODULE"));
     mine(&["cache", "prune", "--max-size", "1t"]).ok();
     assert_eq!(entries().len(), 2);
@@ -278,7 +290,7 @@ fn what_was_compiled_is_listed_checked_and_pruned() {
         mine(&["cache", "prune"]).ok();
         assert_eq!(entries().len(), 0);
     }
-    mine(&["cache", "empty"]).fails(1, &["neither ls nor prune"]);
+    mine(&["cache", "empty"]).fails(1, &["none of ls, prune and stats"]);
 }
 
 fn sha256(text: &str) -> String {

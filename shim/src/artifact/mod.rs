@@ -86,10 +86,10 @@ impl Artifacts {
             (Some(layer), None) => {
                 let client = Arc::new(client);
                 let runtime = self.runtime.clone();
-                let Some(sha256) = layer.digest.strip_prefix("sha256:").map(str::to_owned) else {
+                let Some(digest) = layer.digest.strip_prefix("sha256:").map(str::to_owned) else {
                     return Err(io::Error::other(format!("image {image}: the digest {} is not SHA-256", layer.digest)));
                 };
-                Ok(Some(Layer { client, runtime, digest: layer.digest, sha256 }))
+                Ok(Some(Layer { client, runtime, name: layer.digest, digest }))
             }
             (Some(_), Some(_)) => Err(io::Error::other(format!("image {image} has more than one WASM layer"))),
         }
@@ -112,18 +112,20 @@ impl ModuleSource for Artifacts {
 struct Layer {
     client: Arc<Client>,
     runtime: Handle,
+    /// As the content store has it, with the algorithm.
+    name: String,
+    /// Without it.
     digest: String,
-    sha256: String,
 }
 
 impl Provided for Layer {
     fn digest(&self) -> &str {
-        &self.sha256
+        &self.digest
     }
 
     fn beginning(&self) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        self.runtime.block_on(read(&self.client, &self.digest, BEGINNING, |bytes| {
+        self.runtime.block_on(read(&self.client, &self.name, BEGINNING, |bytes| {
             out.extend_from_slice(bytes);
             Ok(())
         }))?;
@@ -134,13 +136,13 @@ impl Provided for Layer {
         let name = nix::sys::memfd::memfd_create("runx-module", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
         let mut file = File::from(name);
         let mut hash = Sha256::new();
-        self.runtime.block_on(read(&self.client, &self.digest, 0, |bytes| {
+        self.runtime.block_on(read(&self.client, &self.name, 0, |bytes| {
             hash.update(bytes);
             file.write_all(bytes)
         }))?;
         let found = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        if found != self.sha256 {
-            return Err(io::Error::other(format!("the layer {} is {found} in fact", self.digest)));
+        if found != self.digest {
+            return Err(io::Error::other(format!("the layer {} is {found} in fact", self.name)));
         }
         Ok(file)
     }

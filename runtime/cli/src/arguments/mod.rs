@@ -17,7 +17,7 @@ use scan::{Order, Words};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, GROUPS, Syntax};
 use units::{bytes, duration};
-pub(crate) use wasm::{Instances, Process, Program, Wasm};
+pub(crate) use wasm::{Instances, Process, Program, StatsFormat, Wasm};
 
 /// What all commands share.
 #[derive(Debug)]

@@ -257,7 +257,7 @@ pub(crate) const GROUPS: &[Syntax] = &[
     command("wasm kill", "ID [SIGNAL]", "send a signal to a detached module", &[WASM_KILL], Order::KnownAfterFirst, (1, 2)),
     command("wasm logs", "ID", "print what a detached module has printed", NONE, Order::Anywhere, (1, 1)),
     command("wasm rm", "ID", "remove a detached module that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
-    command("wasm cache", "ls|prune", "list compiled modules, or remove them",
+    command("wasm cache", "ls|prune|stats", "list compiled modules, remove them, or tell how often they were there (--format prometheus, too)",
         &[FORMAT, CACHE], Order::Anywhere, (1, 1)),
     command("process run", "PROGRAM [ARGUMENT…]", "run a native program without an image",
         &[PROCESS_RUN, HOOKS], Order::BeforeFirst, (1, ANY)),

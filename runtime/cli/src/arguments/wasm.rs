@@ -11,6 +11,13 @@ use super::units::{bytes, duration};
 use super::{ListFormat, list_format, text};
 use crate::instances::supervise::Hooks;
 
+/// How `runx wasm cache stats` prints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StatsFormat {
+    List(ListFormat),
+    Prometheus,
+}
+
 /// `runx wasm …`.
 #[derive(Debug)]
 pub(crate) enum Wasm {
@@ -20,6 +27,7 @@ pub(crate) enum Wasm {
     Instances(Instances),
     CacheLs { format: ListFormat },
     CachePrune { limit: u64 },
+    CacheStats { format: StatsFormat },
     Compile(Compile),
 }
 
@@ -100,7 +108,13 @@ pub(super) fn build(
                 let limit = words.text("max-size")?.map(bytes).transpose()?.unwrap_or(0);
                 Wasm::CachePrune { limit: u64::try_from(limit).unwrap_or(u64::MAX) }
             }
-            other => bail!("{other:?} is neither ls nor prune"),
+            "stats" => Wasm::CacheStats {
+                format: match words.text("format")? {
+                    Some("prometheus") => StatsFormat::Prometheus,
+                    _ => StatsFormat::List(list_format(words)?),
+                },
+            },
+            other => bail!("{other:?} is none of ls, prune and stats"),
         },
         _ => Wasm::Compile(Compile {
             name: words.text("name")?.unwrap_or("module").to_owned(),

@@ -2,9 +2,10 @@
 
 use anyhow::Context as _;
 use runx_core::workload::cache::{Cache, Entry};
+use runx_core::workload::counters::Counters;
 use serde_json::json;
 
-use crate::arguments::ListFormat;
+use crate::arguments::{ListFormat, StatsFormat};
 use crate::{Context, Failure, print};
 
 /// `runx wasm cache ls`.
@@ -51,6 +52,48 @@ fn describe(entry: &Entry) -> serde_json::Value {
         "fuel": entry.form.fuel,
         "pulley": entry.form.pulley,
         "path": entry.path,
+    })
+}
+
+/// `runx wasm cache stats`.
+pub(super) fn stats(context: &Context, format: StatsFormat) -> Result<u8, Failure> {
+    let config = context.wasm();
+    let entries = Cache::new(&config.cache).entries()?;
+    let bytes: u64 = entries.iter().map(|entry| entry.size).sum();
+    let counters =
+        Counters::read(&config.cache).with_context(|| format!("read the counters in {}", config.cache.display()))?;
+    print(&match format {
+        StatsFormat::List(ListFormat::Json) => {
+            let all = json!({
+                "entries": entries.len(),
+                "bytes": bytes,
+                "hits": counters.hits,
+                "compiles": counters.compiles,
+                "failures": counters.failures,
+                "compile_seconds": counters.microseconds as f64 / 1e6,
+                "rejected": counters.rejected,
+                "evicted": counters.evicted,
+            });
+            format!("{all}\n")
+        }
+        StatsFormat::List(ListFormat::Table) => format!(
+            "COMPILED  {:>12}\nBYTES     {bytes:>12}\nHITS      {:>12}\nCOMPILES  {:>12}  in {:.1} s\n\
+             FAILURES  {:>12}\nREJECTED  {:>12}\nEVICTED   {:>12}\n",
+            entries.len(),
+            counters.hits,
+            counters.compiles,
+            counters.microseconds as f64 / 1e6,
+            counters.failures,
+            counters.rejected,
+            counters.evicted
+        ),
+        StatsFormat::Prometheus => format!(
+            "{}# HELP runx_wasm_cache_entries Compiled modules in the cache.\n# TYPE runx_wasm_cache_entries gauge\n\
+             runx_wasm_cache_entries {}\n# HELP runx_wasm_cache_bytes Their size.\n# TYPE runx_wasm_cache_bytes gauge\n\
+             runx_wasm_cache_bytes {bytes}\n",
+            counters.prometheus(),
+            entries.len()
+        ),
     })
 }
 

@@ -22,6 +22,7 @@ pub(crate) fn wasm(context: &Context, command: &Wasm) -> Result<u8, Failure> {
         Wasm::Inspect { file } => program::inspect(context, file),
         Wasm::Instances(command) => instances::instances(context, Group::Modules, command),
         Wasm::CacheLs { format } => cache::ls(context, *format),
+        Wasm::CacheStats { format } => cache::stats(context, *format),
         Wasm::CachePrune { limit } => cache::prune(context, *limit),
         Wasm::Compile(arguments) => {
             let path = context.executable.with_file_name(COMPILER);

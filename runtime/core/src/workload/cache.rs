@@ -11,11 +11,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
 use super::MODULE_LIMIT;
+use super::counters::Counters;
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
@@ -83,6 +84,7 @@ impl<'a> Cache<'a> {
     /// The artifact of the module with the digest `key` for the program with the digest `engine`, if it is there.
     pub(super) fn find(&self, key: &str, engine: &str, form: Form) -> Option<File> {
         let artifact = self.open(&self.of_engine(engine).join(form.entry(key)))?;
+        self.count(Counters { hits: 1, ..Counters::default() });
         // Not at every start, which would write to the disk every time.
         let now = SystemTime::now();
         let age = artifact.metadata().and_then(|meta| meta.modified()).map(|used| now.duration_since(used));
@@ -90,6 +92,10 @@ impl<'a> Cache<'a> {
             let _ = artifact.set_modified(now);
         }
         Some(artifact)
+    }
+
+    fn count(&self, counters: Counters) {
+        counters.add(self.directory);
     }
 
     fn of_engine(&self, engine: &str) -> PathBuf {
@@ -106,6 +112,7 @@ impl<'a> Cache<'a> {
             return Some(artifact);
         }
         log::warn!("{} is not what was compiled: compiling it again", entry.display());
+        self.count(Counters { rejected: 1, ..Counters::default() });
         None
     }
 
@@ -201,7 +208,10 @@ impl<'a> Cache<'a> {
     fn make_room(&self, limit: u64, new: &Path) {
         self.sweep();
         match self.prune(limit) {
-            Ok(gone) if !gone.is_empty() => log::info!("{} compiled modules went for {}", gone.len(), new.display()),
+            Ok(gone) if !gone.is_empty() => {
+                log::info!("{} compiled modules went for {}", gone.len(), new.display());
+                self.count(Counters { evicted: gone.len() as u64, ..Counters::default() });
+            }
             Ok(_) => {}
             Err(e) => log::warn!("make room for compiled modules: {e}"),
         }
@@ -248,9 +258,11 @@ impl<'a> Cache<'a> {
         // Others that want it wait, and find it then.
         let _lock = Lock::take(&entry).on("lock", &entry)?;
         if let Some(artifact) = self.open(&entry) {
+            self.count(Counters { hits: 1, ..Counters::default() });
             return Ok(artifact);
         }
         log::info!("compiling module {name} to {}", entry.display());
+        let begun = Instant::now();
         let temporary = temporary_name(&entry);
         let output = create(&temporary).on("create", &temporary)?;
         let mut input = File::from(copy);
@@ -287,10 +299,13 @@ impl<'a> Cache<'a> {
                 Err(wasm(if complaint.is_empty() { format!("the compiler ended with {status}") } else { complaint }))
             }
         };
-        if result.is_err() {
+        let microseconds = begun.elapsed().as_micros() as u64;
+        if let Err(e) = result {
             let _ = fs::remove_file(&temporary);
+            self.count(Counters { failures: 1, microseconds, ..Counters::default() });
+            return Err(e);
         }
-        result?;
+        self.count(Counters { compiles: 1, microseconds, ..Counters::default() });
         self.make_room(LIMIT, &entry);
         self.open(&entry).ok_or_else(|| wasm(format!("the artifact {} has vanished", entry.display())))
     }

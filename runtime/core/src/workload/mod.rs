@@ -6,6 +6,7 @@
 //! between them.
 
 pub mod cache;
+pub mod counters;
 pub mod limits;
 pub mod provided;
 
