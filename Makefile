@@ -83,6 +83,7 @@ bench:
 	@$(MAKE) --no-print-directory build
 	@echo "== Building the programs that measure"
 	cargo build --release --locked -p runx-tests --bins
+	cargo build --release --locked -p runx-wasm --example instantiate
 	@scripts/bench --dist $(DIST) --programs $(RELEASE) $(BENCH_FLAGS)
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.

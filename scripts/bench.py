@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from bench_wasm import Wasm
+
 COMMANDS = ["run", "create", "start", "state", "exec", "delete"]
 
 # Of the programs that measure by themselves.
@@ -48,6 +50,8 @@ class Bench:
         self.memory = {}
         # What idle shims take.
         self.idle = []
+        # What is measured of WebAssembly.
+        self.modules = None
 
     def timed(self, command):
         """Runs a program and returns the milliseconds from before its start until its end is known."""
@@ -294,6 +298,10 @@ class Bench:
         text = pathlib.Path("/proc", pid, "smaps_rollup").read_text()
         return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
 
+    def wasm(self):
+        self.modules = Wasm(self, say, Failed)
+        self.modules.all()
+
     def shims(self):
         runtimes = {"runx": ["--runtime", "io.containerd.runx.v1"]}
         if shutil.which("containerd-shim-runc-v2"):
@@ -409,6 +417,8 @@ class Bench:
         for row in self.idle:
             total = row["kib"] / 1024
             print(f"{row['bundle']:32}{row['runtime']:6}{total:8.2f}{total / row['shims']:8.2f}")
+        if self.modules:
+            self.modules.table()
 
 
 def main():
@@ -420,14 +430,14 @@ def main():
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNX_BENCH_RUNS") or 20), help="how often")
     parser.add_argument("--gap", type=int, default=80, help="milliseconds between runs in the second mode")
     parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.add_argument("--only", choices=("commands", "containerd", "shim", "pods", "memory"))
+    parser.add_argument("--only", choices=("commands", "containerd", "shim", "pods", "memory", "wasm"))
     bench = Bench(parser.parse_args())
     # As an exception, so that what is under way is cleaned up.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bench.options.dist = os.path.abspath(bench.options.dist)
     facts = bench.facts()
     for name, work in (("commands", bench.commands), ("shim", lambda: bench.program("shim-bench", "shim")),
-                       ("pods", lambda: bench.program("cri-bench", "pods")), ("memory", bench.idle_shims),
+                       ("pods", lambda: bench.program("cri-bench", "pods")), ("memory", bench.idle_shims), ("wasm", bench.wasm),
                        # At last, since it leaves a thousand mounts.
                        ("containerd", bench.containerd)):
         if bench.options.only in (None, name):
@@ -435,6 +445,7 @@ def main():
     if bench.options.format == "json":
         json.dump({"facts": facts, "skipped": bench.skipped, "results": bench.results(),
                    "idle": bench.idle,
+                   "wasm": bench.modules.rows if bench.modules else [],
                    "peak_kib": [{"bundle": b, "operation": o, "runtime": r, "kib": kib}
                                 for (b, o, r), kib in bench.memory.items()]}, sys.stdout, indent=1)
         print()
