@@ -16,6 +16,7 @@ use std::time::{Instant, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::MODULE_LIMIT;
+use super::compiler_group::Group;
 use super::counters::Counters;
 use crate::error::{Context, Error, Result};
 use crate::sys;
@@ -282,11 +283,14 @@ impl<'a> Cache<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .and_then(|mut child| {
+                let group = Group::hold(child.id() as i32);
                 let mut complaint = Vec::new();
                 if let Some(stderr) = child.stderr.take() {
                     stderr.take(COMPLAINT_LIMIT).read_to_end(&mut complaint)?;
                 }
-                Ok((child.wait()?, complaint))
+                let status = child.wait()?;
+                drop(group);
+                Ok((status, complaint))
             });
         let result = match compiled {
             Err(e) => Err(wasm(format!("run the compiler {}: {e}", compiler.display()))),

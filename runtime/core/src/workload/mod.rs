@@ -6,6 +6,7 @@
 //! between them.
 
 pub mod cache;
+mod compiler_group;
 pub mod counters;
 pub mod limits;
 pub mod provided;
