@@ -1,0 +1,14 @@
+//! Processes: how they are started, what they write, how they end.
+
+pub mod commands;
+pub mod environment;
+pub mod interactive;
+pub mod lines;
+pub mod output;
+pub mod pty;
+pub mod reaper;
+pub mod ring;
+pub mod session;
+pub mod spawn;
+pub mod store;
+pub mod users;

@@ -1,0 +1,151 @@
+//! What a process writes until it ends.
+//!
+//! It has ended when its first process has; what others that it left behind hold open is not waited for. What is in the
+//! pipes by then belongs to it, and what comes later is read and thrown away, so that nobody is killed for writing.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Receiver;
+
+use super::reaper::{Ended, Exit};
+
+/// How much is read at once, in bytes: what a pipe holds.
+const CHUNK: usize = 64 << 10;
+
+/// A part of the output.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// From standard output, or from both where they are one.
+    Stdout(&'a [u8]),
+    /// From standard error.
+    Stderr(&'a [u8]),
+    /// There is no more.
+    Exited(Exit),
+}
+
+/// The reading ends of a process's pipes, and its end.
+#[derive(Debug)]
+pub struct Output {
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+    ended: Ended,
+    buffer: Vec<u8>,
+    exit: Option<Exit>,
+}
+
+enum Ready {
+    Stdout,
+    Stderr,
+    Ended,
+}
+
+impl Output {
+    /// Of a process. Within a runtime.
+    ///
+    /// # Errors
+    /// When a pipe cannot be watched.
+    pub fn new(stdout: OwnedFd, stderr: Option<OwnedFd>, ended: Ended) -> io::Result<Self> {
+        Ok(Self {
+            stdout: Some(Receiver::from_owned_fd(stdout)?),
+            stderr: stderr.map(Receiver::from_owned_fd).transpose()?,
+            ended,
+            buffer: vec![0; CHUNK],
+            exit: None,
+        })
+    }
+
+    /// Standard output for what others still write after the end, for whoever wants that.
+    pub fn rest(&mut self) -> Option<Receiver> {
+        self.stdout.take()
+    }
+
+    /// Waits for the next part. After [`Piece::Exited`] there is none.
+    pub async fn next(&mut self) -> Piece<'_> {
+        loop {
+            if let Some(exit) = self.exit {
+                // What is in the pipes still counts.
+                if let Some(length) = take(&mut self.stdout, &mut self.buffer, true) {
+                    return Piece::Stdout(&self.buffer[..length]);
+                }
+                if let Some(length) = take(&mut self.stderr, &mut self.buffer, true) {
+                    return Piece::Stderr(&self.buffer[..length]);
+                }
+                return Piece::Exited(exit);
+            }
+            let ready = tokio::select! {
+                biased;
+                _ = readable(&self.stdout), if self.stdout.is_some() => Ready::Stdout,
+                _ = readable(&self.stderr), if self.stderr.is_some() => Ready::Stderr,
+                _ = self.ended.wait_for(Option::is_some) => Ready::Ended,
+            };
+            match ready {
+                Ready::Stdout => {
+                    if let Some(length) = take(&mut self.stdout, &mut self.buffer, false) {
+                        return Piece::Stdout(&self.buffer[..length]);
+                    }
+                }
+                Ready::Stderr => {
+                    if let Some(length) = take(&mut self.stderr, &mut self.buffer, false) {
+                        return Piece::Stderr(&self.buffer[..length]);
+                    }
+                }
+                Ready::Ended => self.exit = *self.ended.borrow(),
+            }
+        }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        discard(self.stdout.take());
+        discard(self.stderr.take());
+    }
+}
+
+async fn readable(pipe: &Option<Receiver>) {
+    match pipe {
+        Some(pipe) => {
+            // An error is found by the reading.
+            let _ = pipe.ready(Interest::READABLE).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads without waiting. A pipe that has ended, or that nothing is in `last`, is let go or left.
+fn take(pipe: &mut Option<Receiver>, buffer: &mut [u8], last: bool) -> Option<usize> {
+    let receiver = pipe.as_ref()?;
+    match receiver.try_read(buffer) {
+        Ok(0) => {
+            *pipe = None;
+            None
+        }
+        Ok(length) => Some(length),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock && !last => None,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+        Err(e) => {
+            log::warn!("read a process's output: {e}");
+            *pipe = None;
+            None
+        }
+    }
+}
+
+/// Reads what others still write to a pipe, until nobody has it open.
+fn discard(pipe: Option<Receiver>) {
+    let Some(pipe) = pipe else { return };
+    // At the end of the daemon there is no runtime any more.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    runtime.spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while pipe.readable().await.is_ok() {
+            match pipe.try_read(&mut buffer) {
+                Ok(0) => break,
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => break,
+                _ => {}
+            }
+        }
+    });
+}

@@ -1,0 +1,80 @@
+//! A pseudoterminal.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use tokio::io::unix::AsyncFd;
+
+/// Its size before anybody says one, columns and rows.
+pub const SIZE: (u16, u16) = (80, 24);
+
+/// The side of a terminal that a program does not see.
+#[derive(Debug)]
+pub struct Master(AsyncFd<OwnedFd>);
+
+fn winsize(columns: u16, rows: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Makes one. Returns both sides; the second is for the program. Within a runtime.
+///
+/// # Errors
+/// When there are no more to be had.
+pub fn open(columns: u16, rows: u16) -> io::Result<(Master, OwnedFd)> {
+    let OpenptyResult { master, slave } = openpty(Some(&winsize(columns, rows)), None)?;
+    for fd in [&master, &slave] {
+        fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    }
+    let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
+    fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // SAFETY: it owns an open descriptor, which nobody else closes or replaces.
+    Ok((Master(unsafe { AsyncFd::register(master) }?), slave))
+}
+
+impl Master {
+    /// Waits until there is something to read.
+    ///
+    /// # Errors
+    /// At the end of the runtime.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(|mut guard| guard.retain_ready())
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing; EIO when nobody has the other side open.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_io(tokio::io::Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?))
+    }
+
+    /// Writes all of it, as what somebody types.
+    ///
+    /// # Errors
+    /// EIO when nobody has the other side open.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut guard = self.0.writable().await?;
+            match guard.try_io(|fd| Ok(nix::unistd::write(fd.as_fd(), bytes)?)) {
+                Ok(written) => bytes = &bytes[written?..],
+                Err(_would_block) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the program of another size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        let size = winsize(columns, rows);
+        // SAFETY: the pointer is to a local of the type that the request takes.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
