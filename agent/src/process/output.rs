@@ -114,17 +114,22 @@ async fn readable(pipe: &Option<Receiver>) {
     }
 }
 
-/// Reads without waiting. A pipe that has ended, or that nothing is in `last`, is let go or left.
+/// Reads without waiting, the process having ended if `last` says so. A pipe that has ended is let go.
 fn take(pipe: &mut Option<Receiver>, buffer: &mut [u8], last: bool) -> Option<usize> {
     let receiver = pipe.as_ref()?;
-    match receiver.try_read(buffer) {
+    let read = if last {
+        // By the kernel's word: what the runtime knows of the pipe may be older than the process's end.
+        nix::unistd::read(receiver, buffer).map_err(io::Error::from)
+    } else {
+        receiver.try_read(buffer)
+    };
+    match read {
         Ok(0) => {
             *pipe = None;
             None
         }
         Ok(length) => Some(length),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock && !last => None,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
         Err(e) => {
             log::warn!("read a process's output: {e}");
             *pipe = None;

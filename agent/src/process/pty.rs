@@ -47,7 +47,11 @@ impl Master {
     /// # Errors
     /// `WouldBlock` when there is nothing; EIO when nobody has the other side open.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(tokio::io::Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?))
+        match self.0.try_io(tokio::io::Interest::READABLE, |fd| Ok(nix::unistd::read(fd, &mut *buffer)?)) {
+            // By the kernel's word: what the runtime knows of it may be older.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(nix::unistd::read(&self.0, buffer)?),
+            other => other,
+        }
     }
 
     /// Writes all of it, as what somebody types.
