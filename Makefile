@@ -4,9 +4,9 @@
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 export PATH := $(CARGO_BIN):$(PATH)
 
-# Where the four programs are collected. They have to lie in one directory.
+# Where the programs are collected. They have to lie in one directory.
 DIST := $(CURDIR)/target/dist
-PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent
 
 # Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -23,7 +23,7 @@ DESTDIR ?=
 all: build
 
 help:
-	@echo "make build     the four programs, to target/dist"
+	@echo "make build     all programs, to target/dist"
 	@echo "make demo      shows what runx does, with a containerd of its own (root)"
 	@echo "make test      all tests (root)"
 	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
@@ -45,6 +45,9 @@ build:
 	@echo "== Building what runs WASM components"
 	cargo build --release --locked -p runx-wasm-host
 	install -C -m 755 $(RELEASE)/runx-wasm-host $(DIST)/
+	@echo "== Building the agent"
+	cargo build --release --locked -p runx-agent
+	install -C -m 755 $(RELEASE)/runx-agent $(DIST)/
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/
@@ -65,6 +68,8 @@ test:
 	cargo test --locked -p runx-wasm --test lean
 	@echo "== Kernel and containerd"
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+	@echo "== The agent, driven by the SDKs that it is for"
+	@tests/agent/run --dist $(DIST)
 	@$(MAKE) --no-print-directory in-vm
 
 test-vm:
@@ -101,6 +106,9 @@ soak:
 	@echo "== A million inputs for each parser"
 	RUNX_ROUNDS=1000000 cargo test --locked -p runx-core --test fuzz -- --nocapture
 	RUNX_ROUNDS=1000000 cargo test --locked -p containerd-shim-runx of_any_form -- --nocapture
+	@echo "== 10,000 commands, and 300 requests of each kind"
+	RUNX_ROUNDS=10000 tests/agent/run --dist $(DIST) -k many_commands
+	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 

@@ -114,7 +114,8 @@ def test_an_interrupt_ends_a_command_that_runs(agent, sdk):
 
 
 def test_who_ignores_an_interrupt_is_killed(agent, sdk):
-    started = sdk.commands.run("trap '' TERM; while :; do sleep 1; done", opts=RunCommandOpts(background=True))
+    started = sdk.commands.run("trap '' TERM; echo deaf; while :; do sleep 1; done", opts=RunCommandOpts(background=True))
+    eventually("it is deaf", lambda: sdk.commands.get_background_command_logs(started.id, 0).content)
     sdk.commands.interrupt(started.id)
     assert sdk.commands.get_command_status(started.id).error == "signal: killed"
 

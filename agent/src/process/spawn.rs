@@ -102,9 +102,10 @@ impl Start {
             }
         };
         let mut command = Command::new(&program);
-        if let Program::Argv(argv) = &self.program {
-            command.arg0(&argv[0]);
-        }
+        match &self.program {
+            Program::Argv(argv) => command.arg0(&argv[0]),
+            Program::Shell(_) => command.arg0(program.file_name().unwrap_or(program.as_os_str())),
+        };
         command.args(arguments).current_dir(&self.cwd).env_clear().envs(&self.environment);
         let terminal = match self.streams {
             Streams::Output { stdout, stderr } => {
