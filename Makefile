@@ -90,6 +90,8 @@ bench:
 	cargo build --release --locked -p runx-tests --bins
 	cargo build --release --locked -p runx-wasm --example instantiate
 	@scripts/bench --dist $(DIST) --programs $(RELEASE) $(BENCH_FLAGS)
+	@echo "== The agent"
+	@tests/agent/run --dist $(DIST) --figures
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.
 SOAK := RUNX_DIST=$(DIST) cargo test --locked -p runx-tests

@@ -18,8 +18,9 @@ use runx_agent::process::commands::Commands;
 use runx_agent::process::{self, reaper, spawn};
 use runx_agent::{code, fs, logging, metrics, server};
 
-/// How often it is looked for what nobody needs any more.
+/// How often it is looked for commands that nobody needs any more, and for memory.
 const SWEEP: Duration = Duration::from_secs(3600);
+const TRIM: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let asked = Config::parse(std::env::args().skip(1), |name| std::env::var(name).ok());
@@ -108,12 +109,34 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// Forgets old commands, once in a while.
 fn sweep(app: Arc<App>) {
+    let commands = app.clone();
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(SWEEP).await;
-            app.commands.sweep();
+            commands.commands.sweep();
         }
     });
+    tokio::spawn(async move {
+        let mut last = 0;
+        loop {
+            tokio::time::sleep(TRIM).await;
+            // What a burst of work has needed is given back when it is over.
+            let started = app.commands.started();
+            let idle = app.executions.available_permits() == app.config.executions;
+            if idle && started != last {
+                last = started;
+                return_memory();
+            }
+        }
+    });
+}
+
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and gives back what nobody has.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Passes signals on to what runs. Returns the one that ends the daemon.

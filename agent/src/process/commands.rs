@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -118,6 +118,7 @@ struct Known {
 pub struct Commands {
     known: Mutex<Known>,
     policy: Policy,
+    started: AtomicU64,
 }
 
 /// A command that was started in the foreground.
@@ -135,7 +136,7 @@ pub type Prepared = Box<dyn FnOnce(spawn::Streams) -> Start + Send>;
 impl Commands {
     /// None yet.
     pub fn new(policy: Policy) -> Self {
-        Self { known: Mutex::new(Known::default()), policy }
+        Self { known: Mutex::new(Known::default()), policy, started: AtomicU64::new(0) }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -153,7 +154,13 @@ impl Commands {
         known.order.iter().filter_map(|id| known.all.get(id).cloned()).collect()
     }
 
+    /// How many there were, ever.
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
     fn enter(&self, command: Command) -> Arc<Command> {
+        self.started.fetch_add(1, Ordering::Relaxed);
         let command = Arc::new(command);
         let mut known = self.known();
         known.order.push_back(command.id.clone());

@@ -316,7 +316,7 @@ pub(super) async fn download(
         })?,
     };
     let modified = http_date(reader.modified);
-    if matches!(wanted, Wanted::All) && headers.get(header::IF_MODIFIED_SINCE).is_some_and(|since| since == &modified) {
+    if matches!(wanted, Wanted::All) && headers.get(header::IF_MODIFIED_SINCE).is_some_and(|since| *since == modified) {
         return Ok(StatusCode::NOT_MODIFIED.into_response());
     }
     let (status, from, to) = match wanted {
