@@ -1,10 +1,11 @@
 //! What the daemon is told at its start: flags, then variables, then defaults.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::code::sql;
 use crate::process::commands::Policy;
 use crate::process::lines::LineMode;
 
@@ -22,6 +23,8 @@ pub struct Config {
     pub token: Option<String>,
     /// A Jupyter server and its token.
     pub jupyter: Option<(String, String)>,
+    /// Where SQL is executed.
+    pub sql: SocketAddr,
     /// How output is told.
     pub line_mode: LineMode,
     /// The directory that files are in.
@@ -55,6 +58,7 @@ const FLAGS: &[Flag] = &[
     ("insecure", None, "", "listen on all addresses although there is no token"),
     ("jupyter-host", Some("JUPYTER_HOST"), "URL", "a Jupyter server for code, such as http://127.0.0.1:44771"),
     ("jupyter-token", Some("JUPYTER_TOKEN"), "TOKEN", "the server's token"),
+    ("sql-address", None, "IP:PORT", "a MySQL server for SQL, used as root without a password (127.0.0.1:3306)"),
     ("line-mode", Some("EXECD_LINE_MODE"), "MODE", "legacy: lines without their ends; preserving: with them (legacy)"),
     ("root", None, "DIRECTORY", "keep all file operations inside of this directory"),
     ("max-file-size", None, "BYTES", "the largest file that may be written (no limit)"),
@@ -182,6 +186,9 @@ impl Config {
             port: get("port").map_or(Ok(PORT), |text| number("port", text))?,
             token,
             jupyter,
+            sql: get("sql-address").map_or(Ok(sql::SERVER), |text| {
+                text.parse().map_err(|_| format!("--sql-address: {text:?} is not an address and a port"))
+            })?,
             line_mode: match get("line-mode") {
                 None | Some("legacy") => LineMode::Legacy,
                 Some("preserving") => LineMode::Preserving,

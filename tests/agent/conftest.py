@@ -193,7 +193,7 @@ class Jupyter:
             self.port = free.getsockname()[1]
         prefix = pathlib.Path(sys.prefix)
         environment = {**os.environ, "HOME": str(directory), "JUPYTER_PATH": str(prefix / "share/jupyter"),
-                       "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "PATH": f"{prefix / 'bin'}:{os.environ['PATH']}"}
+                       "JUPYTER_RUNTIME_DIR": str(directory / "runtime"), "PATH": f"{prefix / 'bin'}:{prefix / 'node/node_modules/.bin'}:{os.environ['PATH']}"}
         self.log = directory / "jupyter.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

@@ -141,7 +141,7 @@ def test_hundreds_of_streams_are_open_at_once(agent):
     b"GET /ping HTTP/1.1\r\n", b"rubbish\r\n\r\n", b"GET /ping HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
     b"POST /command HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n{", b"POST /command HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n", b"GET /ping HTTP/1.1\r\n" + b"X: y\r\n" * 10_000,
-])
+], ids=["half", "words", "version", "tls", "short", "chunks", "path", "headers"])
 def test_rubbish_ends_its_own_connection_only(agent, request_bytes):
     connection = agent.connect()
     connection.settimeout(5)
@@ -175,7 +175,7 @@ def test_the_daemon_may_be_the_first_process_of_its_namespace(tmp_path):
     if not ROOT:
         pytest.skip("namespaces need root")
     from conftest import AGENT
-    agent = Agent(tmp_path, command=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", AGENT])
+    agent = Agent(tmp_path, command=["unshare", "--pid", "--fork", "--kill-child=TERM", "--mount-proc", AGENT])
     try:
         sdk = agent.sdk()
         assert sdk.commands.run("echo $PPID").text.strip() == "1"

@@ -6,6 +6,7 @@ They run real commands and remove real files, so the daemon is nobody's, in a ro
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -50,8 +51,9 @@ def confined(tmp_path_factory):
                            "sh", "-c", CONFINED, "sh", str(root), AGENT, busybox])
     yield agent
     assert agent.ask("GET", "/ping").status == 200
-    # Its namespaces, and all in them, go with the one that made them.
-    agent.process.kill()
+    # The first process of the namespace; all others in it go with it.
+    for pid in agent.children():
+        os.kill(pid, signal.SIGKILL)
     agent.process.wait()
 
 

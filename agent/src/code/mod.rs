@@ -5,6 +5,7 @@
 
 mod channel;
 pub mod client;
+pub mod sql;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

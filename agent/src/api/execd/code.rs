@@ -18,7 +18,7 @@ use super::error::{Refusal, Result};
 use super::events::{self, Batch, KEEPALIVE};
 use super::session;
 use crate::code::client::Error;
-use crate::code::{Context, Told, Turn};
+use crate::code::{Context, Told, Turn, sql};
 
 /// What the protocol calls languages and are none of a kernel.
 const NOT_KERNELS: [&str; 3] = ["command", "background-command", "sql"];
@@ -110,12 +110,7 @@ pub(super) async fn run(State(app): State<Arc<App>>, body: Bytes) -> Result<Resp
             return command::execute(&app, command::Request::of_text(&app, &code)?, false);
         }
         "background-command" => return command::execute(&app, command::Request::of_text(&app, &code)?, true),
-        "sql" => {
-            return Err(Refusal::unsupported(
-                StatusCode::NOT_IMPLEMENTED,
-                "error running codes: SQL is not supported: use a client of the database in a command",
-            ));
-        }
+        "sql" => return statement(&app, code),
         "" => {}
         known if KERNELS.contains(&known) => {}
         other => return Err(Refusal::runtime(format!("error running codes: unknown language: {other}"))),
@@ -146,6 +141,39 @@ pub(super) async fn run(State(app): State<Arc<App>>, body: Bytes) -> Result<Resp
         };
         sender.send(&mut batch).await;
         execute(turn, code, sender).await;
+    });
+    Ok(response)
+}
+
+/// Executes SQL.
+fn statement(app: &Arc<App>, statement: String) -> Result<Response> {
+    let permit = app.admit()?;
+    let begun = Instant::now();
+    let server = app.config.sql;
+    let (mut sender, response) = events::stream();
+    tokio::spawn(async move {
+        let _permit = permit;
+        let mut batch = Batch::default();
+        batch.init(&crate::ids::uuid());
+        sender.send(&mut batch).await;
+        let executed = sql::execute(server, &statement);
+        tokio::pin!(executed);
+        let mut alive = tokio::time::interval_at(tokio::time::Instant::now() + KEEPALIVE, KEEPALIVE);
+        let executed = loop {
+            tokio::select! {
+                executed = &mut executed => break executed,
+                _ = alive.tick() => sender.ping(),
+            }
+        };
+        match executed {
+            Ok(table) => {
+                batch.count(1);
+                batch.results(&json!({"text": table.to_string()}));
+                batch.complete(begun.elapsed());
+            }
+            Err(failure) => batch.error(failure.name, &failure.text, &[]),
+        }
+        sender.send(&mut batch).await;
     });
     Ok(response)
 }
