@@ -130,7 +130,11 @@ impl Answer {
                 }
                 None => {
                     let trailers = patiently(self.body.trailers()).await?;
-                    refusal(&trailers.unwrap_or_default())?;
+                    let trailers = trailers.unwrap_or_default();
+                    if !trailers.contains_key("grpc-status") {
+                        return Err(failed("the answer has no status"));
+                    }
+                    refusal(&trailers)?;
                     return if self.buffer.is_empty() { Ok(None) } else { Err(failed("the answer was cut off")) };
                 }
             }

@@ -7,8 +7,10 @@ mod grpc;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
+use runx_core::workload::MAGIC;
 use runx_core::workload::provided::{ModuleSource, Provided};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -29,7 +31,10 @@ const MANIFEST_LIMIT: i64 = 4 << 20;
 /// The largest module that is read, in bytes.
 const MODULE_LIMIT: i64 = 512 << 20;
 
-/// How much of a module tells its kind, in bytes.
+/// How long it may take to find out what an image is.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much of a module tells its kind, in bytes. The layout knows no text form.
 const BEGINNING: i64 = 64;
 
 /// The image of one container, looked at when its program is not in its root filesystem.
@@ -75,11 +80,14 @@ impl Artifacts {
         };
         let mut digest = target.digest;
         if INDEXES.contains(&target.media_type.as_str()) {
-            let index: Index = document(&client, &digest).await?;
-            let Some(first) = index.manifests.into_iter().find(Listed::is_wasm) else { return Ok(None) };
+            let Some(index) = document::<Index>(&client, &digest).await? else { return Ok(None) };
+            let mut listed = index.manifests;
+            // One that says so comes before those that say nothing.
+            listed.sort_by_key(|listed| listed.platform.is_none());
+            let Some(first) = listed.into_iter().find(Listed::is_wasm) else { return Ok(None) };
             digest = first.digest;
         }
-        let manifest: Manifest = document(&client, &digest).await?;
+        let Some(manifest) = document::<Manifest>(&client, &digest).await? else { return Ok(None) };
         let mut layers = manifest.layers.into_iter().filter(|layer| LAYERS.contains(&layer.media_type.as_str()));
         match (layers.next(), layers.next()) {
             (None, _) => Ok(None),
@@ -101,7 +109,11 @@ impl ModuleSource for Artifacts {
         if self.address.is_empty() {
             return Ok(None);
         }
-        match self.runtime.block_on(self.look()) {
+        let looked = self.runtime.block_on(async {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+            tokio::time::timeout(PATIENCE, self.look()).await.map_err(late).flatten()
+        });
+        match looked {
             Ok(layer) => Ok(layer.map(|layer| Box::new(layer) as Box<dyn Provided>)),
             Err(e) => Err(io::Error::new(e.kind(), format!("ask containerd for the image: {e}"))),
         }
@@ -129,6 +141,9 @@ impl Provided for Layer {
             out.extend_from_slice(bytes);
             Ok(())
         }))?;
+        if !out.starts_with(MAGIC) {
+            return Err(io::Error::other(format!("the layer {} is no WASM binary", self.name)));
+        }
         Ok(out)
     }
 
@@ -169,14 +184,18 @@ async fn read(
     Ok(())
 }
 
-async fn document<T: for<'a> Deserialize<'a>>(client: &Client, digest: &str) -> io::Result<T> {
+/// A JSON document, or `None` when the store does not have it: of another platform, say.
+async fn document<T: for<'a> Deserialize<'a>>(client: &Client, digest: &str) -> io::Result<Option<T>> {
     let mut out = Vec::new();
-    read(client, digest, 0, |bytes| {
+    let read = read(client, digest, 0, |bytes| {
         out.extend_from_slice(bytes);
         if out.len() as i64 > MANIFEST_LIMIT { Err(io::Error::other("it is too large")) } else { Ok(()) }
-    })
-    .await?;
-    serde_json::from_slice(&out).map_err(|e| io::Error::other(format!("read {digest}: {e}")))
+    });
+    match read.await {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    }
+    serde_json::from_slice(&out).map(Some).map_err(|e| io::Error::other(format!("read {digest}: {e}")))
 }
 
 /// An OCI image index.

@@ -289,14 +289,14 @@ impl Runtime {
                 FromChild::Missing { name } => {
                     let found = process.modules.as_ref().map_or(Ok(None), |modules| modules.find());
                     match found {
-                        Ok(None) => tell(handshake, &ToChild::NoModule, &[])?,
+                        Ok(None) => tell(handshake, &ToChild::NoModule { why: None }, &[])?,
                         Ok(Some(module)) => {
                             let module = workload::Module::Provided(&*module);
                             run_module(&self.wasm, &name, module, &process.limits, handshake)?;
                         }
                         Err(e) => {
-                            let _ = handshake.send(&ToChild::NoRunner, &[]);
-                            return Err(e).with_context(|| format!("find program {name}"));
+                            let why = format!("whether the image is a WASM artifact is not known: {e}");
+                            tell(handshake, &ToChild::NoModule { why: Some(why) }, &[])?;
                         }
                     }
                 }

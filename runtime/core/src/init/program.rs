@@ -37,7 +37,11 @@ pub(super) fn find(process: &ProcessPlan, parent: &Parent) -> Result<Program> {
     let path = match look_up(name, &process.env) {
         Err(e @ Error::Program { missing: true, .. }) if process.ask_for_module => {
             parent.tell(&FromChild::Missing { name: name.to_owned() }, &[])?;
-            return answered(parent)?.ok_or(e);
+            return match answered(parent)? {
+                Answered::Runs(program) => Ok(program),
+                Answered::Nothing(None) => Err(e),
+                Answered::Nothing(Some(why)) => Err(with_reason(e, &why)),
+            };
         }
         found => found?,
     };
@@ -141,22 +145,42 @@ fn module(name: &str, path: &Path) -> Result<Option<File>> {
 
 fn runner_for(name: &str, module: &File, parent: &Parent) -> Result<Program> {
     parent.tell(&FromChild::Module { name: name.to_owned() }, &[module.as_fd()])?;
-    answered(parent)?.ok_or_else(|| missing(name, "it has vanished"))
+    match answered(parent)? {
+        Answered::Runs(program) => Ok(program),
+        Answered::Nothing(_) => Err(missing(name, "it has vanished")),
+    }
 }
 
-/// What runs the module, or `None` if there is no module.
-fn answered(parent: &Parent) -> Result<Option<Program>> {
+/// The same failure, with what else is to be known.
+fn with_reason(error: Error, why: &str) -> Error {
+    match error {
+        Error::Program { program, reason, missing } => {
+            Error::Program { program, reason: format!("{reason}; {why}"), missing }
+        }
+        other => other,
+    }
+}
+
+/// What the parent says to a module.
+enum Answered {
+    /// What runs it.
+    Runs(Program),
+    /// There is none, or why that is not known.
+    Nothing(Option<String>),
+}
+
+fn answered(parent: &Parent) -> Result<Answered> {
     match parent.hear()? {
         (ToChild::Runner { words }, fds) => {
             let mut fds = fds.into_iter();
             match (fds.next(), fds.next()) {
-                (Some(runner), Some(artifact)) => Ok(Some(Program::Runner { runner, artifact, words })),
+                (Some(runner), Some(artifact)) => Ok(Answered::Runs(Program::Runner { runner, artifact, words })),
                 _ => Err(Error::Died("the runner's descriptors are missing".into())),
             }
         }
         // The parent knows why and reports it itself.
         (ToChild::NoRunner, _) => exit(1),
-        (ToChild::NoModule, _) => Ok(None),
+        (ToChild::NoModule { why }, _) => Ok(Answered::Nothing(why)),
         (other, _) => Err(Error::Died(format!("expected Runner, heard {other:?}"))),
     }
 }

@@ -64,7 +64,10 @@ pub enum ToChild {
     /// Its module cannot be run; exit.
     NoRunner,
     /// There is no such module either.
-    NoModule,
+    NoModule {
+        /// Why that could not be found out, if it could not.
+        why: Option<String>,
+    },
     /// Take the last step.
     Start,
 }

@@ -53,6 +53,14 @@ impl Form {
     }
 }
 
+/// Why an entry is not used.
+enum Unfit {
+    /// There is none, or half of one.
+    Absent,
+    /// It is not what was compiled.
+    Changed,
+}
+
 /// A compiled module in the cache.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -84,7 +92,7 @@ impl<'a> Cache<'a> {
 
     /// The artifact of the module with the digest `key` for the program with the digest `engine`, if it is there.
     pub(super) fn find(&self, key: &str, engine: &str, form: Form) -> Option<File> {
-        let artifact = self.open(&self.of_engine(engine).join(form.entry(key)))?;
+        let artifact = self.open(&self.of_engine(engine).join(form.entry(key))).ok()?;
         self.count(Counters { hits: 1, ..Counters::default() });
         // Not at every start, which would write to the disk every time.
         let now = SystemTime::now();
@@ -105,16 +113,18 @@ impl<'a> Cache<'a> {
 
     /// Opens an artifact that only this user could have written, and that is what was compiled: its digest is looked at
     /// once, and again when the file has changed.
-    fn open(&self, entry: &Path) -> Option<File> {
-        let artifact = open_trusted(entry)?;
+    fn open(&self, entry: &Path) -> std::result::Result<File, Unfit> {
+        let artifact = open_trusted(entry).ok_or(Unfit::Absent)?;
         let mut sum = String::new();
-        open_trusted(&entry.with_extension(SUM))?.read_to_string(&mut sum).ok()?;
-        if self.digest(&artifact).ok()? == sum {
-            return Some(artifact);
+        let read = open_trusted(&entry.with_extension(SUM)).map(|mut file| file.read_to_string(&mut sum));
+        if !matches!(read, Some(Ok(_))) {
+            return Err(Unfit::Absent);
         }
-        log::warn!("{} is not what was compiled: compiling it again", entry.display());
-        self.count(Counters { rejected: 1, ..Counters::default() });
-        None
+        match self.digest(&artifact) {
+            Ok(digest) if digest == sum => Ok(artifact),
+            Ok(_) => Err(Unfit::Changed),
+            Err(_) => Err(Unfit::Absent),
+        }
     }
 
     /// All that is in it, what was used last first.
@@ -258,9 +268,16 @@ impl<'a> Cache<'a> {
         make_private(&directory).on("create", &directory)?;
         // Others that want it wait, and find it then.
         let _lock = Lock::take(&entry).on("lock", &entry)?;
-        if let Some(artifact) = self.open(&entry) {
-            self.count(Counters { hits: 1, ..Counters::default() });
-            return Ok(artifact);
+        match self.open(&entry) {
+            Ok(artifact) => {
+                self.count(Counters { hits: 1, ..Counters::default() });
+                return Ok(artifact);
+            }
+            Err(Unfit::Changed) => {
+                log::warn!("{} is not what was compiled: compiling it again", entry.display());
+                self.count(Counters { rejected: 1, ..Counters::default() });
+            }
+            Err(Unfit::Absent) => {}
         }
         log::info!("compiling module {name} to {}", entry.display());
         let begun = Instant::now();
@@ -311,7 +328,7 @@ impl<'a> Cache<'a> {
         }
         self.count(Counters { compiles: 1, microseconds, ..Counters::default() });
         self.make_room(LIMIT, &entry);
-        self.open(&entry).ok_or_else(|| wasm(format!("the artifact {} has vanished", entry.display())))
+        self.open(&entry).map_err(|_| wasm(format!("the artifact {} has vanished", entry.display())))
     }
 }
 

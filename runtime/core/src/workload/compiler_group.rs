@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 
@@ -34,26 +35,26 @@ impl Group {
         let settings = Settings::of(&name, &spec, false);
         let layout = cgroup::Layout::of_this_machine()?;
         let path = PathBuf::from("/").join(&name);
-        let group = Self(cgroup::place(layout, Some(&path), &name, false)?);
-        group.sweep();
-        group.0.create()?;
+        let place = cgroup::place(layout, Some(&path), &name, false)?;
+        sweep(&place);
+        place.create()?;
+        // From here on it is ours to remove.
+        let group = Self(place);
         group.0.configure(&settings)?;
         group.0.adopt(pid, &settings)?;
         Ok(group)
     }
 }
 
-impl Group {
-    /// Removes the groups of compilers that are gone, and whose shims were killed before they could.
-    fn sweep(&self) {
-        for parent in self.0.paths().into_iter().filter_map(Path::parent) {
-            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-                if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                    // It may be in use after all, and stays then.
-                    let _ = fs::remove_dir(entry.path());
-                }
+/// Removes the groups of compilers that are gone, and whose shims were killed before they could.
+fn sweep(place: &Cgroup) {
+    for parent in place.paths().into_iter().filter_map(Path::parent) {
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // It may be in use after all, and stays then.
+                let _ = fs::remove_dir(entry.path());
             }
         }
     }
@@ -78,8 +79,14 @@ fn spec(name: &str) -> Result<Spec> {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Err(e) = self.0.remove() {
-            log::warn!("remove a compiler's cgroup: {e}");
+        // The compiler leaves it a little after it was waited for. One that is in use stays for the next sweep.
+        for path in self.0.paths() {
+            for _ in 0..20 {
+                match fs::remove_dir(path) {
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(Duration::from_millis(5)),
+                    _ => break,
+                }
+            }
         }
     }
 }

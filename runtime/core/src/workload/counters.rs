@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -14,6 +15,9 @@ const FILE: &str = "counters";
 
 /// The most that is read of it, in bytes.
 const LIMIT: u64 = 4096;
+
+/// How often its lock is tried, 0.2 ms apart.
+const PATIENCE: u32 = 250;
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,10 +66,8 @@ impl Counters {
         match File::open(directory.join(FILE)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             file => {
-                let file = Flock::lock(file?, FlockArg::LockShared).map_err(|(_, e)| e)?;
-                let mut text = String::new();
-                (&*file).take(LIMIT).read_to_string(&mut text)?;
-                Ok(Self::parse(&text))
+                let file = lock(file?, FlockArg::LockSharedNonblock)?;
+                Ok(Self::parse(&contents(&file)?))
             }
         }
     }
@@ -84,10 +86,8 @@ impl Counters {
         if file.metadata()?.uid() != nix::unistd::geteuid().as_raw() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is somebody else's"));
         }
-        let mut file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
-        let mut text = String::new();
-        (&*file).take(LIMIT).read_to_string(&mut text)?;
-        let mut sum = Self::parse(&text);
+        let mut file = lock(file, FlockArg::LockExclusiveNonblock)?;
+        let mut sum = Self::parse(&contents(&file)?);
         let mut out = String::new();
         for ((name, total), (_, more)) in sum.fields().into_iter().zip(self.fields()) {
             // Writing to a string does not fail.
@@ -95,7 +95,8 @@ impl Counters {
         }
         file.rewind()?;
         // Of one length always: nobody finds half of it, whenever this process ends.
-        file.write_all(out.as_bytes())
+        file.write_all(out.as_bytes())?;
+        file.set_len(out.len() as u64)
     }
 
     /// In Prometheus' text form.
@@ -114,6 +115,28 @@ impl Counters {
         line("runx_wasm_cache_evicted_total", "Compiled modules that were removed to make room.", &self.evicted);
         out
     }
+}
+
+/// Locks the file, for which nobody waits long: whoever has it may have been stopped.
+fn lock(file: File, how: FlockArg) -> io::Result<Flock<File>> {
+    let mut file = file;
+    for _ in 0..PATIENCE {
+        match Flock::lock(file, how) {
+            Ok(locked) => return Ok(locked),
+            Err((back, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => {
+                file = back;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            Err((_, e)) => return Err(e.into()),
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+fn contents(file: &File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    (&*file).take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

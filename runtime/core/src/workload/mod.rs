@@ -193,32 +193,42 @@ impl WasmConfig {
         let wasm = |reason: String| Error::Wasm { module: name.to_owned(), reason };
         let cache = Cache::new(&self.cache);
         let engine = cache.digest(program).on("read", path)?;
-        let (key, read);
+        // Before all of it is read.
+        let check = |file: &File| {
+            let size = file.metadata().with_context(|| format!("look at module {name}"))?.len();
+            match size {
+                0 => Err(wasm("the file is empty".into())),
+                size if size > MODULE_LIMIT => {
+                    Err(wasm(format!("it has {size} bytes, more than the limit of {MODULE_LIMIT}")))
+                }
+                _ => Ok(()),
+            }
+        };
+        let read;
         let module = match module {
             Module::Provided(module) => {
-                key = module.digest().to_owned();
-                if let Some(artifact) = cache.find(&key, &engine, form) {
+                let key = module.digest();
+                // It becomes the name of a file.
+                if key.len() != 64 || !key.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+                    return Err(wasm(format!("its digest {key:?} is not SHA-256")));
+                }
+                if let Some(artifact) = cache.find(key, &engine, form) {
                     return Ok(artifact);
                 }
                 read = module.read().with_context(|| format!("read module {name}"))?;
+                check(&read)?;
                 &read
             }
             Module::File(file) => {
-                key = cache.digest(file).with_context(|| format!("read module {name}"))?;
+                check(file)?;
+                let key = cache.digest(file).with_context(|| format!("read module {name}"))?;
+                if let Some(artifact) = cache.find(&key, &engine, form) {
+                    return Ok(artifact);
+                }
                 file
             }
         };
-        let size = module.metadata().with_context(|| format!("look at module {name}"))?.len();
-        if size == 0 {
-            return Err(wasm("the file is empty".into()));
-        }
-        if size > MODULE_LIMIT {
-            return Err(wasm(format!("it has {size} bytes, more than the limit of {MODULE_LIMIT}")));
-        }
-        match cache.find(&key, &engine, form) {
-            Some(artifact) => Ok(artifact),
-            None => cache.compile(name, module, &engine, form, &self.compiler),
-        }
+        cache.compile(name, module, &engine, form, &self.compiler)
     }
 }
 

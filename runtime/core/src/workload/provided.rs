@@ -19,7 +19,8 @@ pub trait Provided {
     /// Its SHA-256, in hexadecimal digits.
     fn digest(&self) -> &str;
 
-    /// Its first bytes, from which its kind is told.
+    /// Its first bytes, from which its kind is told. It is asked for before anything that is cached under its digest is used:
+    /// whoever cannot read the module does not get what was made of it.
     ///
     /// # Errors
     /// Those of reading.
