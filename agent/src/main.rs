@@ -47,8 +47,9 @@ fn run(config: Config) -> anyhow::Result<()> {
     save_memory();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(64)
-        .thread_keep_alive(Duration::from_secs(5))
+        .max_blocking_threads(512)
+        // One is asked for something more often than that, and so always there: to start one may fail.
+        .thread_keep_alive(3 * TRIM)
         .thread_stack_size(1 << 20)
         .enable_all()
         .build()
@@ -119,6 +120,7 @@ fn sweep(app: Arc<App>) {
     tokio::spawn(async move {
         let mut last = 0;
         loop {
+            let _ = tokio::task::spawn_blocking(|| ()).await;
             tokio::time::sleep(TRIM).await;
             // What a burst of work has needed is given back when it is over.
             let started = app.commands.started();

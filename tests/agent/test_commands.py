@@ -234,3 +234,38 @@ def test_an_end_of_the_daemon_lets_streams_end(tmp_path):
         text += more
     assert b'"told"' in text and b'"evalue":"3"' in text and text.endswith(b"0\r\n\r\n")
     assert agent.process.wait(20) == 0
+
+
+def test_who_writes_for_ever_does_not_keep_its_command_from_ending(sdk, agent):
+    begun = time.monotonic()
+    done = sdk.commands.run("yes & exit 0")
+    assert done.exit_code == 0 and time.monotonic() - begun < 60
+    started = sdk.commands.run("yes & sleep 0.2; exit 5", opts=RunCommandOpts(background=True))
+    eventually("it has ended", lambda: not sdk.commands.get_command_status(started.id).running)
+    assert sdk.commands.get_command_status(started.id).exit_code == 5
+    for pid in agent.children():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_nobody_of_a_group_outlives_an_interrupt(sdk, agent, tmp_path):
+    command = f"(trap '' TERM; echo deaf; while :; do sleep 1; done) & echo $! > {tmp_path}/pid; wait"
+    started = sdk.commands.run(command, opts=RunCommandOpts(background=True))
+    eventually("it is deaf", lambda: sdk.commands.get_background_command_logs(started.id, 0).content)
+    sdk.commands.interrupt(started.id)
+    pid = int((tmp_path / "pid").read_text())
+    eventually("its child is gone", lambda: not pathlib.Path(f"/proc/{pid}").exists())
+
+
+def test_a_variables_file_that_is_none_holds_up_nobody(tmp_path):
+    os.mkfifo(tmp_path / "envs")
+    agent = Agent(tmp_path, environment={"EXECD_ENVS": str(tmp_path / "envs")})
+    try:
+        assert in_threads(4, lambda number: agent.sdk().commands.run("echo fine").text.strip()) == ["fine"] * 4
+    finally:
+        agent.end()
+
+
+def test_the_highest_number_is_nobody(agent):
+    assert agent.ask("POST", "/command", {"command": "id", "uid": 4294967295}).status == 400
+    assert agent.ask("GET", "/v1/filesystem/4294967295/4294967295/files/info?path=/").status == 400
+    assert agent.ask("GET", "/v1/filesystem/%FF/0/files/info?path=/").status == 400

@@ -368,3 +368,43 @@ def test_links_that_move_meanwhile_lead_nowhere_else(tmp_path):
         swap.kill()
         swap.wait()
         agent.end()
+
+
+def test_times_of_any_year_are_told(sdk, tmp_path):
+    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
+    path = os.path.join(directory, f"runx-far-{os.getpid()}")
+    try:
+        open(path, "w").close()
+        os.utime(path, (300_000_000_000, 300_000_000_000))
+        info = sdk.files.get_file_info([path])[path]
+        assert info.modified_at.year in (9999, 2446)
+        assert sdk.files.read_bytes(path) == b""
+        os.utime(path, (-5_000_000_000, -5_000_000_000))
+        assert sdk.files.get_file_info([path])[path].modified_at.year <= 1970
+    finally:
+        os.unlink(path)
+
+
+def test_an_empty_path_is_refused(agent):
+    for method, path in (("DELETE", "/directories?path="), ("DELETE", "/files?path="), ("GET", "/files/info?path=")):
+        assert agent.ask(method, path).status == 400, path
+    assert agent.ask("DELETE", "/directories?path=/").status == 400
+
+
+def test_deep_paths_and_patterns_are_no_trouble(agent, tmp_path):
+    deep = f"{tmp_path}/" + "a/" * 1500
+    assert agent.ask("POST", "/directories", {deep: {}}).status in (200, 500)
+    assert agent.ask("DELETE", f"/directories?path={tmp_path}/a").status == 200
+    for pattern in ("{" * 4000 + "a" + "}" * 4000, "!(" * 50 + ")" * 50):
+        assert agent.ask("GET", f"/files/search?path={tmp_path}&pattern={pattern}").status == 500
+    assert agent.ask("GET", "/ping").status == 200
+
+
+def test_stalled_downloads_hold_up_nobody(agent, tmp_path):
+    (tmp_path / "big").write_bytes(b"x" * 20_000_000)
+    held = [agent.raw("GET", f"/files/download?path={tmp_path}/big") for _ in range(100)]
+    for connection in held:
+        connection.recv(10)
+    assert agent.ask("GET", f"/files/info?path={tmp_path}/big", timeout=20).status == 200
+    for connection in held:
+        connection.close()

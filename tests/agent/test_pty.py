@@ -214,3 +214,13 @@ def test_a_viewer_that_does_not_read_holds_up_nobody(agent, make):
     shell.type("head -c 20000000 /dev/zero | tr '\\0' y; echo; echo d''one\n")
     shell.until(lambda s: b"done" in s.last)
     assert agent.memory() < 100_000
+
+
+def test_a_program_that_writes_without_end_can_be_stopped(agent, make):
+    shell = Shell(agent, make())
+    shell.hears("connected")
+    shell.type("yes\n")
+    shell.until(lambda s: len(s.out) > 1_000_000)
+    shell.type("\x03")
+    shell.type("echo stop''ped\n")
+    shell.until(lambda s: b"stopped" in s.last or b"stopped" in s.out[-200:])

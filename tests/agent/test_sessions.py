@@ -120,3 +120,18 @@ def test_the_asynchronous_sdk_has_sessions_too(agent):
         return texts(done)
 
     assert run(work()) == ["async"]
+
+
+def test_a_command_may_have_a_trap_of_its_own(sdk):
+    session = sdk.commands.create_session()
+    done = sdk.commands.run_in_session(session, "trap 'echo bye' EXIT; export T=1; cd /usr; echo first")
+    assert texts(done) == ["first", "bye"]
+    assert texts(sdk.commands.run_in_session(session, "echo $T $PWD")) == ["1 /usr"]
+    assert texts(sdk.commands.run_in_session(session, "echo a \\")) == ["a"]
+
+
+def test_a_directory_that_is_gone_is_said(sdk, tmp_path):
+    session = sdk.commands.create_session(working_directory=str(tmp_path / "gone"))
+    sdk.commands.run_in_session(session, f"rmdir {tmp_path}/gone")
+    done = sdk.commands.run_in_session(session, "echo still here")
+    assert texts(done)[-1] == "still here" and "gone" in texts(done)[0]

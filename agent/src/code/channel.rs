@@ -1,6 +1,6 @@
 //! The connection to a kernel's channels (Jupyter messaging protocol 5.3, over a WebSocket).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -17,6 +17,9 @@ use crate::ids;
 /// How long the rest of an execution may take once the kernel is idle again.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long a connection that nobody looks at is believed in.
+const FRESH: Duration = Duration::from_secs(20);
+
 /// The largest message, in bytes.
 const LIMIT: usize = 256 << 20;
 
@@ -26,6 +29,7 @@ pub(super) struct Channel {
     socket: WebSocketStream<TcpStream>,
     session: String,
     quiet: bool,
+    used: Instant,
 }
 
 /// One execution.
@@ -49,19 +53,28 @@ impl Channel {
         let config = WebSocketConfig::default().max_message_size(Some(LIMIT)).max_frame_size(Some(LIMIT));
         let opened = tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await;
         let (socket, _) = opened.map_err(|e| refused(&e))?;
-        Ok(Self { socket, session, quiet: true })
+        Ok(Self { socket, session, quiet: true, used: Instant::now() })
     }
 
-    /// Whether nothing has happened since it was used last but what it may forget. A kernel that has died meanwhile needs a
-    /// new connection.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.quiet
+    /// Whether it can be used once more: it was read to the end, not long ago (nobody answers the server's pings meanwhile), and
+    /// nothing has come since that says that server or kernel are gone.
+    pub(super) fn is_usable(&mut self) -> bool {
+        if !self.quiet || self.used.elapsed() > FRESH {
+            return false;
+        }
+        // What came since the last time belongs to nobody.
+        loop {
+            match self.socket.next().now_or_never() {
+                None => return true,
+                Some(Some(Ok(Message::Text(text)))) if !text.contains("restarting") && !text.contains("\"dead\"") => {}
+                Some(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Binary(_)))) => {}
+                Some(_) => return false,
+            }
+        }
     }
 
     /// Sends code to be executed.
     pub(super) async fn request(&mut self, code: &str) -> Result<Execution, Error> {
-        // What came since the last time belongs to nobody.
-        while let Some(Some(Ok(_))) = self.socket.next().now_or_never() {}
         let id = ids::uuid();
         let message = json!({
             "header": {
@@ -112,6 +125,7 @@ impl Channel {
             let told = take(&message, execution)?;
             if execution.idle && execution.replied {
                 self.quiet = true;
+                self.used = Instant::now();
                 return Ok(told.into_iter().chain([Told::Done]).collect());
             }
             if !told.is_empty() {

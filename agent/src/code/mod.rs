@@ -93,9 +93,9 @@ impl Turn {
         mut tell: impl FnMut(Told) -> F,
     ) -> Result<(), Error> {
         let mut channel = self.0.channel.lock().await;
-        let mut open = match channel.take() {
-            Some(open) if open.is_quiet() => open,
-            _ => Channel::open(&self.0.server, &self.0.kernel).await?,
+        let mut open = match channel.take().and_then(|mut open| open.is_usable().then_some(open)) {
+            Some(open) => open,
+            None => Channel::open(&self.0.server, &self.0.kernel).await?,
         };
         let mut request = open.request(code).await?;
         loop {
@@ -120,13 +120,13 @@ pub struct Code {
     server: Option<Server>,
     contexts: Mutex<HashMap<String, Arc<Context>>>,
     /// By language, made when it is first needed; one at a time.
-    defaults: tokio::sync::Mutex<HashMap<String, String>>,
+    defaults: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<String>>>>>,
 }
 
 impl Code {
     /// On a server, if there is one.
     pub fn new(server: Option<Server>) -> Self {
-        Self { server, contexts: Mutex::default(), defaults: tokio::sync::Mutex::default() }
+        Self { server, contexts: Mutex::default(), defaults: Mutex::default() }
     }
 
     /// Whether there is a server.
@@ -200,12 +200,16 @@ impl Code {
     /// # Errors
     /// As for [`Self::create`].
     pub async fn default_of(&self, language: &str) -> Result<Arc<Context>, Error> {
-        let mut defaults = self.defaults.lock().await;
-        if let Some(context) = defaults.get(language).and_then(|id| self.get(id)) {
+        let default = {
+            let mut defaults = self.defaults.lock().unwrap_or_else(PoisonError::into_inner);
+            defaults.entry(language.to_owned()).or_default().clone()
+        };
+        let mut default = default.lock().await;
+        if let Some(context) = default.as_ref().and_then(|id| self.get(id)) {
             return Ok(context);
         }
         let context = self.create(language, None).await?;
-        defaults.insert(language.to_owned(), context.id.clone());
+        *default = Some(context.id.clone());
         Ok(context)
     }
 

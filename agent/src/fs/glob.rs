@@ -1,6 +1,11 @@
 //! Patterns for names: `*`, `?`, `[a-z]`, `[!x]`, `{a,b}`, `!(pattern)`, `\` before a character that means itself. `**/`
 //! before anything means any directory, and so nothing where a name alone is looked at.
 
+/// The longest pattern in bytes, and how many braces and negations it may have: they may be nested.
+const LENGTH: usize = 4096;
+const BRACES: usize = 64;
+const NEGATIONS: usize = 3;
+
 /// How many alternatives braces may make together.
 const ALTERNATIVES: usize = 1024;
 
@@ -25,6 +30,10 @@ impl Glob {
     /// # Errors
     /// What is wrong with it.
     pub fn new(pattern: &str) -> Result<Self, String> {
+        if pattern.len() > LENGTH || pattern.matches('{').count() > BRACES || pattern.matches("!(").count() > NEGATIONS
+        {
+            return Err("the pattern is too long, or has too many braces or negations".into());
+        }
         let mut alternatives = Vec::new();
         expand(pattern, &mut alternatives)?;
         alternatives.iter().map(|alternative| tokens(alternative)).collect::<Result<_, _>>().map(Self)
@@ -242,6 +251,8 @@ mod tests {
             assert!(Glob::new(pattern).is_err(), "{pattern}");
         }
         assert!(Glob::new(&"{a,b}".repeat(20)).is_err());
+        assert!(Glob::new(&format!("{}a{}", "{".repeat(4000), "}".repeat(4000))).is_err());
+        assert!(Glob::new("!(!(!(!(!(a)))))").is_err());
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub async fn run<T: Send + 'static>(
     };
     let (sender, receiver) = tokio::sync::oneshot::channel();
     // A thread that has become somebody else never comes back, so it is nobody's but this operation's.
-    let spawned = std::thread::Builder::new().name("as-user".into()).stack_size(256 << 10).spawn(move || {
+    let spawned = std::thread::Builder::new().name("as-user".into()).stack_size(1 << 20).spawn(move || {
         let result = match become_user(&identity) {
             Ok(()) => work(),
             Err(e) => Err(Error::Identity(format!("act as user {} and group {}: {e}", identity.uid, identity.gid))),
@@ -80,7 +80,7 @@ pub async fn run<T: Send + 'static>(
 }
 
 fn become_user(identity: &Identity) -> io::Result<()> {
-    match identity.assume() {
+    match identity.assume_for_files() {
         // Who one is already one may be without any rights, if with one's own groups.
         Err(_) if (identity.uid, identity.gid) == users::own() => Ok(()),
         other => other,
@@ -147,9 +147,9 @@ pub fn from_digits(digits: i64) -> Result<u32> {
 }
 
 fn time(seconds: i64, nanoseconds: i64) -> String {
-    let since = std::time::Duration::new(seconds.unsigned_abs(), nanoseconds.unsigned_abs() as u32);
-    let at = if seconds < 0 { std::time::UNIX_EPOCH - since } else { std::time::UNIX_EPOCH + since };
-    crate::api::rfc3339(at)
+    let (seconds, nanoseconds) = (u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0));
+    let since = std::time::Duration::new(seconds, nanoseconds.min(999_999_999));
+    crate::api::rfc3339(std::time::UNIX_EPOCH.checked_add(since).unwrap_or(std::time::UNIX_EPOCH))
 }
 
 /// What a request wants a file's owner and mode to be.

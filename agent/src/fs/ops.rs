@@ -8,6 +8,9 @@ use super::root::{Place, names};
 use super::{Error, FileInfo, Files, Permission, Result};
 use crate::process::users::Accounts;
 
+/// How deep a tree may be that is moved to another filesystem: each directory is open meanwhile.
+const DEPTH: usize = 256;
+
 /// The largest file in which text is replaced, in bytes: it is held in memory.
 const REPLACE_LIMIT: u64 = 256 << 20;
 
@@ -53,6 +56,9 @@ impl Files {
     /// # Errors
     /// The kernel's.
     pub fn remove_tree(&self, path: &Path) -> Result<()> {
+        if path.file_name().is_none() {
+            return Err(Error::Invalid(format!("{} cannot be removed", path.display())));
+        }
         let place = match self.root.place(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(|e| Error::of("open the directory of", path, &e))?,
@@ -77,7 +83,7 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::System(format!("destination path already exists: {}", to.display())))
             }
-            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => copy(&source, &target)
+            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => copy(&source, &target, DEPTH)
                 .and_then(|()| remove(&source))
                 .map_err(|e| Error::System(format!("move {} to {}: {e}", from.display(), to.display()))),
             other => other.map_err(|e| Error::System(format!("rename {} to {}: {e}", from.display(), to.display()))),
@@ -112,7 +118,8 @@ impl Files {
     /// # Errors
     /// When the text to look for is empty, the file missing or too large.
     pub fn replace(&self, path: &Path, old: &str, new: &str) -> Result<usize> {
-        let mut file = self.root.open_file(path, libc::O_RDONLY, 0).map_err(|e| Error::of("open", path, &e))?;
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+        let mut file = self.root.open_file(path, flags, 0).map_err(|e| Error::of("open", path, &e))?;
         if old.is_empty() {
             return Err(Error::Invalid(format!("old text must not be empty: {}", path.display())));
         }
@@ -198,7 +205,10 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Copies a file, a symbolic link or a directory to another filesystem, with modes and owners.
-fn copy(from: &Place, to: &Place) -> io::Result<()> {
+fn copy(from: &Place, to: &Place, depth: usize) -> io::Result<()> {
+    if depth == 0 {
+        return Err(io::Error::other(format!("it is deeper than {DEPTH} directories")));
+    }
     let stat = from.stat()?;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFDIR => {
@@ -206,7 +216,7 @@ fn copy(from: &Place, to: &Place) -> io::Result<()> {
             let source = from.open(libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
             let target = to.open(libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
             for name in names(source.try_clone()?)? {
-                copy(&Place::new(source.try_clone()?, &name), &Place::new(target.try_clone()?, &name))?;
+                copy(&Place::new(source.try_clone()?, &name), &Place::new(target.try_clone()?, &name), depth - 1)?;
             }
             keep(&target, &stat)
         }

@@ -40,25 +40,18 @@ impl Files {
 }
 
 impl Reader {
-    /// Tells what is between two offsets. What the file has lost meanwhile is an error: its length was promised.
+    /// What is at an offset, at most up to another one. What the file has lost meanwhile is an error: its length was promised.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn range(&self, from: u64, to: u64, tell: &mut dyn FnMut(Vec<u8>) -> bool) -> std::io::Result<()> {
-        let mut at = from;
-        while at < to {
-            let mut buffer = vec![0; usize::try_from(to - at).unwrap_or(CHUNK).min(CHUNK)];
-            let length = self.file.read_at(&mut buffer, at)?;
-            if length == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            buffer.truncate(length);
-            at += length as u64;
-            if !tell(buffer) {
-                return Ok(());
-            }
+    pub fn piece(&self, from: u64, to: u64) -> std::io::Result<Vec<u8>> {
+        let mut buffer = vec![0; usize::try_from(to - from).unwrap_or(CHUNK).min(CHUNK)];
+        let length = self.file.read_at(&mut buffer, from)?;
+        if length == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(())
+        buffer.truncate(length);
+        Ok(buffer)
     }
 
     /// Tells lines from number `first` on (the first of all is 1), at most `most` of them, with a newline between two and

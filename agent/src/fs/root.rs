@@ -130,25 +130,34 @@ impl Root {
     /// # Errors
     /// The kernel's, and ENOTDIR where something else is in the way.
     pub fn make_directories(&self, path: &Path, mode: u32) -> io::Result<()> {
-        match self.open(path, libc::O_PATH | libc::O_DIRECTORY, 0) {
-            Ok(_) => return Ok(()),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            Err(_) => {}
-        }
-        if let Some(parent) = path.parent() {
-            self.make_directories(parent, mode)?;
-        }
-        let place = self.place(path)?;
-        if place.name == "." {
-            return Ok(());
-        }
-        match place.make_directory(mode) {
-            // Somebody else made it meanwhile; or it is a link that leads nowhere.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                self.open(path, libc::O_PATH | libc::O_DIRECTORY, 0).map(drop)
+        let is_there = |path: &Path| match self.open(path, libc::O_PATH | libc::O_DIRECTORY, 0) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        };
+        let mut missing = Vec::new();
+        let mut above = Some(path);
+        while let Some(path) = above {
+            if is_there(path)? {
+                break;
             }
-            other => other,
+            missing.push(path);
+            above = path.parent();
         }
+        for path in missing.into_iter().rev() {
+            let place = self.place(path)?;
+            if place.name == "." {
+                continue;
+            }
+            match place.make_directory(mode) {
+                // Somebody else made it meanwhile; or it is a link that leads nowhere.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    self.open(path, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// The path of a request: without `.` and empty names, made absolute. Names of other directories stay: only the kernel

@@ -178,16 +178,32 @@ impl Writer {
         let accounts = Accounts::load();
         let how = std::mem::replace(&mut self.how, How::Copy);
         let path = self.path.clone();
+        if let How::Rename { kept: Some(part), .. } = &how
+            && !part.complete
+        {
+            return Ok(());
+        }
+        let (How::Link(to) | How::Rename { to, .. }) = &how else { return self.copy(files, &accounts) };
+        // Before it has the name: nobody may see more of it than he will.
+        let ready = self.keep_old(to).map_err(|e| failed(&path, &e)).and_then(|()| {
+            let copy = self.file.try_clone().map_err(|e| failed(&path, &e))?;
+            if matches!(how, How::Rename { kept: Some(_), .. }) && self.permission.mode == 0 && to.stat().is_err() {
+                root::change_mode(
+                    &OwnedFd::from(self.file.try_clone().map_err(|e| failed(&path, &e))?),
+                    MODE & !umask(),
+                )
+                .map_err(|e| failed(&path, &e))?;
+            }
+            self.permission.apply(&copy.into(), &path, &accounts)
+        });
+        if let Err(e) = ready {
+            discard(&how);
+            return Err(e);
+        }
         let placed = match &how {
-            How::Link(to) => self.keep_old(to).and_then(|()| link_over(&self.file, to)),
-            How::Rename { kept: Some(part), .. } if !part.complete => return Ok(()),
-            How::Rename { part, to, kept } => self.keep_old(to).and_then(|()| {
-                if kept.is_some() && to.stat().is_err() {
-                    root::change_mode(&OwnedFd::from(self.file.try_clone()?), MODE & !umask())?;
-                }
-                part.rename(to, true)
-            }),
-            How::Copy => return self.copy(files, &accounts),
+            How::Link(to) => link_over(&self.file, to),
+            How::Rename { part, to, .. } => part.rename(to, true),
+            How::Copy => Ok(()),
         };
         match placed {
             // A file is mounted there, or may be written where its directory may not.
@@ -200,10 +216,7 @@ impl Writer {
                 discard(&how);
                 Err(failed(&path, &e))
             }
-            Ok(()) => {
-                let copy = self.file.try_clone().map_err(|e| failed(&path, &e))?;
-                self.permission.apply(&copy.into(), &path, &accounts)
-            }
+            Ok(()) => Ok(()),
         }
     }
 

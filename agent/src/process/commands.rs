@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a finished command is kept, at least, unless there are too many.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
+/// How much of a command's text is kept, in bytes.
+const TEXT: usize = 64 << 10;
+
 /// What is kept of commands.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -86,7 +89,7 @@ impl Command {
     /// ESRCH when it has ended.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         match &self.process {
-            Ok(process) => reaper::signal_group(process.pid, signal),
+            Ok(process) => reaper::signal_group(process, signal),
             Err(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         }
     }
@@ -96,6 +99,9 @@ impl Command {
     /// # Errors
     /// As for [`Self::signal`].
     pub async fn interrupt(&self) -> io::Result<()> {
+        if let Ok(process) = &self.process {
+            reaper::doom(process);
+        }
         self.signal(Signal::SIGTERM)?;
         let Some(mut ended) = self.ended() else { return Ok(()) };
         if tokio::time::timeout(PATIENCE, ended.wait_for(Option::is_some)).await.is_err() {
@@ -176,10 +182,6 @@ impl Commands {
             } else {
                 running.push(id);
             }
-            // It need not be looked through each time when all of them run.
-            if running.len() > 64 {
-                break;
-            }
         }
         for id in running.into_iter().rev() {
             known.order.push_front(id);
@@ -215,7 +217,7 @@ impl Commands {
             Err((reason, _)) => Err(reason.clone()),
         };
         let command =
-            Command { id: ids::hex(), text: text.to_owned(), started, store: None, process, stored: true.into() };
+            Command { id: ids::hex(), text: shortened(text), started, store: None, process, stored: true.into() };
         Ok(Foreground { command: self.enter(command), output })
     }
 
@@ -237,7 +239,7 @@ impl Commands {
         };
         let store = Some(Store::new(self.policy.output));
         let stored = AtomicBool::new(output.is_none());
-        let command = self.enter(Command { id: ids::hex(), text: text.to_owned(), started, store, process, stored });
+        let command = self.enter(Command { id: ids::hex(), text: shortened(text), started, store, process, stored });
         if let Some(output) = output {
             tokio::spawn(keep(command.clone(), output));
         }
@@ -250,6 +252,12 @@ impl Commands {
             let _ = command.signal(signal);
         }
     }
+}
+
+/// What of a command's text is kept.
+fn shortened(text: &str) -> String {
+    let end = (0..=text.len().min(TEXT)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text[..end].to_owned()
 }
 
 /// Puts what a background command writes into its store, also what others write that it leaves behind.
@@ -284,10 +292,11 @@ async fn keep(command: Arc<Command>, mut output: Output) {
 pub fn end_after(process: &Process, timeout: Option<Duration>) {
     let Some(timeout) = timeout else { return };
     let mut ended = process.ended.clone();
-    let pid = process.pid;
+    let process = process.clone();
     tokio::spawn(async move {
         if tokio::time::timeout(timeout, ended.wait_for(Option::is_some)).await.is_err() {
-            let _ = reaper::signal_group(pid, Signal::SIGKILL);
+            reaper::doom(&process);
+            let _ = reaper::signal_group(&process, Signal::SIGKILL);
         }
     });
 }

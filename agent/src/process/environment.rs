@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// The variable that names the file.
 pub const FILE: &str = "EXECD_ENVS";
+
+/// The largest file that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
 
 /// Variables of the daemon that are nobody else's business.
 const SECRETS: &[&str] = &["EXECD_ACCESS_TOKEN", "JUPYTER_TOKEN", "RUNX_AGENT_TOKEN"];
@@ -17,13 +22,27 @@ pub type Variables = BTreeMap<String, String>;
 pub fn current() -> Variables {
     let mut out = own();
     if let Some(path) = out.get(FILE).filter(|path| !path.is_empty()).cloned() {
-        match fs::read(&path) {
+        match read(&path) {
             Ok(bytes) => overlay(&mut out, &String::from_utf8_lossy(&bytes)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => log::warn!("read {FILE} {path}: {e}"),
         }
     }
     out
+}
+
+/// An ordinary file, to a limit: whoever may write it must not have the daemon wait for it, or swallow it.
+fn read(path: &str) -> io::Result<Vec<u8>> {
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not an ordinary file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(io::Error::other(format!("it has more than {LIMIT} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// The daemon's own environment, without its secrets. What is not UTF-8 gets replacement characters.

@@ -44,6 +44,8 @@ struct State {
     live: Option<Arc<Live>>,
     attempted: bool,
     failed: bool,
+    /// It was deleted: nobody could end a shell that it got now.
+    closed: bool,
     /// Whoever types, and is told when he is not to any more.
     holder: Option<Arc<Notify>>,
 }
@@ -162,6 +164,9 @@ impl Interactive {
         {
             return Ok(live.clone());
         }
+        if state.closed {
+            return Err(io::Error::other("the session was deleted"));
+        }
         state.attempted = true;
         state.failed = true;
         let live = Arc::new(self.start(on_terminal)?);
@@ -214,8 +219,10 @@ impl Interactive {
         self.grown.send_replace(state.ring.end());
     }
 
-    fn kill(&self) {
-        if let Some(live) = &self.state().live {
+    fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        if let Some(live) = &state.live {
             let _ = live.signal(Signal::SIGKILL);
         }
     }
@@ -228,11 +235,22 @@ async fn read_terminal(
     done: watch::Sender<Option<Exit>>,
 ) {
     let mut buffer = vec![0; 32 << 10];
-    let mut exit = None;
+    let mut exit: Option<Exit> = None;
+    // Others may write for ever after its end.
+    let mut left = super::ring::CAPACITY;
     loop {
         match master.try_read(&mut buffer) {
             Ok(length) if length > 0 => {
                 session.push(Source::Stdout, &buffer[..length]);
+                if exit.is_none() {
+                    exit = *process.ended.borrow();
+                } else {
+                    left = left.saturating_sub(length);
+                    if left == 0 {
+                        break;
+                    }
+                }
+                tokio::task::yield_now().await;
                 continue;
             }
             // Others may have it open still, with nothing to say.
@@ -303,7 +321,7 @@ impl Live {
     /// # Errors
     /// ESRCH when it has ended.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        reaper::signal_group(self.process.pid, signal)
+        reaper::signal_group(&self.process, signal)
     }
 }
 
@@ -339,7 +357,7 @@ impl Shells {
     pub fn close(&self, id: &str) -> bool {
         let session = self.all().remove(id);
         if let Some(session) = &session {
-            session.kill();
+            session.close();
         }
         session.is_some()
     }
@@ -347,7 +365,7 @@ impl Shells {
     /// Kills everything.
     pub fn close_all(&self) {
         for (_, session) in self.all().drain() {
-            session.kill();
+            session.close();
         }
     }
 }

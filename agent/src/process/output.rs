@@ -4,7 +4,7 @@
 //! pipes by then belongs to it, and what comes later is read and thrown away, so that nobody is killed for writing.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::net::unix::pipe::Receiver;
@@ -33,6 +33,8 @@ pub struct Output {
     ended: Ended,
     buffer: Vec<u8>,
     exit: Option<Exit>,
+    /// How much of what is in the pipes was written before the end.
+    left: [usize; 2],
 }
 
 enum Ready {
@@ -53,6 +55,7 @@ impl Output {
             ended,
             buffer: vec![0; CHUNK],
             exit: None,
+            left: [0; 2],
         })
     }
 
@@ -65,33 +68,37 @@ impl Output {
     pub async fn next(&mut self) -> Piece<'_> {
         loop {
             if let Some(exit) = self.exit {
-                // What is in the pipes still counts.
-                if let Some(length) = take(&mut self.stdout, &mut self.buffer, true) {
+                // What was in the pipes when it ended still counts; others may go on writing to them for ever.
+                let [out, err] = &mut self.left;
+                if let Some(length) = take(&mut self.stdout, &mut self.buffer, Some(out)) {
                     return Piece::Stdout(&self.buffer[..length]);
                 }
-                if let Some(length) = take(&mut self.stderr, &mut self.buffer, true) {
+                if let Some(length) = take(&mut self.stderr, &mut self.buffer, Some(err)) {
                     return Piece::Stderr(&self.buffer[..length]);
                 }
                 return Piece::Exited(exit);
             }
             let ready = tokio::select! {
                 biased;
-                _ = readable(&self.stdout), if self.stdout.is_some() => Ready::Stdout,
-                _ = readable(&self.stderr), if self.stderr.is_some() => Ready::Stderr,
                 _ = self.ended.wait_for(Option::is_some) => Ready::Ended,
+                () = readable(&self.stdout), if self.stdout.is_some() => Ready::Stdout,
+                () = readable(&self.stderr), if self.stderr.is_some() => Ready::Stderr,
             };
             match ready {
                 Ready::Stdout => {
-                    if let Some(length) = take(&mut self.stdout, &mut self.buffer, false) {
+                    if let Some(length) = take(&mut self.stdout, &mut self.buffer, None) {
                         return Piece::Stdout(&self.buffer[..length]);
                     }
                 }
                 Ready::Stderr => {
-                    if let Some(length) = take(&mut self.stderr, &mut self.buffer, false) {
+                    if let Some(length) = take(&mut self.stderr, &mut self.buffer, None) {
                         return Piece::Stderr(&self.buffer[..length]);
                     }
                 }
-                Ready::Ended => self.exit = *self.ended.borrow(),
+                Ready::Ended => {
+                    self.exit = *self.ended.borrow();
+                    self.left = [held(&self.stdout), held(&self.stderr)];
+                }
             }
         }
     }
@@ -114,14 +121,28 @@ async fn readable(pipe: &Option<Receiver>) {
     }
 }
 
-/// Reads without waiting, the process having ended if `last` says so. A pipe that has ended is let go.
-fn take(pipe: &mut Option<Receiver>, buffer: &mut [u8], last: bool) -> Option<usize> {
+/// How much a pipe holds.
+fn held(pipe: &Option<Receiver>) -> usize {
+    let mut count: libc::c_int = 0;
+    let Some(pipe) = pipe else { return 0 };
+    // SAFETY: the pointer is to a local of the type that the request fills in.
+    match unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) } {
+        0 => usize::try_from(count).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Reads without waiting, after the end of the process as much as is `left`. A pipe that has ended is let go.
+fn take(pipe: &mut Option<Receiver>, buffer: &mut [u8], left: Option<&mut usize>) -> Option<usize> {
     let receiver = pipe.as_ref()?;
-    let read = if last {
+    let read = match left {
+        Some(0) => return None,
         // By the kernel's word: what the runtime knows of the pipe may be older than the process's end.
-        nix::unistd::read(receiver, buffer).map_err(io::Error::from)
-    } else {
-        receiver.try_read(buffer)
+        Some(left) => {
+            let most = buffer.len().min(*left);
+            nix::unistd::read(receiver, &mut buffer[..most]).inspect(|length| *left -= length).map_err(io::Error::from)
+        }
+        None => receiver.try_read(buffer),
     };
     match read {
         Ok(0) => {

@@ -1,10 +1,10 @@
 //! A pseudoterminal.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::pty::{Winsize, posix_openpt};
 use tokio::io::unix::AsyncFd;
 
 /// Its size before anybody says one, columns and rows.
@@ -18,15 +18,27 @@ fn winsize(columns: u16, rows: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
+fn check(code: libc::c_int) -> io::Result<libc::c_int> {
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
+}
+
 /// Makes one. Returns both sides; the second is for the program. Within a runtime.
 ///
 /// # Errors
 /// When there are no more to be had.
 pub fn open(columns: u16, rows: u16) -> io::Result<(Master, OwnedFd)> {
-    let OpenptyResult { master, slave } = openpty(Some(&winsize(columns, rows)), None)?;
-    for fd in [&master, &slave] {
-        fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-    }
+    // Closed at exec from the beginning: another thread may start something at any moment.
+    let master = OwnedFd::from(posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?);
+    let unlock: libc::c_int = 0;
+    // SAFETY: the first takes a pointer to a local, the second flags; its descriptor is new and nobody else's.
+    let slave = unsafe {
+        check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock))?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        OwnedFd::from_raw_fd(check(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags))?)
+    };
+    let size = winsize(columns, rows);
+    // SAFETY: the pointer is to a local of the type that the request takes.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
     let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
     fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     // SAFETY: it owns an open descriptor, which nobody else closes or replaces.

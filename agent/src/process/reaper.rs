@@ -4,7 +4,7 @@
 //! One place waits, so that nobody's exit is taken by somebody else, and a pid is signalled only while it has not been
 //! waited for: it cannot have become another process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+use super::spawn::Process;
 
 /// How a process ended, and what it used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ struct Children {
     /// Held for reading while a process is started and entered; nobody is waited for meanwhile.
     starting: RwLock<()>,
     known: Mutex<HashMap<i32, watch::Sender<Option<Exit>>>>,
+    /// Those whose groups end with them. Locked after `known`.
+    doomed: Mutex<HashSet<i32>>,
 }
 
 fn children() -> &'static Children {
@@ -47,6 +51,10 @@ fn children() -> &'static Children {
 impl Children {
     fn known(&self) -> MutexGuard<'_, HashMap<i32, watch::Sender<Option<Exit>>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, HashSet<i32>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,15 +95,26 @@ pub fn start(start: impl FnOnce() -> io::Result<i32>) -> io::Result<(i32, Ended)
 ///
 /// # Errors
 /// ESRCH when it has ended; EPERM when it changed its user.
-pub fn signal_group(pid: i32, signal: Signal) -> io::Result<()> {
+pub fn signal_group(process: &Process, signal: Signal) -> io::Result<()> {
     let known = children().known();
-    if !known.contains_key(&pid) {
+    let pid = process.pid;
+    // Its end is made known under this lock, before its pid can be another process's.
+    if process.ended.borrow().is_some() || !known.contains_key(&pid) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     match nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal) {
         // It has not become a leader yet, or its group consists of others.
         Err(nix::Error::ESRCH) => Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?),
         other => Ok(other?),
+    }
+}
+
+/// Lets nobody of its process group outlive a child: when that ends, what is left of its group is killed.
+pub fn doom(process: &Process) {
+    let children = children();
+    let known = children.known();
+    if process.ended.borrow().is_none() && known.contains_key(&process.pid) {
+        children.doomed().insert(process.pid);
     }
 }
 
@@ -108,8 +127,13 @@ fn reap() {
         let mut known = children.known();
         let mut status = 0;
         let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+        let Some(pid) = ended() else { return };
+        // As long as it has not been waited for, its number is its group's.
+        if children.doomed().remove(&pid) {
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
         // SAFETY: both pointers are to locals that outlive the call.
-        let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
+        let pid = unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
         if pid <= 0 {
             return;
         }
@@ -129,4 +153,18 @@ fn reap() {
             }));
         }
     }
+}
+
+/// A child that has ended and has not been waited for.
+fn ended() -> Option<i32> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to a local, which is all zeros where the kernel leaves it alone; the pid is then 0.
+    let pid = unsafe {
+        if libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) != 0 {
+            return None;
+        }
+        info.assume_init().si_pid()
+    };
+    (pid > 0).then_some(pid)
 }

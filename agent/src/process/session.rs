@@ -85,7 +85,7 @@ impl Sessions {
     pub fn close(&self, id: &str) -> bool {
         let Some(session) = lock(&self.0).remove(id) else { return false };
         for process in lock(&session.running).drain(..) {
-            let _ = reaper::signal_group(process.pid, Signal::SIGKILL);
+            let _ = reaper::signal_group(&process, Signal::SIGKILL);
         }
         true
     }
@@ -128,6 +128,8 @@ impl Session {
         let mut argv = vec![shell.to_string_lossy().into_owned()];
         argv.extend(flags.iter().map(|flag| (*flag).to_owned()));
         argv.extend(["-c".to_owned(), format!(". /proc/self/fd/{SCRIPT}")]);
+        // The script says that it is gone.
+        let cwd = if cwd.is_dir() { cwd } else { PathBuf::from("/") };
         let process = Start {
             program: Program::Argv(argv),
             cwd,
@@ -150,10 +152,14 @@ fn script(text: &str, cwd: &str, exports: &[u8]) -> Vec<u8> {
     out.extend_from_slice(exports);
     // The variables hold the directory that the last command was in.
     out.extend_from_slice(format!("\ncd -- {}\n", spawn::quote(cwd)).as_bytes());
-    out.extend_from_slice(b"\n__runx_keep() { { printf '%s\\0' \"$PWD\"; export -p; } >&9 2>/dev/null; }\n");
+    // Once: the command may have a trap of its own, which then runs as well.
+    out.extend_from_slice(
+        b"__runx_keep() { [ -n \"$__runx_kept\" ] || { printf '%s\\0' \"$PWD\"; export -p; } >&9 2>/dev/null; __runx_kept=1; }\n",
+    );
     out.extend_from_slice(b"trap '__runx_status=$?; __runx_keep; exit $__runx_status' EXIT\n");
     out.extend_from_slice(text.as_bytes());
-    out.extend_from_slice(b"\n__runx_status=$?; trap - EXIT; __runx_keep; exit $__runx_status\n");
+    // Two: the first may be escaped.
+    out.extend_from_slice(b"\n\n__runx_status=$?; __runx_keep; exit $__runx_status\n");
     out
 }
 
@@ -198,7 +204,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if self.process.ended.borrow().is_none() {
-            let _ = reaper::signal_group(self.process.pid, Signal::SIGKILL);
+            let _ = reaper::signal_group(&self.process, Signal::SIGKILL);
         } else {
             self.keep();
         }

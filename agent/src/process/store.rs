@@ -25,6 +25,8 @@ enum Place {
 #[derive(Debug)]
 struct State {
     place: Place,
+    /// The offset of the file's beginning.
+    base: u64,
     /// The offset of the first byte that is kept.
     start: u64,
     /// The offset after the last one.
@@ -41,7 +43,7 @@ pub struct Store {
 impl Store {
     /// An empty one that keeps about `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        let state = State { place: Place::Memory(Vec::new()), start: 0, end: 0 };
+        let state = State { place: Place::Memory(Vec::new()), base: 0, start: 0, end: 0 };
         Self { state: Mutex::new(state), limit: limit.max(2 * BLOCK) }
     }
 
@@ -55,7 +57,7 @@ impl Store {
     /// When the disk is full, say. What was kept so far stays.
     pub fn append(&self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
-        let State { place, start, end } = &mut *state;
+        let State { place, base, start, end } = &mut *state;
         if let Place::Memory(held) = place {
             if held.len() + bytes.len() <= IN_MEMORY {
                 held.extend_from_slice(bytes);
@@ -67,11 +69,15 @@ impl Store {
             *place = Place::File(file);
         }
         if let Place::File(file) = place {
-            file.write_all_at(bytes, *end)?;
+            file.write_all_at(bytes, *end - *base)?;
             *end += bytes.len() as u64;
             if *end - *start > self.limit + BLOCK {
                 let keep_from = (*end - self.limit) / BLOCK * BLOCK;
-                give_back(file, keep_from)?;
+                if give_back(file, keep_from - *base).is_err() {
+                    // Not every filesystem has holes.
+                    *file = moved(file, keep_from - *base)?;
+                    *base = keep_from;
+                }
                 *start = keep_from;
             }
         }
@@ -99,7 +105,7 @@ impl Store {
             Place::Memory(held) => held[from as usize..from as usize + length].to_vec(),
             Place::File(file) => {
                 let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, from)?;
+                file.read_exact_at(&mut bytes, from - state.base)?;
                 bytes
             }
         };
@@ -150,6 +156,23 @@ fn give_back(file: &File, before: u64) -> io::Result<()> {
     }
 }
 
+/// A new file with what another one holds from an offset on.
+fn moved(file: &File, from: u64) -> io::Result<File> {
+    let new = nameless()?;
+    let mut buffer = vec![0; 64 << 10];
+    let (mut at, mut written) = (from, 0);
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(new),
+            length => {
+                new.write_all_at(&buffer[..length], written)?;
+                at += length as u64;
+                written += length as u64;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +187,18 @@ mod tests {
         assert_eq!(store.read(6, 3).unwrap(), (b"wor".to_vec(), 9));
         assert_eq!(store.read(11, 100).unwrap(), (Vec::new(), 11));
         assert_eq!(store.read(99, 100).unwrap(), (Vec::new(), 99));
+    }
+
+    #[test]
+    fn without_holes_the_newest_is_moved() {
+        let file = nameless().unwrap();
+        file.write_all_at(&[7; 200_000], 0).unwrap();
+        file.write_all_at(b"end", 200_000).unwrap();
+        let moved = moved(&file, 150_000).unwrap();
+        assert_eq!(moved.metadata().unwrap().len(), 50_003);
+        let mut end = [0; 4];
+        moved.read_exact_at(&mut end, 49_999).unwrap();
+        assert_eq!(&end, b"\x07end");
     }
 
     #[test]

@@ -120,12 +120,43 @@ pub fn own() -> (u32, u32) {
 }
 
 impl Identity {
+    /// The highest number means "no change" to the kernel.
+    fn check(&self) -> io::Result<()> {
+        if self.uid == u32::MAX || self.gid == u32::MAX || self.groups.contains(&u32::MAX) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        Ok(())
+    }
+
+    /// Becomes this identity for files alone, in this thread alone. Who may signal the daemon does not change by that.
+    ///
+    /// # Errors
+    /// EPERM where the process may not.
+    pub fn assume_for_files(&self) -> io::Result<()> {
+        self.check()?;
+        // SAFETY: the list lives through the call and has the length that is given; the others take numbers.
+        unsafe {
+            if libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // They tell what was before, and no failure: what is now is asked for by a number that is none.
+            libc::syscall(libc::SYS_setfsgid, self.gid);
+            libc::syscall(libc::SYS_setfsuid, self.uid);
+            let now = (libc::syscall(libc::SYS_setfsuid, u32::MAX), libc::syscall(libc::SYS_setfsgid, u32::MAX));
+            if now != (self.uid.into(), self.gid.into()) {
+                return Err(io::Error::from_raw_os_error(libc::EPERM));
+            }
+        }
+        Ok(())
+    }
+
     /// Becomes this identity, in this thread alone, by raw system calls: libc's would change all threads. It also works
     /// between fork and exec.
     ///
     /// # Errors
     /// EPERM where the process may not.
     pub fn assume(&self) -> io::Result<()> {
+        self.check()?;
         let check = |code: libc::c_long| if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         // SAFETY: the list lives through the call and has the length that is given; the others take numbers.
         unsafe {

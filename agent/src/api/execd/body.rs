@@ -92,8 +92,8 @@ impl Fields {
         match self.find(name) {
             None => Ok(None),
             Some(value) => {
-                let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-                id.map(Some).ok_or_else(|| wrong(name, "an integer from 0 to 4294967295", value))
+                let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX);
+                id.map(Some).ok_or_else(|| wrong(name, "an integer from 0 to 4294967294", value))
             }
         }
     }

@@ -148,6 +148,12 @@ pub(super) fn execute(app: &Arc<App>, request: Request, background: bool) -> Res
     let mut batch = Batch::default();
     if background {
         let command = app.commands.background(&text, timeout, request.prepared()).map_err(failed)?;
+        if let Some(mut ended) = command.ended() {
+            tokio::spawn(async move {
+                let _permit = permit;
+                let _ = ended.wait_for(Option::is_some).await;
+            });
+        }
         let (mut sender, response) = events::stream();
         batch.init(&command.id);
         match command.state() {

@@ -17,6 +17,7 @@ use super::error::{Refusal, Result};
 use super::events;
 use super::identity::As;
 use crate::fs::glob::Glob;
+use crate::fs::read::Reader;
 use crate::fs::{self, FileInfo, Permission};
 use crate::process::environment::{self, Variables};
 use crate::process::users::Accounts;
@@ -43,6 +44,9 @@ pub(super) fn expand(text: &str, environment: &Variables) -> Result<String> {
 
 /// The path that a request means.
 pub(super) fn path(app: &App, text: &str) -> Result<PathBuf> {
+    if text.is_empty() {
+        return Err(Refusal::body("a path must not be empty"));
+    }
     Ok(app.files.root.absolute(&expand(text, &environment::own())?))
 }
 
@@ -328,7 +332,7 @@ pub(super) async fn download(
             return Ok((StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, range)], text).into_response());
         }
     };
-    let mut response = send(move |tell| reader.range(from, to, tell)).into_response();
+    let mut response = range_body(reader, from, to).into_response();
     *response.status_mut() = status;
     let out = response.headers_mut();
     out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -344,6 +348,26 @@ pub(super) async fn download(
         out.insert(header::CONTENT_DISPOSITION, value);
     }
     Ok(response)
+}
+
+/// A part of a file, read piece by piece: a client that does not go on holds no thread.
+fn range_body(reader: Reader, from: u64, to: u64) -> axum::body::Body {
+    let reader = Arc::new(reader);
+    axum::body::Body::from_stream(futures_util::stream::unfold(Some(from), move |at| {
+        let reader = reader.clone();
+        async move {
+            let at = at.filter(|at| *at < to)?;
+            let read = tokio::task::spawn_blocking(move || reader.piece(at, to)).await;
+            // So that the client does not take half of it for all.
+            match read.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+                Ok(bytes) => {
+                    let next = at + bytes.len() as u64;
+                    Some((Ok(Bytes::from(bytes)), Some(next)))
+                }
+                Err(e) => Some((Err(e), None)),
+            }
+        }
+    }))
 }
 
 /// Sends what is read on a thread that may block.

@@ -141,20 +141,22 @@ impl Client {
         self.send(Message::Close(Some(CloseFrame { code, reason }))).await
     }
 
-    /// Sends all that is new.
-    async fn catch_up(&mut self, shell: &Interactive) -> std::result::Result<(), Gone> {
-        loop {
-            match shell.with_ring(|ring| ring.next(self.offset, FRAME)) {
-                Ok(None) => return Ok(()),
-                Ok(Some((source, bytes))) => {
-                    self.offset += bytes.len() as u64;
-                    let kind = if source == Source::Stdout { STDOUT } else { STDERR };
-                    self.send(frame(&[kind], &bytes)).await?;
-                }
-                // It was too slow: it is told where it goes on.
-                Err(_) => self.replay(shell).await?,
+    /// Sends the next part of what is new. Whether there was any.
+    async fn catch_up(&mut self, shell: &Interactive) -> std::result::Result<bool, Gone> {
+        match shell.with_ring(|ring| ring.next(self.offset, FRAME)) {
+            Ok(None) => Ok(false),
+            Ok(Some((source, bytes))) => {
+                self.offset += bytes.len() as u64;
+                let kind = if source == Source::Stdout { STDOUT } else { STDERR };
+                self.send(frame(&[kind], &bytes)).await.map(|()| true)
             }
+            // It was too slow: it is told where it goes on.
+            Err(_) => self.replay(shell).await.map(|()| true),
         }
+    }
+
+    fn is_behind(&self, shell: &Interactive) -> bool {
+        shell.with_ring(|ring| ring.end() > self.offset)
     }
 
     /// Sends all that is kept of what it has missed.
@@ -201,8 +203,14 @@ async fn serve(client: &mut Client, shell: &Arc<Interactive>, wish: Wish) -> std
     let mut ping = interval_at(Instant::now() + PING, PING);
     let mut heard = Instant::now();
     loop {
-        client.catch_up(shell).await?;
+        let behind = client.is_behind(shell);
+        // What a client says comes before what it is told: it may want the program to stop.
         tokio::select! {
+            biased;
+            () = evicted(hold.as_ref()) => {
+                client.complain("TAKEN_OVER", "another client has taken over").await?;
+                return client.close(TAKEN_OVER, "TAKEN_OVER").await;
+            }
             message = client.socket.recv() => {
                 heard = Instant::now();
                 match message {
@@ -210,24 +218,27 @@ async fn serve(client: &mut Client, shell: &Arc<Interactive>, wish: Wish) -> std
                     _ => return Err(Gone),
                 }
             }
-            _ = grown.changed() => {}
-            () = async { let _ = done.wait_for(Option::is_some).await; } => {
-                client.catch_up(shell).await?;
-                let exit = *live.done.borrow();
-                let code = exit.and_then(|exit| exit.code).unwrap_or(-1);
-                client.tell(json!({"type": "exit", "exit_code": code})).await?;
-                return client.close(1000, "process exited").await;
-            }
-            () = evicted(hold.as_ref()) => {
-                client.complain("TAKEN_OVER", "another client has taken over").await?;
-                return client.close(TAKEN_OVER, "TAKEN_OVER").await;
-            }
             _ = ping.tick() => {
                 if heard.elapsed() > SILENCE {
                     return Err(Gone);
                 }
                 client.send(Message::Ping(Bytes::new())).await?;
             }
+            () = std::future::ready(()), if behind => {
+                tokio::select! {
+                    sent = client.catch_up(shell) => { sent?; }
+                    // A client that does not read is taken over from without a word.
+                    () = evicted(hold.as_ref()) => return Err(Gone),
+                }
+            }
+            () = async { let _ = done.wait_for(Option::is_some).await; }, if !behind => {
+                while client.catch_up(shell).await? {}
+                let exit = *live.done.borrow();
+                let code = exit.and_then(|exit| exit.code).unwrap_or(-1);
+                client.tell(json!({"type": "exit", "exit_code": code})).await?;
+                return client.close(1000, "process exited").await;
+            }
+            _ = grown.changed(), if !behind => {}
         }
     }
 }

@@ -83,7 +83,7 @@ pub(super) async fn run(State(app): State<Arc<App>>, Path(id): Path<String>, bod
             () = &mut follow => {}
             () = gone.closed() => {
                 // Nobody else could end it.
-                let _ = reaper::signal_group(process.pid, Signal::SIGKILL);
+                let _ = reaper::signal_group(&process, Signal::SIGKILL);
                 follow.await;
             }
         }

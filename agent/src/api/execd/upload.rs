@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -27,6 +28,9 @@ use crate::fs::{self, Permission};
 
 /// The largest metadata, in bytes.
 const METADATA_LIMIT: usize = 64 << 10;
+
+/// How long a client may send nothing of a file.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// How many pieces of a file wait for the disk.
 const WAITING: usize = 8;
@@ -130,7 +134,10 @@ async fn write(app: &Arc<App>, who: &As, metadata: Metadata, mut field: Field<'_
         }
     }));
     let cut = loop {
-        match field.chunk().await {
+        let Ok(chunk) = tokio::time::timeout(SILENCE, field.chunk()).await else {
+            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "INVALID_FILE_CONTENT", "the upload does not go on"));
+        };
+        match chunk {
             Ok(Some(bytes)) => {
                 if sender.send(Piece::Data(bytes)).await.is_err() {
                     // Why it is not taken any more, the work says.
