@@ -135,7 +135,7 @@ fn lock(file: File, how: FlockArg) -> io::Result<Flock<File>> {
 
 fn contents(file: &File) -> io::Result<String> {
     let mut bytes = Vec::new();
-    (&*file).take(LIMIT).read_to_end(&mut bytes)?;
+    file.take(LIMIT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
