@@ -19,6 +19,8 @@ pub struct Config {
     pub address: Ipv4Addr,
     /// Where it listens; 0 for any that is free.
     pub port: u16,
+    /// Where it speaks the envd protocol, if it does; 0 for any port that is free.
+    pub envd_port: Option<u16>,
     /// What each request must have.
     pub token: Option<String>,
     /// A Jupyter server and its token.
@@ -52,6 +54,12 @@ type Flag = (&'static str, Option<&'static str>, &'static str, &'static str);
 
 const FLAGS: &[Flag] = &[
     ("port", None, "PORT", "listen on this port (44772; 0: any)"),
+    (
+        "envd-port",
+        Some("RUNX_ENVD_PORT"),
+        "PORT",
+        "speak E2B's envd protocol on this port, 49983 by custom (not at all)",
+    ),
     ("address", None, "IPV4", "listen on this address (127.0.0.1 without a token, 0.0.0.0 with one)"),
     ("access-token", Some("EXECD_ACCESS_TOKEN"), "TOKEN", "what each request must have in X-EXECD-ACCESS-TOKEN"),
     ("access-token-file", None, "FILE", "a file that holds it"),
@@ -184,6 +192,7 @@ impl Config {
         Ok(Self {
             address,
             port: get("port").map_or(Ok(PORT), |text| number("port", text))?,
+            envd_port: get("envd-port").map(|text| number("envd-port", text)).transpose()?,
             token,
             jupyter,
             sql: get("sql-address").map_or(Ok(sql::SERVER), |text| {

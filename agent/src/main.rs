@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use runx_agent::api::envd;
 use runx_agent::api::execd::{App, router};
 use runx_agent::config::{Asked, Config};
 use runx_agent::process::commands::Commands;
@@ -95,16 +96,38 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     log::info!("runx-agent {} listens on {address}", env!("CARGO_PKG_VERSION"));
     let (end, ending) = watch::channel(false);
+    let second = match app.config.envd_port {
+        None => None,
+        Some(port) => {
+            let address = SocketAddr::from((app.config.address, port));
+            let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+            let address = listener.local_addr().context("ask for the own address")?;
+            let second = Arc::new(envd::App::new(app.clone()));
+            log::info!("the envd protocol is spoken on {address}");
+            let routes = envd::router(second.clone());
+            Some((second, tokio::spawn(server::serve(listener, routes, connections, ending.clone()))))
+        }
+    };
     let serving = tokio::spawn(server::serve(listener, router(app.clone()), connections, ending));
     sweep(app.clone());
     let signal = forward_signals(&app).await?;
     log::info!("ending for {signal}: what runs gets {} s", drain.as_secs_f32());
     end.send_replace(true);
     // Whoever has asked for something hears how it ended, if that is not too far.
-    if tokio::time::timeout(drain, serving).await.is_err() {
+    let (second, serving_second) = second.unzip();
+    let served = async {
+        let _ = serving.await;
+        if let Some(serving) = serving_second {
+            let _ = serving.await;
+        }
+    };
+    if tokio::time::timeout(drain, served).await.is_err() {
         log::warn!("what still runs is killed");
     }
     app.end_all();
+    if let Some(second) = second {
+        second.end_all();
+    }
     Ok(())
 }
 

@@ -76,6 +76,10 @@ class Agent:
         found = re.search(r"listens on [0-9.]+:(\d+)", self.log.read_text())
         return int(found.group(1)) if found else None
 
+    def envd_port(self):
+        found = re.search(r"envd protocol is spoken on [0-9.]+:(\d+)", self.log.read_text())
+        return int(found.group(1)) if found else None
+
     def end(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

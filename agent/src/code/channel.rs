@@ -74,7 +74,7 @@ impl Channel {
     }
 
     /// Sends code to be executed.
-    pub(super) async fn request(&mut self, code: &str) -> Result<Execution, Error> {
+    pub(super) async fn request(&mut self, code: &str, silent: bool) -> Result<Execution, Error> {
         let id = ids::uuid();
         let message = json!({
             "header": {
@@ -91,8 +91,8 @@ impl Channel {
             "buffers": [],
             "content": {
                 "code": code,
-                "silent": false,
-                "store_history": true,
+                "silent": silent,
+                "store_history": !silent,
                 "user_expressions": {},
                 "allow_stdin": false,
                 "stop_on_error": true,
@@ -160,9 +160,9 @@ fn take(message: &Value, execution: &mut Execution) -> Result<Vec<Told>, Error> 
         "stream" => vec![Told::Stdout(text(&content["text"]))],
         "execute_result" => {
             let count = content["execution_count"].as_u64();
-            count.map(Told::Count).into_iter().chain([Told::Result(renamed(&content["data"]))]).collect()
+            count.map(Told::Count).into_iter().chain([Told::Result(renamed(&content["data"]), true)]).collect()
         }
-        "display_data" => vec![Told::Result(renamed(&content["data"]))],
+        "display_data" => vec![Told::Result(renamed(&content["data"]), false)],
         "error" => {
             execution.failed = true;
             vec![failure()]
@@ -227,10 +227,10 @@ mod tests {
         let data = json!({"text/plain": "4", "image/png": "…"});
         let told =
             take(&message("execute_result", "me", json!({"execution_count": 2, "data": data})), &mut execution());
-        assert_eq!(told.unwrap(), [Told::Count(2), Told::Result(json!({"text": "4", "image/png": "…"}))]);
+        assert_eq!(told.unwrap(), [Told::Count(2), Told::Result(json!({"text": "4", "image/png": "…"}), true)]);
         let told =
             take(&message("display_data", "me", json!({"data": {"text/html": "<b>"}})), &mut execution()).unwrap();
-        assert_eq!(told, [Told::Result(json!({"text/html": "<b>"}))]);
+        assert_eq!(told, [Told::Result(json!({"text/html": "<b>"}), false)]);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub enum Told {
     Stderr(String),
     /// How many executions the kernel has counted.
     Count(u64),
-    /// A result or something to display, by media types.
-    Result(Value),
+    /// A result, or something to display, by media types; whether it is the execution's own result.
+    Result(Value, bool),
     /// It failed: name, value, traceback.
     Error(String, String, Vec<String>),
     /// There is no more.
@@ -72,6 +72,18 @@ impl Context {
         taken.is_ok().then(|| Turn(self.clone()))
     }
 
+    /// Starts its kernel anew.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn restart(&self) -> Result<(), Error> {
+        let path = format!("/api/kernels/{}/restart", self.kernel);
+        self.server.ask(Method::POST, &path, None, &[StatusCode::OK]).await?;
+        // What it said before was another one's.
+        *self.channel.lock().await = None;
+        Ok(())
+    }
+
     /// Interrupts what it executes.
     ///
     /// # Errors
@@ -87,9 +99,22 @@ impl Turn {
     ///
     /// # Errors
     /// When the kernel cannot be reached, or is lost.
-    pub async fn execute<F: Future<Output = ()>>(
+    pub async fn execute<F: Future<Output = ()>>(&self, code: &str, tell: impl FnMut(Told) -> F) -> Result<(), Error> {
+        self.request(code, false, tell).await
+    }
+
+    /// Executes code of ours, which neither counts nor says anything.
+    ///
+    /// # Errors
+    /// As for [`Self::execute`].
+    pub async fn prepare(&self, code: &str) -> Result<(), Error> {
+        self.request(code, true, |_| std::future::ready(())).await
+    }
+
+    async fn request<F: Future<Output = ()>>(
         &self,
         code: &str,
+        silent: bool,
         mut tell: impl FnMut(Told) -> F,
     ) -> Result<(), Error> {
         let mut channel = self.0.channel.lock().await;
@@ -97,7 +122,7 @@ impl Turn {
             Some(open) => open,
             None => Channel::open(&self.0.server, &self.0.kernel).await?,
         };
-        let mut request = open.request(code).await?;
+        let mut request = open.request(code, silent).await?;
         loop {
             let told = open.next(&mut request).await?;
             let last = told.contains(&Told::Done);
@@ -261,7 +286,7 @@ impl Turn {
             "javascript" | "typescript" => format!("process.chdir({quoted})"),
             _ => return,
         };
-        if let Err(e) = self.execute(&code, |_| std::future::ready(())).await {
+        if let Err(e) = self.prepare(&code).await {
             log::warn!("enter {path} in context {}: {e}", self.0.id);
         }
     }

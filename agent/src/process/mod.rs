@@ -4,6 +4,7 @@ pub mod commands;
 pub mod environment;
 pub mod interactive;
 pub mod lines;
+pub mod live;
 pub mod output;
 pub mod pty;
 pub mod reaper;

@@ -168,3 +168,21 @@ fn ended() -> Option<i32> {
     };
     (pid > 0).then_some(pid)
 }
+
+/// What a signal is called where it ended a process.
+pub fn signal_name(signal: i32) -> String {
+    match signal {
+        libc::SIGKILL => "killed".into(),
+        libc::SIGTERM => "terminated".into(),
+        libc::SIGINT => "interrupt".into(),
+        libc::SIGHUP => "hangup".into(),
+        libc::SIGQUIT => "quit".into(),
+        libc::SIGABRT => "aborted".into(),
+        libc::SIGSEGV => "segmentation fault".into(),
+        libc::SIGPIPE => "broken pipe".into(),
+        libc::SIGBUS => "bus error".into(),
+        libc::SIGFPE => "floating point exception".into(),
+        libc::SIGILL => "illegal instruction".into(),
+        other => format!("signal {other}"),
+    }
+}

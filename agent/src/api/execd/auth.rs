@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::App;
+use crate::api::same;
 
 /// The header that carries it.
 pub(super) const TOKEN: &str = "x-execd-access-token";
@@ -23,27 +24,5 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
             (StatusCode::UNAUTHORIZED, Json(json!({"error": text}))).into_response()
         }
         _ => next.run(request).await,
-    }
-}
-
-/// Compares in a time that says nothing of where they differ.
-fn same(wanted: &[u8], given: &[u8]) -> bool {
-    let mut different = wanted.len() ^ given.len();
-    for (at, byte) in wanted.iter().enumerate() {
-        different |= usize::from(byte ^ given.get(at).copied().unwrap_or(0));
-        // So that no shortcut is found.
-        std::hint::black_box(different);
-    }
-    different == 0
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn only_the_same_is_the_same() {
-        assert!(super::same(b"token", b"token"));
-        for other in [&b""[..], b"toke", b"token2", b"Token", b"\0token"] {
-            assert!(!super::same(b"token", other), "{other:?}");
-        }
     }
 }

@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::App;
-use super::body::{self, Query};
+use super::body;
 use super::command;
 use super::error::{Refusal, Result};
 use super::events::{self, Batch, KEEPALIVE};
 use super::session;
+use crate::api::query::Query;
 use crate::code::client::Error;
 use crate::code::{Context, Told, Turn, sql};
 
@@ -70,7 +71,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, OriginalUri(uri): Original
 /// `DELETE /code/contexts`.
 pub(super) async fn delete_all(State(app): State<Arc<App>>, OriginalUri(uri): OriginalUri) -> Result<Response> {
     let query = Query::of(&uri);
-    let language = query.require("language")?;
+    let language = body::require(&query, "language")?;
     for context in app.code.list(Some(language)) {
         app.code
             .delete(&context.id)
@@ -217,7 +218,7 @@ async fn execute(turn: Turn, code: String, mut sender: events::Sender) {
             Some(Told::Stderr(text)) if !text.is_empty() => batch.text("stderr", text.as_bytes()),
             Some(Told::Stdout(_) | Told::Stderr(_)) => {}
             Some(Told::Count(count)) => batch.count(count),
-            Some(Told::Result(data)) => batch.results(&data),
+            Some(Told::Result(data, _)) => batch.results(&data),
             Some(Told::Error(name, value, lines)) => {
                 batch.text("status", b"error");
                 batch.error(&name, &value, &lines);

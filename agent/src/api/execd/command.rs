@@ -12,15 +12,16 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::App;
-use super::body::{self, Fields, Query};
+use super::body::{self, Fields};
 use super::error::{Refusal, Result};
 use super::events::{self, Batch, KEEPALIVE, Sender};
+use crate::api::query::Query;
 use crate::api::rfc3339;
 use crate::process::commands::{Command, Prepared, State as Standing};
 use crate::process::environment::{self, Variables};
 use crate::process::lines::{LineMode, Lines};
 use crate::process::output::{Output, Piece};
-use crate::process::reaper::Exit;
+use crate::process::reaper::{self, Exit};
 use crate::process::spawn::{Program, Start, Streams};
 use crate::process::users::{Accounts, Identity};
 
@@ -235,25 +236,8 @@ fn ended(batch: &mut Batch, exit: &Exit, took: Duration) {
 fn describe(exit: &Exit) -> String {
     match (exit.code, exit.signal) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {}", signal_name(signal)),
+        (None, Some(signal)) => format!("signal: {}", reaper::signal_name(signal)),
         (None, None) => "it ended".to_owned(),
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    match signal {
-        libc::SIGKILL => "killed".into(),
-        libc::SIGTERM => "terminated".into(),
-        libc::SIGINT => "interrupt".into(),
-        libc::SIGHUP => "hangup".into(),
-        libc::SIGQUIT => "quit".into(),
-        libc::SIGABRT => "aborted".into(),
-        libc::SIGSEGV => "segmentation fault".into(),
-        libc::SIGPIPE => "broken pipe".into(),
-        libc::SIGBUS => "bus error".into(),
-        libc::SIGFPE => "floating point exception".into(),
-        libc::SIGILL => "illegal instruction".into(),
-        other => format!("signal {other}"),
     }
 }
 
@@ -323,7 +307,7 @@ pub(super) async fn logs(
 /// `DELETE /command?id=` and `DELETE /code?id=`.
 pub(super) async fn interrupt(State(app): State<Arc<App>>, OriginalUri(uri): OriginalUri) -> Result<Response> {
     let query = Query::of(&uri);
-    let id = query.require("id")?;
+    let id = body::require(&query, "id")?;
     if let Some(context) = app.code.get(id) {
         context.interrupt().await.map_err(|e| Refusal::runtime(format!("error interrupting code execution: {e}")))?;
         return Ok(StatusCode::OK.into_response());

@@ -12,12 +12,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::App;
-use super::body::{self, Fields, Query};
+use super::body::{self, Fields};
 use super::error::{Refusal, Result};
 use super::events;
 use super::identity::As;
+use crate::api::disposition;
+use crate::api::query::Query;
+use crate::api::range::{Wanted, range, range_body};
 use crate::fs::glob::Glob;
-use crate::fs::read::Reader;
 use crate::fs::{self, FileInfo, Permission};
 use crate::process::environment::{self, Variables};
 use crate::process::users::Accounts;
@@ -200,7 +202,7 @@ async fn array(
 /// `GET /files/search`.
 pub(super) async fn search(State(app): State<Arc<App>>, who: As, OriginalUri(uri): OriginalUri) -> Result<Response> {
     let query = Query::of(&uri);
-    let path = path(&app, query.require("path")?)?;
+    let path = path(&app, body::require(&query, "path")?)?;
     let pattern = query.get("pattern").filter(|pattern| !pattern.is_empty()).unwrap_or("**");
     let glob =
         Glob::new(pattern).map_err(|e| Refusal::runtime(format!("error searching files: pattern {pattern}: {e}")))?;
@@ -212,7 +214,7 @@ pub(super) async fn search(State(app): State<Arc<App>>, who: As, OriginalUri(uri
 /// `GET /directories/list`.
 pub(super) async fn list(State(app): State<Arc<App>>, who: As, OriginalUri(uri): OriginalUri) -> Result<Response> {
     let query = Query::of(&uri);
-    let path = path(&app, query.require("path")?)?;
+    let path = path(&app, body::require(&query, "path")?)?;
     let depth = match query.get("depth").filter(|text| !text.is_empty()) {
         None => 1,
         Some(text) => text.parse().map_err(|_| Refusal::body(format!("depth: {text:?} is not a number from 0 up")))?,
@@ -250,41 +252,6 @@ pub(super) async fn remove_trees(
     Ok(StatusCode::OK.into_response())
 }
 
-/// What of a file is asked for.
-enum Wanted {
-    All,
-    Range(u64, u64),
-    Unsatisfiable,
-}
-
-/// `bytes=a-b`, `a-` and `-n`; of several the first that can be had.
-fn range(header: &str, size: u64) -> Option<Wanted> {
-    let list = header.trim().strip_prefix("bytes=")?;
-    let mut any = None;
-    for part in list.split(',') {
-        let (first, last) = part.trim().split_once('-')?;
-        let found = match (first.trim(), last.trim()) {
-            ("", count) => {
-                let count: u64 = count.parse().ok()?;
-                (count > 0 && size > 0).then(|| (size.saturating_sub(count), size))
-            }
-            (first, "") => {
-                let first: u64 = first.parse().ok()?;
-                (first < size).then_some((first, size))
-            }
-            (first, last) => {
-                let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-                if last < first {
-                    return None;
-                }
-                (first < size).then(|| (first, size.min(last.saturating_add(1))))
-            }
-        };
-        any = any.or(found);
-    }
-    Some(any.map_or(Wanted::Unsatisfiable, |(from, to)| Wanted::Range(from, to)))
-}
-
 /// `GET /files/download`.
 pub(super) async fn download(
     State(app): State<Arc<App>>,
@@ -293,7 +260,7 @@ pub(super) async fn download(
     headers: HeaderMap,
 ) -> Result<Response> {
     let query = Query::of(&uri);
-    let path = path(&app, query.require("path")?)?;
+    let path = path(&app, body::require(&query, "path")?)?;
     let window = |name: &str| match query.get(name) {
         None => Ok(None),
         Some(text) => match text.parse::<u64>() {
@@ -344,30 +311,10 @@ pub(super) async fn download(
     {
         out.insert(header::CONTENT_RANGE, value);
     }
-    if let Ok(value) = HeaderValue::from_str(&disposition(&name)) {
+    if let Ok(value) = HeaderValue::from_str(&disposition("attachment", &name)) {
         out.insert(header::CONTENT_DISPOSITION, value);
     }
     Ok(response)
-}
-
-/// A part of a file, read piece by piece: a client that does not go on holds no thread.
-fn range_body(reader: Reader, from: u64, to: u64) -> axum::body::Body {
-    let reader = Arc::new(reader);
-    axum::body::Body::from_stream(futures_util::stream::unfold(Some(from), move |at| {
-        let reader = reader.clone();
-        async move {
-            let at = at.filter(|at| *at < to)?;
-            let read = tokio::task::spawn_blocking(move || reader.piece(at, to)).await;
-            // So that the client does not take half of it for all.
-            match read.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
-                Ok(bytes) => {
-                    let next = at + bytes.len() as u64;
-                    Some((Ok(Bytes::from(bytes)), Some(next)))
-                }
-                Err(e) => Some((Err(e), None)),
-            }
-        }
-    }))
 }
 
 /// Sends what is read on a thread that may block.
@@ -388,59 +335,6 @@ fn send(
 }
 
 fn http_date(at: SystemTime) -> HeaderValue {
-    HeaderValue::from_str(&super::date::http(at))
+    HeaderValue::from_str(&crate::api::date::http(at))
         .unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
-}
-
-/// RFC 6266, with the encoding of RFC 5987 for names that are not ASCII.
-fn disposition(name: &str) -> String {
-    let plain = name.chars().all(|c| c.is_ascii() && !c.is_ascii_control() && c != '"' && c != '\\');
-    if plain {
-        return format!("attachment; filename=\"{name}\"");
-    }
-    let encoded: String = name
-        .bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-            other => format!("%{other:02X}"),
-        })
-        .collect();
-    format!("attachment; filename=\"{encoded}\"; filename*=UTF-8''{encoded}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_those_of_http() {
-        let of = |text: &str| match range(text, 100) {
-            None => "malformed".to_owned(),
-            Some(Wanted::All) => "all".into(),
-            Some(Wanted::Unsatisfiable) => "none".into(),
-            Some(Wanted::Range(from, to)) => format!("{from}-{to}"),
-        };
-        for (text, wanted) in [
-            ("bytes=0-9", "0-10"),
-            ("bytes=90-", "90-100"),
-            ("bytes=-5", "95-100"),
-            ("bytes=-500", "0-100"),
-            ("bytes=50-1000", "50-100"),
-            ("bytes=200-, 1-2", "1-3"),
-            ("bytes=100-", "none"),
-            ("bytes=-0", "none"),
-            ("bytes=9-3", "malformed"),
-            ("bytes=x-", "malformed"),
-            ("items=1-2", "malformed"),
-            ("bytes=", "malformed"),
-        ] {
-            assert_eq!(of(text), wanted, "{text}");
-        }
-    }
-
-    #[test]
-    fn names_of_downloads_are_encoded() {
-        assert_eq!(disposition("a b.txt"), "attachment; filename=\"a b.txt\"");
-        assert_eq!(disposition("ä\""), "attachment; filename=\"%C3%A4%22\"; filename*=UTF-8''%C3%A4%22");
-    }
 }

@@ -4,7 +4,6 @@ mod auth;
 mod body;
 mod code;
 mod command;
-mod date;
 mod error;
 mod events;
 mod files;

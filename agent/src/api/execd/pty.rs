@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, interval_at, timeout};
 
 use super::App;
-use super::body::{self, Query};
+use super::body;
 use super::error::{Refusal, Result};
 use super::session;
+use crate::api::query::Query;
 use crate::process::interactive::{Hold, Interactive, Live};
 use crate::process::ring::Source;
 

@@ -19,10 +19,11 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::App;
-use super::body::{self, Query};
+use super::body;
 use super::error::{Refusal, Result};
 use super::files;
 use super::identity::As;
+use crate::api::query::Query;
 use crate::fs::write::Part;
 use crate::fs::{self, Permission};
 
@@ -162,8 +163,8 @@ async fn write(app: &Arc<App>, who: &As, metadata: Metadata, mut field: Field<'_
 /// `GET /files/upload`.
 pub(super) async fn progress(State(app): State<Arc<App>>, who: As, OriginalUri(uri): OriginalUri) -> Result<Response> {
     let query = Query::of(&uri);
-    let path = files::path(&app, query.require("path")?)?;
-    let upload = query.require("upload_id")?.to_owned();
+    let path = files::path(&app, body::require(&query, "path")?)?;
+    let upload = body::require(&query, "upload_id")?.to_owned();
     let offset = fs::run(who.0, move || app.files.uploaded(&path, &upload)).await?;
     Ok(Json(json!({"offset": offset})).into_response())
 }
