@@ -18,6 +18,9 @@ use crate::api::same;
 /// The header that carries the token.
 const TOKEN: &str = "x-access-token";
 
+/// What carries it where the code interpreter's SDK sends no other: for contexts.
+const TRAFFIC: &str = "e2b-traffic-access-token";
+
 const REFUSED: &str = "unauthorized access, please provide a valid access token or method signing if supported";
 
 fn given(headers: &HeaderMap) -> Option<&[u8]> {
@@ -31,8 +34,13 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
         (&Method::GET, "/health" | "/files") | (&Method::POST, "/files" | "/init") | (&Method::OPTIONS, _)
     );
     let token = app.state().token.clone();
+    let contexts = request.uri().path() == "/contexts" || request.uri().path().starts_with("/contexts/");
+    let given = match given(request.headers()) {
+        None if contexts => request.headers().get(TRAFFIC).map(|value| value.as_bytes()),
+        given => given,
+    };
     if let (Some(token), false) = (token, open)
-        && !same(token.as_bytes(), given(request.headers()).unwrap_or_default())
+        && !same(token.as_bytes(), given.unwrap_or_default())
     {
         return Refusal(StatusCode::UNAUTHORIZED, REFUSED.into()).into_response();
     }

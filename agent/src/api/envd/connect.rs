@@ -107,7 +107,7 @@ impl Call {
     ///
     /// # Errors
     /// An answer that says that this is no call of the protocol.
-    pub(super) fn of(headers: &HeaderMap, stream: bool) -> std::result::Result<Self, Response> {
+    pub(super) fn of(headers: &HeaderMap, stream: bool) -> std::result::Result<Self, Box<Response>> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let kind = text("content-type").unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -120,15 +120,14 @@ impl Call {
                 } else {
                     "application/json, application/proto"
                 };
-                return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, [("accept-post", known)]).into_response());
+                return Err(Box::new((StatusCode::UNSUPPORTED_MEDIA_TYPE, [("accept-post", known)]).into_response()));
             }
         };
         let mut call = Self { codec, stream, timeout: None, keepalive: KEEPALIVE };
         let encoding = text(if stream { "connect-content-encoding" } else { "content-encoding" });
         if let Some(other) = encoding.filter(|encoding| !matches!(*encoding, "" | "identity")) {
-            return Err(
-                call.refuse(&fail("unimplemented", format!("unknown compression {other:?}: identity is known")))
-            );
+            let failure = fail("unimplemented", format!("unknown compression {other:?}: identity is known"));
+            return Err(Box::new(call.refuse(&failure)));
         }
         call.timeout = match text("connect-timeout-ms") {
             None => None,
@@ -136,7 +135,8 @@ impl Call {
                 text.parse().ok().map(Duration::from_millis)
             }
             Some(text) => {
-                return Err(call.refuse(&fail("invalid_argument", format!("connect-timeout-ms: {text:?} is no time"))));
+                let failure = fail("invalid_argument", format!("connect-timeout-ms: {text:?} is no time"));
+                return Err(Box::new(call.refuse(&failure)));
             }
         };
         let interval =

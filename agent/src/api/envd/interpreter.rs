@@ -48,11 +48,12 @@ fn language(name: &str) -> String {
     }
 }
 
-fn object(body: &Bytes) -> Result<Value, Response> {
+fn object(body: &Bytes) -> Result<Value, Box<Response>> {
     if body.trim_ascii().is_empty() {
         return Ok(json!({}));
     }
-    serde_json::from_slice(body).map_err(|e| text(StatusCode::BAD_REQUEST, format!("error parsing the body: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| Box::new(text(StatusCode::BAD_REQUEST, format!("error parsing the body: {e}"))))
 }
 
 fn describe(context: &Context) -> Value {
@@ -68,7 +69,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
 pub(super) async fn create(State(app): State<Arc<App>>, body: Bytes) -> Response {
     let request = match object(&body) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let language = language(request["language"].as_str().unwrap_or_default());
     let cwd = request["cwd"].as_str().filter(|cwd| !cwd.is_empty()).map(|cwd| (cwd.to_owned(), cwd.into()));
@@ -102,7 +103,7 @@ pub(super) async fn restart(State(app): State<Arc<App>>, Path(id): Path<String>)
 pub(super) async fn execute(State(app): State<Arc<App>>, body: Bytes) -> Response {
     let request = match object(&body) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let (id, of) = (request["context_id"].as_str(), request["language"].as_str());
     if id.is_some() && of.is_some() {

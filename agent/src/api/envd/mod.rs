@@ -122,9 +122,9 @@ fn no_method() -> Response {
 }
 
 /// The head of a call of a method, of which it is known whether it is a stream.
-fn head(method: &Method, headers: &HeaderMap, stream: bool) -> Result<Call, Response> {
+fn head(method: &Method, headers: &HeaderMap, stream: bool) -> Result<Call, Box<Response>> {
     if method != Method::POST {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response());
+        return Err(Box::new((StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response()));
     }
     Call::of(headers, stream)
 }
@@ -137,7 +137,7 @@ async fn call_process(State(app): State<Arc<App>>, Path(method): Path<String>, r
     let streams = matches!(method.as_str(), "Start" | "Connect" | "StreamInput");
     let call = match head(request.method(), request.headers(), streams) {
         Ok(call) => call,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     if !streams {
         return match body(request).await {
@@ -157,7 +157,7 @@ async fn call_filesystem(State(app): State<Arc<App>>, Path(method): Path<String>
     let streams = method == "WatchDir";
     let call = match head(request.method(), request.headers(), streams) {
         Ok(call) => call,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let user = match user::of(&app, request.headers()) {
         Ok(user) => user,

@@ -53,7 +53,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let snapshot = app.core.metrics.snapshot();
     let bytes = |mib: f64| (mib * 1_048_576.0) as u64;
     let (total, free, block) = nix::sys::statvfs::statvfs("/")
-        .map_or((0, 0, 0), |disk| (disk.blocks() as u64, disk.blocks_available() as u64, disk.fragment_size() as u64));
+        .map_or((0, 0, 0), |disk| (disk.blocks(), disk.blocks_available(), disk.fragment_size()));
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let cached = info
         .lines()

@@ -70,8 +70,7 @@ impl Watch {
         if !meta.is_dir() {
             return Err(fail("invalid_argument", format!("path is not a directory: {}", path.display())));
         }
-        let kind =
-            nix::sys::statfs::statfs(path).map(|stat| stat.filesystem_type().0 as i64 & 0xffff_ffff).unwrap_or(0);
+        let kind = nix::sys::statfs::statfs(path).map(|stat| stat.filesystem_type().0 & 0xffff_ffff).unwrap_or(0);
         if !network && NETWORK.contains(&kind) {
             let text = format!("{} is on a network mount, where changes are not told", path.display());
             return Err(fail("invalid_argument", text));
