@@ -1,11 +1,15 @@
 //! What the daemon is told at its start: flags, then variables, then defaults.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::code::sql;
+use crate::ids;
 use crate::process::commands::Policy;
 use crate::process::lines::LineMode;
 
@@ -63,6 +67,7 @@ const FLAGS: &[Flag] = &[
     ("address", None, "IPV4", "listen on this address (127.0.0.1 without a token, 0.0.0.0 with one)"),
     ("access-token", Some("EXECD_ACCESS_TOKEN"), "TOKEN", "what each request must have in X-EXECD-ACCESS-TOKEN"),
     ("access-token-file", None, "FILE", "a file that holds it"),
+    ("generate-token", None, "FILES", "make one, in the first of these files that can be made, for its user alone"),
     ("insecure", None, "", "listen on all addresses although there is no token"),
     ("jupyter-host", Some("JUPYTER_HOST"), "URL", "a Jupyter server for code, such as http://127.0.0.1:44771"),
     ("jupyter-token", Some("JUPYTER_TOKEN"), "TOKEN", "the server's token"),
@@ -166,7 +171,7 @@ impl Config {
                 }
                 Some(token)
             }
-            (None, None) => None,
+            (None, None) => get("generate-token").map(generated_token).transpose()?,
         };
         let insecure = matches!(get("insecure"), Some("true" | "1"));
         let address = match get("address") {
@@ -224,6 +229,49 @@ impl Config {
     }
 }
 
+/// The token in the first of several files that only this user can read; it is made where it is missing.
+fn generated_token(files: &str) -> Result<String, String> {
+    let mut reasons = Vec::new();
+    for path in files.split(',').map(Path::new) {
+        match token_in(path) {
+            Ok(token) => return Ok(token),
+            Err(e) => reasons.push(format!("{}: {e}", path.display())),
+        }
+    }
+    Err(format!("--generate-token: there is no place for it: {}", reasons.join("; ")))
+}
+
+fn token_in(path: &Path) -> io::Result<String> {
+    if let Some(directory) = path.parent() {
+        match fs::DirBuilder::new().mode(0o700).create(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
+        Ok(mut file) => {
+            let token = ids::hex();
+            file.write_all(token.as_bytes())?;
+            Ok(token)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            // From before this daemon was started again; not somebody else's, who would know it.
+            let file =
+                fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.uid() != crate::process::users::own().0 || meta.mode() & 0o077 != 0 {
+                return Err(io::Error::other("others may have written or read it"));
+            }
+            let mut token = String::new();
+            file.take(256).read_to_string(&mut token)?;
+            if token.len() < 16 { Err(io::Error::other("it holds no token")) } else { Ok(token) }
+        }
+        Err(e) => Err(e),
+    }
+}
+
 fn usage() -> String {
     let mut out = String::from(
         "runx-agent: the daemon inside a sandbox, for OpenSandbox's SDKs\n\nusage: runx-agent [--FLAG VALUE]...\n\nflags:\n",
@@ -238,6 +286,7 @@ fn usage() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let find =
@@ -259,6 +308,22 @@ mod tests {
         assert!(
             parse(&["--access-token-file", &empty.path().to_string_lossy()], &[]).unwrap_err().contains("is empty")
         );
+    }
+
+    #[test]
+    fn a_token_is_made_once_and_is_nobody_elses() {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("private/token");
+        let files = format!("/proc/none/token,{}", path.display());
+        let token = |files: &str| parse(&["--generate-token", files], &[]).map(|config| config.token);
+        let made = token(&files).unwrap().unwrap();
+        assert_eq!((made.len(), fs::metadata(&path).unwrap().mode() & 0o777), (32, 0o600));
+        assert_eq!(token(&files).unwrap().unwrap(), made);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(token(&files).unwrap_err().contains("others may have"));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(top.path().join("elsewhere"), &path).unwrap();
+        assert!(token(&files).is_err() && !top.path().join("elsewhere").exists());
     }
 
     #[test]

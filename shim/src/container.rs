@@ -18,7 +18,9 @@ use runx_core::bundle::Bundle;
 use runx_core::cgroup::{OomEvents, OomWatch};
 use runx_core::container::{Born, Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
+use runx_core::workload;
 
+use crate::agent;
 use crate::artifact::Artifacts;
 use crate::error::{runtime_failure, status, unknown};
 use crate::events::Publisher;
@@ -49,6 +51,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) core: Core,
+    /// The agent that its annotations ask for.
+    pub(crate) agent: Option<agent::Wish>,
     pub(crate) init: Arc<Process>,
     /// The user and group that own the pipes of its processes.
     pub(crate) io_owner: (u32, u32),
@@ -93,6 +97,9 @@ pub(crate) fn create_streams(request: &CreateTaskRequest) -> Streams {
     streams(request.terminal, &request.stdin, &request.stdout, &request.stderr)
 }
 
+/// A container, the agent that it wants, and its first process.
+pub(crate) type Created = (Core, Option<agent::Wish>, Handle);
+
 /// Mounts the root filesystem and makes the container. Everything is taken back on failure.
 pub(crate) fn create(
     runtime: &Runtime,
@@ -101,7 +108,7 @@ pub(crate) fn create(
     stdio: &Stdio,
     born: Born,
     modules: Artifacts,
-) -> ttrpc::Result<(Core, Handle)> {
+) -> ttrpc::Result<Created> {
     let bundle = PathBuf::from(&request.bundle);
     let root = bundle.join("rootfs");
     if !request.rootfs.is_empty() {
@@ -137,7 +144,7 @@ fn create_mounted(
     stdio: &Stdio,
     born: Born,
     modules: Artifacts,
-) -> ttrpc::Result<(Core, Handle)> {
+) -> ttrpc::Result<Created> {
     let path = Path::new(&request.bundle);
     let what = "OCI runtime create failed";
     if options.root.is_some() {
@@ -152,6 +159,7 @@ fn create_mounted(
             format!("{what}: process.terminal is {terminal} in config.json and {} in the request", request.terminal),
         ));
     }
+    let agent = agent::Wish::of(bundle.spec()).map_err(|e| status(Code::INVALID_ARGUMENT, format!("{what}: {e}")))?;
     let create = CreateOptions {
         stdio: duplicate(stdio)?,
         no_pivot: options.no_pivot,
@@ -170,7 +178,7 @@ fn create_mounted(
         let _ = core.delete(true);
         return Err(unknown(format!("write {PID_FILE}: {e}")));
     }
-    Ok((core, handle))
+    Ok((core, agent, handle))
 }
 
 /// The error after which another spawner is started and the call tried again.
@@ -200,9 +208,44 @@ pub(crate) fn exec(
     })
 }
 
+/// Makes a process with a program of ours in a container, and starts it. It has no streams.
+pub(crate) fn exec_apart(
+    runtime: &Runtime,
+    container: &Container,
+    spec: &ProcessSpec,
+    program: &Path,
+    born: Born,
+) -> ttrpc::Result<(i32, Arc<OwnedFd>)> {
+    let failed = |e: Error| runtime_failure("start the agent", e);
+    let null = || {
+        let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+        opened.map(OwnedFd::from).map_err(|e| unknown(format!("open /dev/null: {e}")))
+    };
+    let options = ExecOptions {
+        stdio: Some([null()?, null()?, null()?]),
+        program: Some(workload::clone_program(program).map_err(failed)?),
+        born: Some(born),
+        ..ExecOptions::default()
+    };
+    let mut handle = runtime.exec(&container.core, spec, options).map_err(failed)?;
+    match handle.start() {
+        Ok(()) => Ok((handle.pid(), Arc::new(handle.into_pidfd()))),
+        Err(e) => {
+            handle.discard();
+            Err(failed(e))
+        }
+    }
+}
+
 impl Container {
     /// A container with its first process.
-    pub(crate) fn new(id: String, bundle: PathBuf, core: Core, init: Arc<Process>, io_owner: (u32, u32)) -> Self {
+    pub(crate) fn new(
+        id: String,
+        bundle: PathBuf,
+        (core, agent): (Core, Option<agent::Wish>),
+        init: Arc<Process>,
+        io_owner: (u32, u32),
+    ) -> Self {
         let oom = core.state().cgroup.watch_oom().unwrap_or_else(|e| {
             log::warn!("container {id}: out-of-memory kills will not be told of: {e}");
             None
@@ -211,6 +254,7 @@ impl Container {
             id,
             bundle,
             core,
+            agent,
             init,
             io_owner,
             execs: Mutex::new(HashMap::new()),

@@ -5,6 +5,7 @@
 //! Task API for the containers of one pod, and its spawner, which has one thread, clones processes into
 //! them.
 
+mod agent;
 mod artifact;
 mod container;
 mod daemon;

@@ -143,3 +143,67 @@ fn where_there_is_no_bash_sh_serves_and_orphans_are_waited_for() {
     }
     containerd.assert_nothing_left();
 }
+
+/// A request to a port of the host's loopback, with a token.
+fn get(port: u16, path: &str, token: &str) -> Option<String> {
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-EXECD-ACCESS-TOKEN: {token}\r\nX-Access-Token: {token}\r\n\r\n"
+    );
+    connection.write_all(head.as_bytes()).ok()?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// Two ports that nobody has at the moment.
+fn free_ports() -> (u16, u16) {
+    let bind = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (one, two) = (bind(), bind());
+    (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
+}
+
+#[test]
+fn an_annotation_puts_it_beside_a_containers_own_program() {
+    needs_containerd!();
+    let containerd = Containerd::start();
+    let (port, envd_port) = free_ports();
+    let (own, second) = (format!("runx.dev/agent.port={port}"), format!("runx.dev/agent.envd-port={envd_port}"));
+    let annotations = ["--annotation", "runx.dev/agent=true", "--annotation", &own, "--annotation", &second];
+    // With a root filesystem that cannot be written.
+    let begin = ["run", "-d", "--null-io", "--runtime", RUNTIME, "--net-host", "--read-only"];
+    let image = runx_tests::containerd::BUSYBOX;
+    let program = [image, "host", "/bin/sh", "-c", "ls -a / > /dev/null; sleep 1000"];
+    containerd.ctr(&[&begin[..], &annotations, &program].concat()).ok();
+    let inside = |script: &str| containerd.ctr(&["task", "exec", "--exec-id", "x", "host", "/bin/sh", "-c", script]);
+    let mut token = String::new();
+    eventually("it has a token", || {
+        token = inside("cat /dev/.runx-agent/token").stdout;
+        token.len() == 32
+    });
+    eventually("it answers", || get(port, "/ping", &token).is_some_and(|answer| answer.starts_with("HTTP/1.1 200")));
+    assert!(get(port, "/ping", "wrong").unwrap().starts_with("HTTP/1.1 401"));
+    assert!(get(envd_port, "/health", "").unwrap().starts_with("HTTP/1.1 204"));
+    // It is the container's user, in its cgroup, and nowhere in its files.
+    let agents = inside("grep -l runx-agent /proc/[0-9]*/cmdline 2>/dev/null | grep -v self").stdout;
+    let pid: String = agents.chars().skip(6).take_while(char::is_ascii_digit).collect();
+    let uid = inside(&format!("grep ^Uid: /proc/{pid}/status")).stdout;
+    assert!(uid.contains("0\t0\t0\t0"), "{uid}");
+    assert_eq!(inside("ls / | grep -c runx").stdout.trim(), "0");
+    // It comes back when it dies, and its token stays.
+    inside(&format!("kill -9 {pid}"));
+    eventually("it is another one", || {
+        let now = inside("grep -l runx-agent /proc/[0-9]*/cmdline 2>/dev/null").stdout;
+        !now.contains(&format!("/proc/{pid}/")) && get(port, "/ping", &token).is_some()
+    });
+    assert!(get(port, "/ping", &token).unwrap().starts_with("HTTP/1.1 200"));
+    // It ends with the container.
+    containerd.end("host");
+    eventually("it is gone", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    // What cannot be read is refused.
+    let wrong = ["--annotation", "runx.dev/agent=perhaps"];
+    let program = [image, "wrong", "/bin/true"];
+    containerd.ctr(&[&begin[..], &wrong, &program].concat()).fails(1, &["runx.dev/agent", "perhaps"]);
+    containerd.ctr(&["container", "rm", "wrong"]);
+    containerd.assert_nothing_left();
+}

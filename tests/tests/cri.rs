@@ -420,6 +420,61 @@ fn an_artifact_is_the_image_of_a_pods_container() {
 }
 
 #[test]
+fn an_annotated_pod_has_an_agent_and_others_have_none() {
+    needs_cri!();
+    let node = Node::start();
+    let port_of = |pod: &str, port: u16| {
+        let address = node.pod_status(pod).network.unwrap().ip;
+        std::net::TcpStream::connect((address.as_str(), port)).is_ok()
+    };
+    let plain = node.pod_config("plain");
+    let quiet = node.run_pod(&plain);
+    node.run_container(&quiet, &node.container_config("plain", "sleep 1000"), &plain);
+    let mut config = node.pod_config("sandbox");
+    for (key, value) in [
+        ("runx.dev/agent", "true"),
+        ("runx.dev/agent.containers", "first, second"),
+        ("runx.dev/agent.port.second", "44800"),
+        ("runx.dev/agent.envd-port.second", "0"),
+    ] {
+        config.annotations.insert(key.into(), value.into());
+    }
+    let pod = node.run_pod(&config);
+    // As an ordinary user, with a root filesystem that cannot be written.
+    let user = |name: &str| {
+        let mut container = node.container_config(name, "sleep 1000");
+        let context = security(&mut container);
+        context.run_as_user = Some(api::Int64Value { value: 1000 });
+        context.readonly_rootfs = true;
+        container
+    };
+    let first = node.run_container(&pod, &user("first"), &config);
+    let second = node.run_container(&pod, &user("second"), &config);
+    let third = node.run_container(&pod, &node.container_config("third", "sleep 1000"), &config);
+    for port in [44_772, 49_983, 44_800] {
+        eventually("it listens", || port_of(&pod, port));
+    }
+    assert!(!port_of(&quiet, 44_772));
+    let agents =
+        |id: &str| node.sh(id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c -- '[-]-generate-token'").stdout;
+    assert_eq!([agents(&first), agents(&second), agents(&third)].map(|text| text.trim().to_owned()), ["1", "1", "0"]);
+    // The token is its user's, in memory, and the agent answers it alone.
+    let ask = "t=$(cat /dev/.runx-agent/token /dev/shm/.runx-agent/token 2>/dev/null); \
+               (printf 'GET /ping HTTP/1.0\\r\\nX-EXECD-ACCESS-TOKEN: %s\\r\\n\\r\\n' $t; sleep 1) | nc 127.0.0.1 44772 | head -1";
+    let answered = node.sh(&first, ask);
+    assert!(answered.stdout.starts_with("HTTP/1.0 200"), "{answered:?}");
+    let refused = node.sh(&third, &ask.replace("$t;", "wrong;"));
+    assert!(refused.stdout.starts_with("HTTP/1.0 401"), "{refused:?}");
+    // What is stopped takes its agent with it.
+    node.stop_container(&first, 0);
+    eventually("it is gone", || !port_of(&pod, 44_772));
+    assert!(port_of(&pod, 44_800));
+    node.remove_pod(&pod);
+    node.remove_pod(&quiet);
+    node.assert_nothing_left();
+}
+
+#[test]
 fn what_cannot_run_is_told_of_by_its_name_and_leaves_nothing() {
     needs_cri!();
     let node = Node::start();

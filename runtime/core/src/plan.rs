@@ -232,6 +232,8 @@ pub struct ProcessPlan {
     pub stdio: Option<[Fd; 3]>,
     /// How many descriptors after the first three the program inherits.
     pub preserve_fds: u32,
+    /// What is executed instead of a file of the root filesystem.
+    pub program: Option<Fd>,
     /// The parent may know a WASM module of the program's name where there is no file of it.
     pub ask_for_module: bool,
     /// Working directories that are missing are made, for the first process of a container.

@@ -5,6 +5,7 @@ mod exits;
 mod task;
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,9 +18,11 @@ use containerd_shim_protos::ttrpc::{self, Code, Result};
 use runx_core::Error;
 use runx_core::container::{Process as Handle, Runtime};
 use runx_core::spawn::Spawner;
+use runx_core::spec::Process as ProcessSpec;
 use runx_core::workload::WasmConfig;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::agent;
 use crate::artifact::Artifacts;
 use crate::container::{self, Container, Standing, Stdio};
 use crate::error::{from_runtime, not_found, precondition, runtime_failure, status, unknown};
@@ -55,6 +58,7 @@ struct Shared {
     shutdown: Notify,
     events: Publisher,
     reaper: Reaper,
+    agents: agent::Ports,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,6 +90,7 @@ impl Service {
             shutdown: Notify::new(),
             events,
             reaper,
+            agents: agent::Ports::default(),
         }))
     }
 
@@ -131,6 +136,7 @@ impl Service {
                 log::warn!("delete a forgotten container: {e}");
             }
             lock(&self.0.containers).remove(&id);
+            self.0.agents.release(&id);
         }
         self.is_idle()
     }
@@ -226,10 +232,16 @@ impl Service {
         };
         // Held by the process alone from here on, so that its end closes them.
         drop(stdio);
-        let ((core, mut handle), announcement) = created?;
+        let ((core, agent, mut handle), announcement) = created?;
+        // Both would want the same port: the second one is refused before it runs.
+        let taken = agent.as_ref().and_then(|agent| self.0.agents.reserve(agent, &request.id).err());
         let pid = handle.pid() as u32;
         let process = Arc::new(Process::new(String::new(), streams, None));
-        let connected = ends.connect(handle.take_terminal()).and_then(|connections| process.born(handle, connections));
+        let connected = match &taken {
+            Some(text) => Err(std::io::Error::other(text.clone())),
+            None => ends.connect(handle.take_terminal()),
+        };
+        let connected = connected.and_then(|connections| process.born(handle, connections));
         if let Err(e) = connected {
             let root = PathBuf::from(&request.bundle).join("rootfs");
             let undone = blocking(move || {
@@ -239,10 +251,16 @@ impl Service {
             if let Err(e) = undone.await {
                 log::warn!("after a failed create of {}: {e}", request.id);
             }
-            return Err(unknown(format!("connect the streams of the container: {e}")));
+            self.0.agents.release(&request.id);
+            return Err(match taken {
+                Some(text) => status(Code::INVALID_ARGUMENT, text),
+                None => unknown(format!("connect the streams of the container: {e}")),
+            });
         }
         let bundle = PathBuf::from(&request.bundle);
-        let container = Arc::new(Container::new(request.id.clone(), bundle, core, process.clone(), io_owner));
+        let agent = agent.filter(|_| self.0.agents.has(&request.id));
+        let made = Container::new(request.id.clone(), bundle, (core, agent), process.clone(), io_owner);
+        let container = Arc::new(made);
         lock(&self.0.containers).insert(request.id.clone(), container.clone());
         let event = topics::TaskCreate {
             container_id: request.id.clone(),
@@ -290,7 +308,36 @@ impl Service {
         let pid = process.pid();
         let event = topics::TaskStart { container_id: container.id.clone(), pid, ..topics::TaskStart::default() };
         self.0.events.publish("/tasks/start", &event);
+        if let Some(agent) = &container.agent {
+            tokio::spawn(agent::keep(self.clone(), container.clone(), agent.clone()));
+        }
         Ok(pid)
+    }
+
+    /// Makes a process that containerd does not know of, and starts it. Returns its pid and what its end is waited for by.
+    pub(crate) async fn run_apart(
+        &self,
+        container: &Arc<Container>,
+        spec: ProcessSpec,
+        program: PathBuf,
+    ) -> Result<(i32, Arc<OwnedFd>)> {
+        let runtime = self.runtime(None);
+        let (announcement, born) = self.0.reaper.announce();
+        let container = container.clone();
+        let started = blocking(move || container::exec_apart(&runtime, &container, &spec, &program, born));
+        let started = started.await?;
+        announcement.keep();
+        Ok(started)
+    }
+
+    /// Such a process has been waited for.
+    pub(crate) fn forget_apart(&self, pid: i32) {
+        self.0.reaper.remove(pid);
+    }
+
+    /// The programs that lie beside this one.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.0.wasm.runner.with_file_name(name)
     }
 
     async fn start_exec(&self, container: Arc<Container>, process: Arc<Process>) -> Result<u32> {
@@ -417,6 +464,7 @@ impl Service {
             .await?;
         }
         lock(&self.0.containers).remove(&container.id);
+        self.0.agents.release(&container.id);
         let ended = process.ended();
         let response = delete_response(&process, ended);
         let event = topics::TaskDelete {

@@ -73,7 +73,7 @@ pub(super) fn containerds(directory: &Path, version: (u32, u32)) -> String {
     let handlers = |plugin: &str| {
         let handler = format!("[plugins.\"{plugin}\".containerd.runtimes");
         format!(
-            "{handler}.{HANDLER}]\n  runtime_type = \"io.containerd.runx.v1\"\n  pod_annotations = [\"runx.test/*\"]\n\
+            "{handler}.{HANDLER}]\n  runtime_type = \"io.containerd.runx.v1\"\n  pod_annotations = [\"runx.test/*\", \"runx.dev/*\"]\n\
              {handler}.{BY_PATH}]\n  runtime_type = \"io.containerd.runc.v2\"\n  runtime_path = \"{}\"\n\
              {handler}.{RUNC}]\n  runtime_type = \"io.containerd.runc.v2\"\n{}",
             shim.display(),

@@ -39,6 +39,7 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
         groups: parse_groups(&exec.cgroup)?,
         ignore_paused: exec.ignore_paused,
         entered,
+        program: None,
     };
     log::debug!("executing {:?} in container {}", description.args().as_deref().unwrap_or_default(), exec.id);
     let mut process = runtime.exec(&container, &description, options).map_err(in_runcs_words)?;

@@ -32,6 +32,9 @@ pub struct ExecOptions {
     pub born: Option<Born>,
     /// This process is in the container's user namespace already: see [`crate::rootless`].
     pub entered: bool,
+    /// What is executed, whatever the arguments call it, instead of a file of the root filesystem: see
+    /// [`workload::clone_program`].
+    pub program: Option<OwnedFd>,
 }
 
 /// A group below the container's own.
@@ -65,6 +68,7 @@ impl Runtime {
         let (initial_cpus, final_cpus) = process::affinity(&spec)?;
         process.scheduling.cpus = final_cpus.or_else(|| state.defaults.final_cpus.clone());
         process.preserve_fds = options.preserve_fds;
+        process.program = options.program.map(|fd| table.add(fd));
         process.keyring = state.keyring.clone();
         process.stdio = options.stdio.map(|stdio| stdio.map(|fd| table.add(fd)));
         if let Some((program, flags)) = state.seccomp(&container.directory)? {

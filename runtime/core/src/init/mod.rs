@@ -200,6 +200,10 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         None => None,
     };
     let labels = process.labels.as_ref().map(|labels| labels::open(labels, &fds)).transpose()?;
+    let given = match process.program {
+        Some(fd) => Some(fds.get(fd)?.try_clone_to_owned().context("keep the program")?),
+        None => None,
+    };
     // What is not needed any more is closed now, so that a low limit on open files is not hit.
     fds.0.clear();
     scheduling::set(&process)?;
@@ -212,7 +216,10 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
     }
     identity::check_directory(&process.cwd)?;
     identity::complete_environment(&mut process);
-    let program = program::find(&process, parent)?;
+    let program = match given {
+        Some(program) => Program::Given(program),
+        None => program::find(&process, parent)?,
+    };
     if matches!(program, Program::Runner { .. }) {
         // A module that could open /proc/self/mem would be native code.
         mounts::detach_kernel_filesystems(container.as_ref())?;

@@ -18,6 +18,8 @@ use crate::workload;
 pub(super) enum Program {
     /// The user's own program.
     Native(PathBuf),
+    /// One that is no file of the root filesystem.
+    Given(OwnedFd),
     /// The WASM runner, with a compiled module.
     Runner { runner: OwnedFd, artifact: OwnedFd, words: String },
 }
@@ -197,6 +199,7 @@ impl Program {
         let mut args = strings(&name, process.args.iter().map(String::as_str))?;
         let env = strings(&name, process.env.iter().map(String::as_str))?;
         let path = match &self {
+            Self::Given(_) => CString::default(),
             Self::Native(path) => sys::cstring(path).map_err(|e| unusable(&name, e.to_string()))?,
             Self::Runner { artifact, words, .. } => {
                 sys::set_cloexec(artifact.as_fd(), false).context("hand the module to the runner")?;
@@ -219,7 +222,9 @@ impl Exec {
         let (args, env) = (pointers(&self.args), pointers(&self.env));
         let (directory, flags) = match &self.program {
             Program::Native(_) => (libc::AT_FDCWD, 0),
-            Program::Runner { runner, .. } => (runner.as_raw_fd(), libc::AT_EMPTY_PATH),
+            Program::Given(program) | Program::Runner { runner: program, .. } => {
+                (program.as_raw_fd(), libc::AT_EMPTY_PATH)
+            }
         };
         // SAFETY: path, arguments and environment are NUL-terminated, the lists end with NULL, and all
         // of it lives until the call replaces this process or fails.

@@ -232,6 +232,15 @@ impl WasmConfig {
     }
 }
 
+/// A program of ours, to be executed in a container by its descriptor: alone on a mount that cannot be written.
+///
+/// # Errors
+/// When it is missing.
+pub fn clone_program(path: &Path) -> Result<OwnedFd> {
+    let file = File::open(path).on("open", path)?;
+    mount::read_only_clone(file.as_fd()).on("clone", path)
+}
+
 fn open_program(name: &str, path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::Wasm {
         module: name.to_owned(),
