@@ -17,6 +17,9 @@ use tower::ServiceExt;
 /// How long a client may take for the head of a request.
 const HEAD: Duration = Duration::from_secs(60);
 
+/// How much of a request is held at once, in bytes.
+const BUFFER: usize = 1 << 20;
+
 /// Serves until `end` says so; then no new request is taken, and what is under way is finished. Returns when it is.
 pub async fn serve(listener: TcpListener, router: Router, connections: usize, mut end: watch::Receiver<bool>) {
     let free = Arc::new(Semaphore::new(connections));
@@ -51,6 +54,7 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, mu
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                .max_buf_size(BUFFER)
                 .header_read_timeout(HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 
-use crate::fs::read::Reader;
+use crate::fs::read::{CHUNK, Reader};
 
 /// What of a file is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -45,21 +46,17 @@ pub(crate) fn range(header: &str, size: u64) -> Option<Wanted> {
 /// A part of a file, read piece by piece: a client that does not go on holds no thread.
 pub(crate) fn range_body(reader: Reader, from: u64, to: u64) -> axum::body::Body {
     let reader = Arc::new(reader);
-    axum::body::Body::from_stream(futures_util::stream::unfold(Some(from), move |at| {
+    let begins = (from..to).step_by(CHUNK);
+    let pieces = futures_util::stream::iter(begins).map(move |at| {
         let reader = reader.clone();
         async move {
-            let at = at.filter(|at| *at < to)?;
+            // A piece that is not there any more is an error, so that the client does not take half of it for all.
             let read = tokio::task::spawn_blocking(move || reader.piece(at, to)).await;
-            // So that the client does not take half of it for all.
-            match read.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
-                Ok(bytes) => {
-                    let next = at + bytes.len() as u64;
-                    Some((Ok(Bytes::from(bytes)), Some(next)))
-                }
-                Err(e) => Some((Err(e), None)),
-            }
+            read.unwrap_or_else(|e| Err(std::io::Error::other(e))).map(Bytes::from)
         }
-    }))
+    });
+    // The next one is read while one is sent.
+    axum::body::Body::from_stream(pieces.buffered(2))
 }
 
 #[cfg(test)]

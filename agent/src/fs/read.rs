@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::{Error, Files, Result};
 
 /// How much is read at once, in bytes.
-pub const CHUNK: usize = 256 << 10;
+pub const CHUNK: usize = 512 << 10;
 
 /// A file that is read.
 #[derive(Debug)]
@@ -46,11 +46,7 @@ impl Reader {
     /// Those of reading.
     pub fn piece(&self, from: u64, to: u64) -> std::io::Result<Vec<u8>> {
         let mut buffer = vec![0; usize::try_from(to - from).unwrap_or(CHUNK).min(CHUNK)];
-        let length = self.file.read_at(&mut buffer, from)?;
-        if length == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        buffer.truncate(length);
+        self.file.read_exact_at(&mut buffer, from)?;
         Ok(buffer)
     }
 
