@@ -1,6 +1,5 @@
 """Code, in the kernels of a real Jupyter server."""
 
-import asyncio
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ from code_interpreter.adapters.code_adapter import CodesAdapter
 from code_interpreter.sync.adapters.code_adapter import CodesAdapterSync
 from opensandbox.exceptions import SandboxApiException
 
-from conftest import Agent, eventually, in_threads, run
+from conftest import eventually, in_threads, run
 
 
 @pytest.fixture
@@ -84,9 +83,8 @@ def test_what_is_displayed_is_told(coder):
 def test_an_interrupt_reaches_the_kernel(codes, coder):
     context = codes.create_context("python")
     threading.Timer(1, lambda: codes.interrupt(context.id)).start()
-    begun = time.monotonic()
     done = codes.run("import time\nfor _ in range(1000): time.sleep(0.1)", context=context)
-    assert done.error.name == "KeyboardInterrupt" and time.monotonic() - begun < 60
+    assert done.error.name == "KeyboardInterrupt"
     assert codes.run("1", context=context).result[0].text == "1"
 
 

@@ -84,10 +84,9 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(agent, body):
 
 
 def test_a_timeout_ends_the_whole_group(sdk, agent, tmp_path):
-    begun = time.monotonic()
     done = sdk.commands.run(f"sleep 1000 & echo $! > {tmp_path}/pid; sleep 1000",
                             opts=RunCommandOpts(timeout=timedelta(milliseconds=300)))
-    assert done.error.value == "-1" and done.error.traceback == ["signal: killed"] and time.monotonic() - begun < 60
+    assert done.error.value == "-1" and done.error.traceback == ["signal: killed"]
     pid = int((tmp_path / "pid").read_text())
     eventually("its child is gone", lambda: not pathlib.Path(f"/proc/{pid}").exists())
     assert agent.children() == []
@@ -147,9 +146,8 @@ def test_logs_are_those_of_background_commands(agent, sdk):
 
 
 def test_a_daemon_that_is_left_behind_does_not_hold_up_its_command(sdk, agent, tmp_path):
-    begun = time.monotonic()
-    done = sdk.commands.run(f"echo started; (sleep 1; echo late; echo alive > {tmp_path}/alive) & exit 0")
-    assert texts(done.logs.stdout) == ["started"] and time.monotonic() - begun < 0.9
+    done = sdk.commands.run(f"echo started; (sleep 4; echo late; echo alive > {tmp_path}/alive) & exit 0")
+    assert texts(done.logs.stdout) == ["started"] and not (tmp_path / "alive").exists()
     # It is not killed for writing to a pipe that nobody reads.
     eventually("it went on", lambda: (tmp_path / "alive").exists())
     eventually("it was waited for", lambda: agent.children() == [])
@@ -237,9 +235,8 @@ def test_an_end_of_the_daemon_lets_streams_end(tmp_path):
 
 
 def test_who_writes_for_ever_does_not_keep_its_command_from_ending(sdk, agent):
-    begun = time.monotonic()
     done = sdk.commands.run("yes & exit 0")
-    assert done.exit_code == 0 and time.monotonic() - begun < 60
+    assert done.exit_code == 0
     started = sdk.commands.run("yes & sleep 0.2; exit 5", opts=RunCommandOpts(background=True))
     eventually("it has ended", lambda: not sdk.commands.get_command_status(started.id).running)
     assert sdk.commands.get_command_status(started.id).exit_code == 5

@@ -1,9 +1,7 @@
 """Interactive shells, over WebSockets."""
 
 import json
-import re
 import struct
-import threading
 import time
 
 import pytest

@@ -9,16 +9,13 @@ import time
 
 import pytest
 import websocket
-from opensandbox.exceptions import SandboxApiException
 
-from conftest import AGENT, TOKEN, Agent, eventually, in_threads
+from conftest import AGENT, TOKEN, Agent, eventually
 
 
 def test_it_answers_and_tells_its_numbers(agent, sdk):
     assert sdk.health.ping("any")
-    begun = time.monotonic()
     numbers = sdk.metrics.get_metrics("any")
-    assert time.monotonic() - begun < 0.9
     assert numbers.cpu_count > 0 and 0 <= numbers.cpu_used_percentage <= 100
     assert 0 < numbers.memory_used_in_mib <= numbers.memory_total_in_mib
     assert abs(numbers.timestamp / 1000 - time.time()) < 60

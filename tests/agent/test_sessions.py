@@ -1,8 +1,6 @@
 """Shell sessions."""
 
-import os
 import pathlib
-import time
 from datetime import timedelta
 
 import pytest
@@ -55,9 +53,8 @@ def test_nothing_that_is_printed_is_taken_for_the_state(sdk):
 def test_a_timeout_kills_and_the_session_lives(sdk, agent):
     session = sdk.commands.create_session()
     sdk.commands.run_in_session(session, "export Y=1")
-    begun = time.monotonic()
     done = sdk.commands.run_in_session(session, "sleep 1000 | cat; echo never", timeout=timedelta(milliseconds=300))
-    assert done.error.value == "-1" and time.monotonic() - begun < 60
+    assert done.error.value == "-1"
     assert texts(sdk.commands.run_in_session(session, "echo $Y")) == ["1"]
     eventually("nobody is left", lambda: agent.children() == [])
 
