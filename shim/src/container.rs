@@ -216,7 +216,10 @@ pub(crate) fn exec_apart(
     program: &Path,
     born: Born,
 ) -> ttrpc::Result<(i32, Arc<OwnedFd>)> {
-    let failed = |e: Error| runtime_failure("start the agent", e);
+    let failed = |e: Error| match e {
+        Error::SpawnerGone => spawner_gone(),
+        other => runtime_failure("start the agent", other),
+    };
     let null = || {
         let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
         opened.map(OwnedFd::from).map_err(|e| unknown(format!("open /dev/null: {e}")))

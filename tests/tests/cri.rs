@@ -433,7 +433,7 @@ fn an_annotated_pod_has_an_agent_and_others_have_none() {
     let mut config = node.pod_config("sandbox");
     for (key, value) in [
         ("runx.dev/agent", "true"),
-        ("runx.dev/agent.containers", "first, second"),
+        ("runx.dev/agent.containers", "first, second, fourth"),
         ("runx.dev/agent.port.second", "44800"),
         ("runx.dev/agent.envd-port.second", "0"),
     ] {
@@ -465,6 +465,11 @@ fn an_annotated_pod_has_an_agent_and_others_have_none() {
     assert!(answered.stdout.starts_with("HTTP/1.0 200"), "{answered:?}");
     let refused = node.sh(&third, &ask.replace("$t;", "wrong;"));
     assert!(refused.stdout.starts_with("HTTP/1.0 401"), "{refused:?}");
+    // Another one with the same port is refused, and nothing of it is left.
+    let fourth = node.try_create(&pod, &user("fourth"), &config).unwrap();
+    let refused = node.start_container(&fourth).unwrap_err().message;
+    assert!(refused.contains("port 44772") && refused.contains(&first), "{refused}");
+    node.remove_container(&fourth);
     // What is stopped takes its agent with it.
     node.stop_container(&first, 0);
     eventually("it is gone", || !port_of(&pod, 44_772));

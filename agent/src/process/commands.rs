@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
-use super::output::{Output, Piece};
+use super::output::{Output, Piece, Pipes};
 use super::reaper::{self, Ended, Exit};
 use super::spawn::{self, Process, Start};
 use super::store::Store;
@@ -206,13 +206,14 @@ impl Commands {
     pub fn foreground(&self, text: &str, timeout: Option<Duration>, prepared: Prepared) -> io::Result<Foreground> {
         let (stdout, stdout_writer) = spawn::pipe()?;
         let (stderr, stderr_writer) = spawn::pipe()?;
+        let pipes = Pipes::new(stdout, Some(stderr))?;
         let started = SystemTime::now();
         let streams = spawn::Streams::Output { stdout: stdout_writer, stderr: stderr_writer };
         let process = prepared(streams).start().map_err(|e| (describe(&e), SystemTime::now()));
         let output = match &process {
             Ok(process) => {
                 end_after(process, timeout);
-                Output::new(stdout, Some(stderr), process.ended.clone()).map_err(|e| e.to_string())
+                Ok(pipes.of(process.ended.clone()))
             }
             Err((reason, _)) => Err(reason.clone()),
         };
@@ -227,13 +228,14 @@ impl Commands {
     /// When there is no pipe to be had. That it could not be started is in the command.
     pub fn background(&self, text: &str, timeout: Option<Duration>, prepared: Prepared) -> io::Result<Arc<Command>> {
         let (reader, writer) = spawn::pipe()?;
+        let pipes = Pipes::new(reader, None)?;
         let started = SystemTime::now();
         let streams = spawn::Streams::Output { stdout: writer.try_clone()?, stderr: writer };
         let process = prepared(streams).start().map_err(|e| (describe(&e), SystemTime::now()));
         let output = match &process {
             Ok(process) => {
                 end_after(process, timeout);
-                Some(Output::new(reader, None, process.ended.clone())?)
+                Some(pipes.of(process.ended.clone()))
             }
             Err(_) => None,
         };

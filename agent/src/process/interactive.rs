@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 
 use super::environment;
-use super::output::{Output, Piece};
+use super::output::{Output, Piece, Pipes};
 use super::pty::{self, Master};
 use super::reaper::{self, Exit};
 use super::ring::{Ring, Source};
@@ -204,10 +204,11 @@ impl Interactive {
             let (stdin, typed) = spawn::pipe()?;
             let (stdout, stdout_writer) = spawn::pipe()?;
             let (stderr, stderr_writer) = spawn::pipe()?;
+            let pipes = Pipes::new(stdout, Some(stderr))?;
+            let typed = pipe::Sender::from_owned_fd(typed)?;
             let streams = Streams::All { stdin, stdout: stdout_writer, stderr: stderr_writer };
             let process = start(streams).start()?;
-            let output = Output::new(stdout, Some(stderr), process.ended.clone())?;
-            let typed = pipe::Sender::from_owned_fd(typed)?;
+            let output = pipes.of(process.ended.clone());
             tokio::spawn(read_pipes(self.clone(), output, sender));
             Ok(Live { process, input: Input::Pipe(tokio::sync::Mutex::new(typed)), done })
         }
@@ -231,46 +232,14 @@ impl Interactive {
 async fn read_terminal(
     session: Arc<Interactive>,
     master: Arc<Master>,
-    mut process: Process,
+    process: Process,
     done: watch::Sender<Option<Exit>>,
 ) {
-    let mut buffer = vec![0; 32 << 10];
-    let mut exit: Option<Exit> = None;
-    // Others may write for ever after its end.
-    let mut left = super::ring::CAPACITY;
-    loop {
-        match master.try_read(&mut buffer) {
-            Ok(length) if length > 0 => {
-                session.push(Source::Stdout, &buffer[..length]);
-                if exit.is_none() {
-                    exit = *process.ended.borrow();
-                } else {
-                    left = left.saturating_sub(length);
-                    if left == 0 {
-                        break;
-                    }
-                }
-                tokio::task::yield_now().await;
-                continue;
-            }
-            // Others may have it open still, with nothing to say.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            // Nobody has it open: all that is missing is its exit.
-            _ => break,
-        }
-        if exit.is_some() {
-            break;
-        }
-        tokio::select! {
-            ready = master.readable() => if ready.is_err() { break },
-            ended = process.ended.wait_for(Option::is_some) => exit = ended.ok().and_then(|ended| *ended),
-        }
-    }
-    let exit = match process.ended.wait_for(Option::is_some).await {
-        Ok(exit) => *exit,
-        Err(_) => None,
-    };
-    done.send_replace(exit);
+    let exit = pty::read_to_end(&master, process.ended, |bytes| {
+        session.push(Source::Stdout, &bytes);
+        std::future::ready(())
+    });
+    done.send_replace(exit.await);
     session.grown.send_modify(|_| {});
 }
 

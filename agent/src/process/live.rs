@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::commands::end_after;
-use super::output::{Output, Piece};
+use super::output::{Output, Piece, Pipes};
 use super::pty::{self, Master};
 use super::reaper::{self, Exit};
 use super::spawn::{self, Process, Start, Streams};
@@ -155,6 +155,7 @@ impl Processes {
             Wanted::Pipes { stdin } => {
                 let (stdout, stdout_writer) = spawn::pipe()?;
                 let (stderr, stderr_writer) = spawn::pipe()?;
+                let pipes = Pipes::new(stdout, Some(stderr))?;
                 let (streams, input) = if stdin {
                     let (reader, writer) = spawn::pipe()?;
                     let streams = Streams::All { stdin: reader, stdout: stdout_writer, stderr: stderr_writer };
@@ -163,7 +164,7 @@ impl Processes {
                     (Streams::Output { stdout: stdout_writer, stderr: stderr_writer }, Input::None)
                 };
                 let process = start(streams).start()?;
-                let output = Output::new(stdout, Some(stderr), process.ended.clone())?;
+                let output = pipes.of(process.ended.clone());
                 let live = live(process, false, input);
                 tokio::spawn(read_pipes(self.clone(), live.clone(), output));
                 live
@@ -338,39 +339,8 @@ async fn read_pipes(table: Arc<Processes>, live: Arc<Live>, mut output: Output) 
 }
 
 async fn read_terminal(table: Arc<Processes>, live: Arc<Live>, master: Arc<Master>) {
-    let mut buffer = vec![0; 16 << 10];
-    let mut ended = live.process.ended.clone();
-    let mut exit = None;
-    // Others may write for ever after its end.
-    let mut left = 1 << 20;
-    loop {
-        match master.try_read(&mut buffer) {
-            Ok(length) if length > 0 => {
-                live.tell(Event::Terminal(Bytes::copy_from_slice(&buffer[..length]))).await;
-                if exit.is_none() {
-                    exit = *ended.borrow();
-                } else {
-                    left -= length.min(left);
-                    if left == 0 {
-                        break;
-                    }
-                }
-                continue;
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            // Nobody has the other side open: all that is missing is its exit.
-            _ => break,
-        }
-        if exit.is_some() {
-            break;
-        }
-        tokio::select! {
-            ready = master.readable() => if ready.is_err() { break },
-            seen = ended.wait_for(Option::is_some) => exit = seen.ok().and_then(|seen| *seen),
-        }
-    }
-    let seen = ended.wait_for(Option::is_some).await.ok().and_then(|seen| *seen);
-    if let Some(exit) = seen {
+    let exit = pty::read_to_end(&master, live.process.ended.clone(), |bytes| live.tell(Event::Terminal(bytes.into())));
+    if let Some(exit) = exit.await {
         table.finish(&live, exit).await;
     }
 }

@@ -43,22 +43,37 @@ enum Ready {
     Ended,
 }
 
-impl Output {
-    /// Of a process. Within a runtime.
+/// The reading ends, before there is a process: what can fail of them fails before anything runs.
+#[derive(Debug)]
+pub struct Pipes {
+    stdout: Receiver,
+    stderr: Option<Receiver>,
+}
+
+impl Pipes {
+    /// Begins to watch them. Within a runtime.
     ///
     /// # Errors
     /// When a pipe cannot be watched.
-    pub fn new(stdout: OwnedFd, stderr: Option<OwnedFd>, ended: Ended) -> io::Result<Self> {
-        Ok(Self {
-            stdout: Some(Receiver::from_owned_fd(stdout)?),
-            stderr: stderr.map(Receiver::from_owned_fd).transpose()?,
+    pub fn new(stdout: OwnedFd, stderr: Option<OwnedFd>) -> io::Result<Self> {
+        let stderr = stderr.map(Receiver::from_owned_fd).transpose()?;
+        Ok(Self { stdout: Receiver::from_owned_fd(stdout)?, stderr })
+    }
+
+    /// They are those of a process.
+    pub fn of(self, ended: Ended) -> Output {
+        Output {
+            stdout: Some(self.stdout),
+            stderr: self.stderr,
             ended,
             buffer: vec![0; CHUNK],
             exit: None,
             left: [0; 2],
-        })
+        }
     }
+}
 
+impl Output {
     /// Standard output for what others still write after the end, for whoever wants that.
     pub fn rest(&mut self) -> Option<Receiver> {
         self.stdout.take()

@@ -7,8 +7,16 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, posix_openpt};
 use tokio::io::unix::AsyncFd;
 
+use super::reaper::{Ended, Exit};
+
 /// Its size before anybody says one, columns and rows.
 pub const SIZE: (u16, u16) = (80, 24);
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 16 << 10;
+
+/// How much is told after the end of a process, in bytes.
+const LAST: usize = 1 << 20;
 
 /// The side of a terminal that a program does not see.
 #[derive(Debug)]
@@ -93,4 +101,47 @@ impl Master {
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// Reads a terminal until its process has ended and nothing is left, and tells what it says. Returns how the process ended.
+///
+/// Others may have it open after that, and write for ever: of what comes then, no more is told than may have been written
+/// before.
+pub async fn read_to_end<F: Future<Output = ()>>(
+    master: &Master,
+    mut ended: Ended,
+    mut tell: impl FnMut(Vec<u8>) -> F,
+) -> Option<Exit> {
+    let mut buffer = vec![0; CHUNK];
+    let mut exit = None;
+    let mut left = LAST;
+    loop {
+        match master.try_read(&mut buffer) {
+            Ok(length) if length > 0 => {
+                tell(buffer[..length].to_vec()).await;
+                if exit.is_none() {
+                    exit = *ended.borrow();
+                } else {
+                    left = left.saturating_sub(length);
+                    if left == 0 {
+                        break;
+                    }
+                }
+                // It may have something to say all the time.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // Nobody has the other side open: all that is missing is its exit.
+            _ => break,
+        }
+        if exit.is_some() {
+            break;
+        }
+        tokio::select! {
+            ready = master.readable() => if ready.is_err() { break },
+            seen = ended.wait_for(Option::is_some) => exit = seen.ok().and_then(|seen| *seen),
+        }
+    }
+    ended.wait_for(Option::is_some).await.ok().and_then(|seen| *seen)
 }

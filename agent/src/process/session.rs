@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 
 use super::commands::end_after;
 use super::environment;
-use super::output::Output;
+use super::output::{Output, Pipes};
 use super::reaper;
 use super::spawn::{self, Process, Program, Start, Streams};
 use crate::ids;
@@ -124,6 +124,7 @@ impl Session {
         program.write_all(&script)?;
         let state = memory(c"runx-session-state")?;
         let (reader, writer) = spawn::pipe()?;
+        let pipes = Pipes::new(reader, None)?;
         let flags: &[&str] = if spawn::is_bash(&shell) { &["--noprofile", "--norc"] } else { &[] };
         let mut argv = vec![shell.to_string_lossy().into_owned()];
         argv.extend(flags.iter().map(|flag| (*flag).to_owned()));
@@ -141,8 +142,7 @@ impl Session {
         .start()?;
         end_after(&process, Some(timeout.unwrap_or(DEFAULT_TIMEOUT)));
         lock(&self.running).push(process.clone());
-        let output = Output::new(reader, None, process.ended.clone())?;
-        Ok((output, Run { process, session: self.clone(), state }))
+        Ok((pipes.of(process.ended.clone()), Run { process, session: self.clone(), state }))
     }
 }
 

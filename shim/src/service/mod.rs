@@ -325,9 +325,19 @@ impl Service {
         let (announcement, born) = self.0.reaper.announce();
         let container = container.clone();
         let started = blocking(move || container::exec_apart(&runtime, &container, &spec, &program, born));
-        let started = started.await?;
-        announcement.keep();
-        Ok(started)
+        match started.await {
+            Ok(started) => {
+                announcement.keep();
+                Ok(started)
+            }
+            Err(e) => {
+                // The next try, which comes soon, has another one.
+                if container::is_spawner_gone(&e) {
+                    self.replace_spawner().await?;
+                }
+                Err(e)
+            }
+        }
     }
 
     /// Such a process has been waited for.
