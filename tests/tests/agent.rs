@@ -185,7 +185,9 @@ fn an_annotation_puts_it_beside_a_containers_own_program() {
     assert!(get(port, "/ping", "wrong").unwrap().starts_with("HTTP/1.1 401"));
     assert!(get(envd_port, "/health", "").unwrap().starts_with("HTTP/1.1 204"));
     // It is the container's user, in its cgroup, and nowhere in its files.
-    let agents = inside("grep -l runx-agent /proc/[0-9]*/cmdline 2>/dev/null | grep -v self").stdout;
+    // The brackets keep the one who asks out of the answer.
+    let find = "grep -l '^[r]unx-agent' /proc/[0-9]*/cmdline 2>/dev/null";
+    let agents = inside(find).stdout;
     let pid: String = agents.chars().skip(6).take_while(char::is_ascii_digit).collect();
     let uid = inside(&format!("grep ^Uid: /proc/{pid}/status")).stdout;
     assert!(uid.contains("0\t0\t0\t0"), "{uid}");
@@ -193,8 +195,8 @@ fn an_annotation_puts_it_beside_a_containers_own_program() {
     // It comes back when it dies, and its token stays.
     inside(&format!("kill -9 {pid}"));
     eventually("it is another one", || {
-        let now = inside("grep -l runx-agent /proc/[0-9]*/cmdline 2>/dev/null").stdout;
-        !now.contains(&format!("/proc/{pid}/")) && get(port, "/ping", &token).is_some()
+        let now = inside(find).stdout;
+        now.starts_with("/proc/") && !now.contains(&format!("/proc/{pid}/")) && get(port, "/ping", &token).is_some()
     });
     assert!(get(port, "/ping", &token).unwrap().starts_with("HTTP/1.1 200"));
     // It ends with the container.
