@@ -47,6 +47,8 @@ pub struct Config {
     pub policy: Policy,
     /// How long an end of the daemon waits for what runs.
     pub drain: Duration,
+    /// How often resources are looked at for their history; zero for never.
+    pub monitor_interval: Duration,
     /// What is logged.
     pub log_level: log::LevelFilter,
     /// Where to.
@@ -81,6 +83,7 @@ const FLAGS: &[Flag] = &[
     ("operation-capacity", Some("EXECD_OPERATION_CAPACITY"), "NUMBER", "how many finished commands are kept (4096)"),
     ("max-log-size", None, "BYTES", "how much of a background command's output is kept (67108864)"),
     ("drain-timeout", None, "DURATION", "how long an end waits for what runs (10s)"),
+    ("monitor-interval", None, "DURATION", "how often resources are looked at for their history; 0: never (5s)"),
     ("log-level", None, "LEVEL", "0 to 7: fatal 2, error 3, warn 4, info 6, debug 7 (6)"),
     ("log-file", Some("EXECD_LOG_FILE"), "FILE", "log there and not to standard output"),
     (
@@ -218,6 +221,8 @@ impl Config {
                 finished: get("operation-capacity").map_or(Ok(4096), |text| number("operation-capacity", text))?,
             },
             drain: get("drain-timeout").map_or(Ok(Duration::from_secs(10)), |text| duration("drain-timeout", text))?,
+            monitor_interval: get("monitor-interval")
+                .map_or(Ok(Duration::from_secs(5)), |text| duration("monitor-interval", text))?,
             log_level: match level {
                 0..=3 => log::LevelFilter::Error,
                 4 => log::LevelFilter::Warn,
@@ -274,7 +279,7 @@ fn token_in(path: &Path) -> io::Result<String> {
 
 fn usage() -> String {
     let mut out = String::from(
-        "runx-agent: the daemon inside a sandbox, for OpenSandbox's SDKs\n\nusage: runx-agent [--FLAG VALUE]...\n\nflags:\n",
+        "runx-agent: the daemon inside a sandbox, for OpenSandbox's and E2B's SDKs\n\nusage: runx-agent [--FLAG VALUE]...\n\nflags:\n",
     );
     for (name, from, takes, text) in FLAGS {
         let from = from.map(|from| format!(" [{from}]")).unwrap_or_default();

@@ -7,10 +7,12 @@
 pub mod api;
 pub mod code;
 pub mod config;
+pub mod forward;
 pub mod fs;
 pub mod ids;
 pub mod logging;
 pub mod metrics;
+pub mod monitor;
 pub mod process;
 pub mod resolve;
 pub mod server;

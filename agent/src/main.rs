@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use runx_agent::api::envd;
 use runx_agent::api::execd::{App, router};
+use runx_agent::api::{envd, own};
 use runx_agent::config::{Asked, Config};
 use runx_agent::process::commands::Commands;
 use runx_agent::process::{self, reaper, spawn};
@@ -96,6 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     log::info!("runx-agent {} listens on {address}", env!("CARGO_PKG_VERSION"));
     let (end, ending) = watch::channel(false);
+    let third = Arc::new(own::App::new(app.clone()));
     let second = match app.config.envd_port {
         None => None,
         Some(port) => {
@@ -104,11 +105,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             let address = listener.local_addr().context("ask for the own address")?;
             let second = Arc::new(envd::App::new(app.clone()));
             log::info!("the envd protocol is spoken on {address}");
-            let routes = envd::router(second.clone());
+            let state = second.clone();
+            let token = Arc::new(move || state.token());
+            let routes = envd::router(second.clone()).merge(own::router(third.clone(), token));
             Some((second, tokio::spawn(server::serve(listener, routes, connections, ending.clone()))))
         }
     };
-    let serving = tokio::spawn(server::serve(listener, router(app.clone()), connections, ending));
+    let state = app.clone();
+    let token = Arc::new(move || state.config.token.clone());
+    let routes = router(app.clone()).merge(own::router(third.clone(), token));
+    let serving = tokio::spawn(server::serve(listener, routes, connections, ending));
     sweep(app.clone());
     let signal = forward_signals(&app).await?;
     log::info!("ending for {signal}: what runs gets {} s", drain.as_secs_f32());
@@ -125,6 +131,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         log::warn!("what still runs is killed");
     }
     app.end_all();
+    third.end_all();
     if let Some(second) = second {
         second.end_all();
     }

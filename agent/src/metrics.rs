@@ -86,7 +86,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 /// The directory of this process's own group, of a controller of version 1 or of version 2's one tree. In a container it
 /// is mounted as the root, or below its path on the node.
-fn group(controller: Option<&str>) -> Option<PathBuf> {
+pub(crate) fn group(controller: Option<&str>) -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');

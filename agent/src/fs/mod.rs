@@ -6,6 +6,7 @@ pub mod glob;
 pub mod ops;
 pub mod read;
 pub mod root;
+pub mod tree;
 pub mod walk;
 pub mod write;
 

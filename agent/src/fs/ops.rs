@@ -83,7 +83,7 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::System(format!("destination path already exists: {}", to.display())))
             }
-            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => copy(&source, &target, DEPTH)
+            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => copy(&source, &target, DEPTH, true)
                 .and_then(|()| remove(&source))
                 .map_err(|e| Error::System(format!("move {} to {}: {e}", from.display(), to.display()))),
             other => other.map_err(|e| Error::System(format!("rename {} to {}: {e}", from.display(), to.display()))),
@@ -161,7 +161,7 @@ impl Files {
 }
 
 /// Removes whatever is at a place. Links are removed, not followed.
-fn remove(place: &Place) -> io::Result<()> {
+pub(super) fn remove(place: &Place) -> io::Result<()> {
     match place.stat() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -204,8 +204,8 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Copies a file, a symbolic link or a directory to another filesystem, with modes and owners.
-fn copy(from: &Place, to: &Place, depth: usize) -> io::Result<()> {
+/// Copies a file, a symbolic link or a directory with the modes, and the owners if `owners` says so.
+pub(super) fn copy(from: &Place, to: &Place, depth: usize, owners: bool) -> io::Result<()> {
     if depth == 0 {
         return Err(io::Error::other(format!("it is deeper than {DEPTH} directories")));
     }
@@ -216,24 +216,32 @@ fn copy(from: &Place, to: &Place, depth: usize) -> io::Result<()> {
             let source = from.open(libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
             let target = to.open(libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
             for name in names(source.try_clone()?)? {
-                copy(&Place::new(source.try_clone()?, &name), &Place::new(target.try_clone()?, &name), depth - 1)?;
+                copy(
+                    &Place::new(source.try_clone()?, &name),
+                    &Place::new(target.try_clone()?, &name),
+                    depth - 1,
+                    owners,
+                )?;
             }
-            keep(&target, &stat)
+            keep(&target, &stat, owners)
         }
         libc::S_IFREG => {
-            let mut source = std::fs::File::from(from.open(libc::O_RDONLY, 0)?);
+            let mut source = std::fs::File::from(from.open(libc::O_RDONLY | libc::O_NONBLOCK, 0)?);
             let mut target = std::fs::File::from(to.open(libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL, 0o600)?);
             io::copy(&mut source, &mut target)?;
             target.flush()?;
-            keep(&target.into(), &stat)
+            keep(&target.into(), &stat, owners)
         }
         libc::S_IFLNK => Ok(nix::unistd::symlinkat(&from.read_link()?, to.directory(), Path::new(to.name()))?),
         _ => Err(io::Error::new(io::ErrorKind::Unsupported, "it is neither file, directory nor link")),
     }
 }
 
-fn keep(file: &OwnedFd, stat: &super::root::Stat) -> io::Result<()> {
-    // Whoever may not give files away keeps them.
-    let _ = super::root::change_owner(file, Some(stat.st_uid), Some(stat.st_gid));
-    super::root::change_mode(file, stat.st_mode & 0o7777)
+fn keep(file: &OwnedFd, stat: &super::root::Stat, owners: bool) -> io::Result<()> {
+    if owners {
+        // Whoever may not give files away keeps them.
+        let _ = super::root::change_owner(file, Some(stat.st_uid), Some(stat.st_gid));
+    }
+    // Rights that come with the owner do not come with a copy that somebody else has.
+    super::root::change_mode(file, stat.st_mode & if owners { 0o7777 } else { 0o1777 })
 }

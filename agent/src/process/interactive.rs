@@ -192,6 +192,7 @@ impl Interactive {
             identity: None,
             streams,
             passed: Vec::new(),
+            confinement: None,
         };
         let (sender, done) = watch::channel(None);
         if on_terminal {

@@ -109,6 +109,23 @@ pub fn signal_group(process: &Process, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Sends any signal, by its number, to the process group of a child or to it alone, as long as it has not been waited for.
+///
+/// # Errors
+/// As [`signal_group`], and EINVAL for a number that is none.
+pub fn send(process: &Process, signal: i32, group: bool) -> io::Result<()> {
+    let known = children().known();
+    if process.ended.borrow().is_some() || !known.contains_key(&process.pid) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    let target = if group { -process.pid } else { process.pid };
+    // SAFETY: takes numbers; nobody else has the pid while the lock is held.
+    match unsafe { libc::kill(target, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Lets nobody of its process group outlive a child: when that ends, what is left of its group is killed.
 pub fn doom(process: &Process) {
     let children = children();

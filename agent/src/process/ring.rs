@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-/// How much is kept, in bytes.
+/// How much is kept unless somebody says otherwise, in bytes.
 pub const CAPACITY: usize = 1 << 20;
 
 /// Which stream a part comes from.
@@ -16,8 +16,9 @@ pub enum Source {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ring {
+    capacity: usize,
     bytes: VecDeque<u8>,
     /// The offset after the last byte.
     end: u64,
@@ -25,7 +26,18 @@ pub struct Ring {
     runs: VecDeque<(Source, u64)>,
 }
 
+impl Default for Ring {
+    fn default() -> Self {
+        Self::new(CAPACITY)
+    }
+}
+
 impl Ring {
+    /// That keeps so many bytes.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, bytes: VecDeque::new(), end: 0, runs: VecDeque::new() }
+    }
+
     /// The offset after the last byte.
     pub fn end(&self) -> u64 {
         self.end
@@ -44,7 +56,7 @@ impl Ring {
             Some((last, end)) if *last == source => *end = self.end,
             _ => self.runs.push_back((source, self.end)),
         }
-        let excess = self.bytes.len().saturating_sub(CAPACITY);
+        let excess = self.bytes.len().saturating_sub(self.capacity);
         self.bytes.drain(..excess);
         let start = self.start();
         while self.runs.front().is_some_and(|(_, end)| *end <= start) {

@@ -138,6 +138,7 @@ impl Session {
             identity: None,
             streams: Streams::Output { stdout: writer.try_clone()?, stderr: writer },
             passed: vec![(program.into(), SCRIPT), (OwnedFd::from(state.try_clone()?), STATE)],
+            confinement: None,
         }
         .start()?;
         end_after(&process, Some(timeout.unwrap_or(DEFAULT_TIMEOUT)));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use super::confine;
 use super::environment::Variables;
 use super::reaper::{self, Ended};
 use super::users::{self, Identity};
@@ -47,7 +48,6 @@ pub enum Streams {
 }
 
 /// All that a start needs.
-#[derive(Debug)]
 pub struct Start {
     /// What is executed.
     pub program: Program,
@@ -61,6 +61,8 @@ pub struct Start {
     pub streams: Streams,
     /// Descriptors that it gets besides, by their numbers there.
     pub passed: Vec<(OwnedFd, i32)>,
+    /// What it may do less than the daemon, and where a failure of that is heard.
+    pub confinement: Option<(confine::Ready, confine::Heard)>,
 }
 
 /// A process that was started and may have ended.
@@ -127,6 +129,7 @@ impl Start {
         // Copies above those that they become, so that none is overwritten before it was copied.
         let passed =
             self.passed.iter().map(|(fd, number)| Ok((above(fd)?, *number))).collect::<io::Result<Vec<_>>>()?;
+        let (ready, heard) = self.confinement.unzip();
         let set_up = move || {
             for (fd, number) in &passed {
                 // SAFETY: takes two numbers; the copy is open, and the number is the new program's to have.
@@ -146,14 +149,19 @@ impl Start {
                 // SAFETY: the pointer is to a value that is never changed.
                 unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, std::ptr::from_ref(limit)) };
             }
-            match &identity {
-                Some(identity) => identity.assume(),
-                None => Ok(()),
+            match (&ready, &identity) {
+                (Some(ready), identity) => ready.take(identity.as_ref()),
+                (None, Some(identity)) => identity.assume(),
+                (None, None) => Ok(()),
             }
         };
         // SAFETY: between fork and exec only system calls are made, on values made before.
         unsafe { command.pre_exec(set_up) };
-        let (pid, ended) = reaper::start(|| command.spawn().map(|child| child.id() as i32))?;
+        let started = reaper::start(|| command.spawn().map(|child| child.id() as i32));
+        let (pid, ended) = match heard {
+            Some(heard) => started.map_err(|e| heard.name(e))?,
+            None => started?,
+        };
         Ok(Process { pid, ended })
     }
 }

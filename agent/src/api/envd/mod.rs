@@ -43,6 +43,11 @@ impl App {
         Self { core, processes: Arc::default(), watchers: watch::Watchers::default(), state }
     }
 
+    /// What requests must have now.
+    pub fn token(&self) -> Option<String> {
+        self.state().token.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -250,8 +250,8 @@ fn begin(app: &App, call: Call, user: &User, message: &Value) -> Result<(Arc<Liv
     };
     let argv = runnable(argv, &cwd, &environment);
     let identity = user.identity();
-    let start =
-        |streams| Start { program: Program::Argv(argv), cwd, environment, identity, streams, passed: Vec::new() };
+    let program = Program::Argv(argv);
+    let start = |streams| Start { program, cwd, environment, identity, streams, passed: Vec::new(), confinement: None };
     let timeout = call.timeout.filter(|timeout| *timeout > Duration::ZERO);
     app.processes.start(wanted, tag, config.clone(), timeout, start).map_err(|e| {
         let code = if e.raw_os_error() == Some(libc::EPERM) { "permission_denied" } else { "invalid_argument" };

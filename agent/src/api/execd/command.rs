@@ -106,6 +106,7 @@ impl Request {
             identity: self.identity,
             streams,
             passed: Vec::new(),
+            confinement: None,
         })
     }
 }
