@@ -49,7 +49,7 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
         request.headers().get("authorization").map_or(Ok(()), |_| user::of(&app, request.headers()).map(drop))
     {
         let streams = request.headers().get("content-type").and_then(|kind| kind.to_str().ok());
-        if streams.is_some_and(|kind| kind.starts_with("application/connect+"))
+        if streams.is_some_and(|kind| kind.starts_with("application/connect+") || kind.starts_with("application/grpc"))
             && let Ok(call) = super::connect::Call::of(request.headers(), true)
         {
             return call.refuse(&failure);

@@ -1,22 +1,19 @@
-//! The Connect protocol: unary calls and streams of messages, in JSON and in protobuf's own encoding.
+//! The Connect protocol: unary calls and streams of messages, in JSON and in protobuf's own encoding. gRPC and gRPC-Web carry
+//! the same messages in the same frames, and differ in how they begin and end.
 
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use http_body_util::StreamBody;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::schema::{self, Message};
-
-/// The flag of the last message of a stream.
-const LAST: u8 = 2;
-
-/// The flag of a message that is compressed.
-const COMPRESSED: u8 = 1;
+use super::wire::{self, COMPRESSED, LAST, Wire};
 
 /// The largest message, in bytes.
 const LIMIT: usize = 64 << 20;
@@ -39,6 +36,14 @@ pub(super) fn fail(code: &'static str, message: impl Into<String>) -> Failure {
 }
 
 impl Failure {
+    /// As gRPC counts them.
+    pub(super) fn number(&self) -> u8 {
+        const NAMES: &str = "ok canceled unknown invalid_argument deadline_exceeded not_found already_exists permission_denied \
+                             resource_exhausted failed_precondition aborted out_of_range unimplemented internal unavailable \
+                             data_loss unauthenticated";
+        NAMES.split_whitespace().position(|name| name == self.code).map_or(2, |number| number as u8)
+    }
+
     fn status(&self) -> StatusCode {
         let number = match self.code {
             "canceled" => 499,
@@ -56,7 +61,7 @@ impl Failure {
         StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         json!({"code": self.code, "message": self.message})
     }
 
@@ -95,7 +100,10 @@ impl Codec {
 /// What the head of a call says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
+    pub(super) wire: Wire,
     pub(super) codec: Codec,
+    /// Messages that are marked so are compressed by gzip.
+    gzip: bool,
     /// Whether it is a stream.
     pub(super) stream: bool,
     pub(super) timeout: Option<Duration>,
@@ -111,32 +119,46 @@ impl Call {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let kind = text("content-type").unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim();
-        let codec = match (stream, kind) {
-            (false, "application/json") | (true, "application/connect+json") => Codec::Json,
-            (false, "application/proto") | (true, "application/connect+proto") => Codec::Protobuf,
+        let (wire, codec) = match (stream, kind) {
+            (false, "application/json") | (true, "application/connect+json") => (Wire::Connect, Codec::Json),
+            (false, "application/proto") | (true, "application/connect+proto") => (Wire::Connect, Codec::Protobuf),
+            (_, "application/grpc" | "application/grpc+proto") => (Wire::Grpc, Codec::Protobuf),
+            (_, "application/grpc+json") => (Wire::Grpc, Codec::Json),
+            (_, "application/grpc-web" | "application/grpc-web+proto") => (Wire::GrpcWeb, Codec::Protobuf),
+            (_, "application/grpc-web+json") => (Wire::GrpcWeb, Codec::Json),
             _ => {
                 let known = if stream {
-                    "application/connect+json, application/connect+proto"
+                    "application/connect+json, application/connect+proto, application/grpc, application/grpc-web"
                 } else {
-                    "application/json, application/proto"
+                    "application/json, application/proto, application/grpc, application/grpc-web"
                 };
                 return Err(Box::new((StatusCode::UNSUPPORTED_MEDIA_TYPE, [("accept-post", known)]).into_response()));
             }
         };
-        let mut call = Self { codec, stream, timeout: None, keepalive: KEEPALIVE };
-        let encoding = text(if stream { "connect-content-encoding" } else { "content-encoding" });
-        if let Some(other) = encoding.filter(|encoding| !matches!(*encoding, "" | "identity")) {
-            let failure = fail("unimplemented", format!("unknown compression {other:?}: identity is known"));
-            return Err(Box::new(call.refuse(&failure)));
-        }
-        call.timeout = match text("connect-timeout-ms") {
-            None => None,
-            Some(text) if text.len() <= 10 && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() => {
-                text.parse().ok().map(Duration::from_millis)
+        let mut call = Self { wire, codec, gzip: false, stream, timeout: None, keepalive: KEEPALIVE };
+        let encoding = match (wire, stream) {
+            (Wire::Connect, true) => text("connect-content-encoding"),
+            (Wire::Connect, false) => text("content-encoding"),
+            _ => text("grpc-encoding"),
+        };
+        match encoding {
+            None | Some("" | "identity") => {}
+            Some("gzip") => call.gzip = true,
+            Some(other) => {
+                let text = format!("unknown compression {other:?}: gzip and identity are known");
+                return Err(Box::new(call.refuse(&fail("unimplemented", text))));
             }
-            Some(text) => {
-                let failure = fail("invalid_argument", format!("connect-timeout-ms: {text:?} is no time"));
-                return Err(Box::new(call.refuse(&failure)));
+        }
+        let (name, limit) = match wire {
+            Wire::Connect => ("connect-timeout-ms", text("connect-timeout-ms").map(milliseconds)),
+            _ => ("grpc-timeout", text("grpc-timeout").map(wire::timeout)),
+        };
+        call.timeout = match limit {
+            None => None,
+            Some(Some(limit)) => Some(limit),
+            Some(None) => {
+                let given = text(name).unwrap_or_default();
+                return Err(Box::new(call.refuse(&fail("invalid_argument", format!("{name}: {given:?} is no time")))));
             }
         };
         let interval =
@@ -147,12 +169,58 @@ impl Call {
 
     /// The answer that says that nothing came of it.
     pub(super) fn refuse(&self, failure: &Failure) -> Response {
-        if !self.stream {
-            return failure.unary();
+        match (self.wire, self.stream) {
+            (Wire::Connect, false) => failure.unary(),
+            (Wire::Connect, true) => self.whole(vec![wire::last(self.wire, Some(failure))]),
+            _ => {
+                let mut response = ([(header::CONTENT_TYPE, self.kind())], ()).into_response();
+                response.headers_mut().extend(wire::status(Some(failure)));
+                response
+            }
         }
-        let (sender, response) = self.stream_response();
-        let _ = sender.try_send(last(Some(failure)));
-        response
+    }
+
+    fn kind(&self) -> HeaderValue {
+        HeaderValue::from_static(match (self.wire, self.stream, self.codec) {
+            (Wire::Connect, false, Codec::Json) => "application/json",
+            (Wire::Connect, false, Codec::Protobuf) => "application/proto",
+            (Wire::Connect, true, Codec::Json) => "application/connect+json",
+            (Wire::Connect, true, Codec::Protobuf) => "application/connect+proto",
+            (Wire::Grpc, _, Codec::Json) => "application/grpc+json",
+            (Wire::Grpc, _, Codec::Protobuf) => "application/grpc+proto",
+            (Wire::GrpcWeb, _, Codec::Json) => "application/grpc-web+json",
+            (Wire::GrpcWeb, _, Codec::Protobuf) => "application/grpc-web+proto",
+        })
+    }
+
+    /// An answer of frames that are all there.
+    fn whole(&self, frames: Vec<wire::Frame>) -> Response {
+        let frames: Vec<_> = frames.into_iter().map(Ok::<_, std::convert::Infallible>).collect();
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        ([(header::CONTENT_TYPE, self.kind())], Body::new(body)).into_response()
+    }
+
+    /// The only message of a call, out of its body.
+    fn message(&self, body: Bytes) -> Result<Bytes> {
+        match self.wire {
+            Wire::Connect if self.gzip => wire::unpack(&body, LIMIT),
+            Wire::Connect => Ok(body),
+            _ => {
+                let mut buffer = BytesMut::from(&body[..]);
+                let (flags, payload) =
+                    wire::take(&mut buffer, LIMIT)?.ok_or_else(|| fail("invalid_argument", "there is no message"))?;
+                self.payload(flags, payload)
+            }
+        }
+    }
+
+    fn payload(&self, flags: u8, payload: Bytes) -> Result<Bytes> {
+        match flags {
+            flags if flags & COMPRESSED != 0 && self.gzip => wire::unpack(&payload, LIMIT),
+            flags if flags & COMPRESSED != 0 => Err(fail("internal", "the message is compressed, and nobody said how")),
+            flags if flags & LAST != 0 => Err(fail("invalid_argument", "clients have no last message")),
+            _ => Ok(payload),
+        }
     }
 
     /// Answers a unary call.
@@ -163,7 +231,7 @@ impl Call {
         response: &'static Message,
         work: impl FnOnce(Value) -> F,
     ) -> Response {
-        let done = async { work(self.codec.read(request, &body)?).await };
+        let done = async { work(self.codec.read(request, &self.message(body)?)?).await };
         let done = match self.timeout {
             None => done.await,
             Some(limit) => tokio::time::timeout(limit, done)
@@ -172,49 +240,40 @@ impl Call {
         };
         match done {
             Ok(value) => {
-                let kind = if self.codec == Codec::Json { "application/json" } else { "application/proto" };
-                ([(header::CONTENT_TYPE, kind)], self.codec.write(response, &value)).into_response()
+                let message = self.codec.write(response, &value);
+                match self.wire {
+                    Wire::Connect => ([(header::CONTENT_TYPE, self.kind())], message).into_response(),
+                    _ => {
+                        let message = wire::Frame::data(wire::framed(0, &message));
+                        self.whole(vec![message, wire::last(self.wire, None)])
+                    }
+                }
             }
-            Err(failure) => failure.unary(),
+            Err(failure) => self.refuse(&failure),
         }
-    }
-
-    fn stream_response(&self) -> (mpsc::Sender<Bytes>, Response) {
-        let (sender, receiver) = mpsc::channel::<Bytes>(4);
-        let body = Body::from_stream(futures_util::stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|bytes| (Ok::<_, std::convert::Infallible>(bytes), receiver))
-        }));
-        let kind = match self.codec {
-            Codec::Json => HeaderValue::from_static("application/connect+json"),
-            Codec::Protobuf => HeaderValue::from_static("application/connect+proto"),
-        };
-        (sender, ([(header::CONTENT_TYPE, kind)], body).into_response())
     }
 
     /// Begins to answer with a stream.
     pub(super) fn stream(&self, message: &'static Message) -> (Stream, Response) {
-        let (sender, response) = self.stream_response();
-        (Stream { sender, codec: self.codec, message }, response)
+        let (sender, receiver) = mpsc::channel::<wire::Frame>(4);
+        let frames = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|frame| (Ok::<_, std::convert::Infallible>(frame), receiver))
+        });
+        let response = ([(header::CONTENT_TYPE, self.kind())], Body::new(StreamBody::new(frames))).into_response();
+        (Stream { sender, wire: self.wire, codec: self.codec, message }, response)
     }
 }
 
-fn framed(flags: u8, payload: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(payload.len() + 5);
-    out.extend_from_slice(&[flags]);
-    out.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-    out.extend_from_slice(payload);
-    out.freeze()
-}
-
-fn last(failure: Option<&Failure>) -> Bytes {
-    let value = failure.map_or_else(|| json!({}), |failure| json!({"error": failure.json()}));
-    framed(LAST, value.to_string().as_bytes())
+fn milliseconds(text: &str) -> Option<Duration> {
+    let digits = text.len() <= 10 && !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).map(Duration::from_millis)
 }
 
 /// Our end of a stream of messages.
 #[derive(Debug)]
 pub(super) struct Stream {
-    sender: mpsc::Sender<Bytes>,
+    sender: mpsc::Sender<wire::Frame>,
+    wire: Wire,
     codec: Codec,
     message: &'static Message,
 }
@@ -226,13 +285,13 @@ pub(super) struct Gone;
 impl Stream {
     /// Sends a message, and waits for a client that reads slowly.
     pub(super) async fn send(&self, value: &Value) -> std::result::Result<(), Gone> {
-        let bytes = framed(0, &self.codec.write(self.message, value));
-        self.sender.send(bytes).await.map_err(|_| Gone)
+        let bytes = wire::framed(0, &self.codec.write(self.message, value));
+        self.sender.send(wire::Frame::data(bytes)).await.map_err(|_| Gone)
     }
 
     /// Ends it.
     pub(super) async fn end(self, done: Result<()>) {
-        let _ = self.sender.send(last(done.err().as_ref())).await;
+        let _ = self.sender.send(wire::last(self.wire, done.err().as_ref())).await;
     }
 
     /// Waits until the client is gone.
@@ -245,32 +304,21 @@ impl Stream {
 pub(super) struct Messages {
     body: BodyDataStream,
     buffer: BytesMut,
-    codec: Codec,
+    call: Call,
     message: &'static Message,
 }
 
 impl Messages {
     pub(super) fn new(body: Body, call: &Call, message: &'static Message) -> Self {
-        Self { body: body.into_data_stream(), buffer: BytesMut::new(), codec: call.codec, message }
+        Self { body: body.into_data_stream(), buffer: BytesMut::new(), call: *call, message }
     }
 
     /// The next one, or `None` after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Value>> {
         loop {
-            if let Some(head) = self.buffer.first_chunk::<5>().copied() {
-                let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-                if length > LIMIT {
-                    return Err(fail("resource_exhausted", format!("a message of {length} bytes")));
-                }
-                if self.buffer.len() >= length + 5 {
-                    self.buffer.advance(5);
-                    let payload = self.buffer.split_to(length);
-                    return match head[0] {
-                        flags if flags & COMPRESSED != 0 => Err(fail("internal", "the message is compressed")),
-                        flags if flags & LAST != 0 => Err(fail("invalid_argument", "clients have no last message")),
-                        _ => self.codec.read(self.message, &payload).map(Some),
-                    };
-                }
+            if let Some((flags, payload)) = wire::take(&mut self.buffer, LIMIT)? {
+                let payload = self.call.payload(flags, payload)?;
+                return self.call.codec.read(self.message, &payload).map(Some);
             }
             match self.body.next().await {
                 Some(Ok(bytes)) => self.buffer.extend_from_slice(&bytes),

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::App;
 use super::auth;
 use super::filesystem::METADATA;
+use super::gzip;
 use super::user::{self, User};
 use crate::api::query::Query;
 use crate::api::range::{Wanted, range, range_body};
@@ -96,6 +97,10 @@ pub(super) async fn download(
         other => other.into(),
     })?;
     let size = reader.size;
+    let part = headers.contains_key(header::RANGE) || headers.contains_key(header::IF_MODIFIED_SINCE);
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+    let packed = gzip::wanted(accepted, part)
+        .ok_or_else(|| refuse(StatusCode::NOT_ACCEPTABLE, "no acceptable encoding: gzip and identity are known"))?;
     let modified = HeaderValue::from_str(&crate::api::date::http(reader.modified)).ok();
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let unchanged = modified.is_some() && headers.get(header::IF_MODIFIED_SINCE) == modified.as_ref();
@@ -108,12 +113,17 @@ pub(super) async fn download(
             return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range, "invalid range: failed to overlap\n").into_response());
         }
     };
-    let mut response = range_body(reader, from, to).into_response();
+    let body = range_body(reader, from, to);
+    let mut response = if packed { gzip::packed(body).into_response() } else { body.into_response() };
     *response.status_mut() = status;
     let out = response.headers_mut();
     out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    out.insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
-    out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if packed {
+        out.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    } else {
+        out.insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
+        out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
     out.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     if let Some(modified) = modified {
         out.insert(header::LAST_MODIFIED, modified);
@@ -141,9 +151,14 @@ pub(super) async fn upload(
     auth::check_file(&app, request.headers(), &query, "write")?;
     let user = user_of(&app, query.get("username"))?;
     let metadata = metadata(request.headers())?;
-    if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(refuse(StatusCode::BAD_REQUEST, "unsupported content encoding: identity is known"));
-    }
+    let request = match request.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => request,
+        Some(b"gzip") => request.map(gzip::unpacked),
+        Some(_) => {
+            let text = "unsupported content encoding: gzip and identity are known";
+            return Err(refuse(StatusCode::BAD_REQUEST, text));
+        }
+    };
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let given = query.get("path").filter(|path| !path.is_empty());
     if kind.starts_with("application/octet-stream") {

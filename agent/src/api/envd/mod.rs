@@ -4,12 +4,14 @@ mod auth;
 mod connect;
 mod files;
 mod filesystem;
+mod gzip;
 mod interpreter;
 mod process;
 mod schema;
 mod state;
 mod user;
 mod watch;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
