@@ -407,3 +407,32 @@ def test_two_hundred_terminals_at_once(agent, box):
     count = int(os.environ.get("RUNX_TERMINALS") or 50)
     assert all(in_threads(count, one))
     eventually("they are gone", lambda: box.commands.list() == [])
+
+
+def test_all_is_frozen_and_goes_on(agent, box, tmp_path):
+    # A child that has left its parent's session is meant as well.
+    (tmp_path / "run").touch()
+    script = "setsid sh -c 'while test -e run; do date +%s%N > child; sleep 0.01; done' & while :; do date +%s%N > own; sleep 0.01; done"
+    command = box.commands.run(script, background=True, cwd=str(tmp_path))
+    eventually("both run", lambda: (tmp_path / "own").exists() and (tmp_path / "child").exists())
+    token = {"X-Access-Token": TOKEN}
+
+    def contents():
+        return (tmp_path / "own").read_text(), (tmp_path / "child").read_text()
+    status, _, text = ask(agent, "POST", "/freeze?maxWaitMs=20000", b"", token)
+    report = json.loads(text)
+    assert status == 200 and report["notFrozen"] == report["failed"] == 0 and report["frozen"] >= 2, report
+    before = contents()
+    time.sleep(0.3)
+    assert contents() == before
+    assert ask(agent, "POST", "/unfreeze", b"", token)[0] == 204
+    eventually("both go on", lambda: all(now != then for now, then in zip(contents(), before)))
+    assert ask(agent, "POST", "/freeze", b"", token)[0] == 204
+    eventually("both are stopped", lambda: (was := contents()) and not time.sleep(0.1) and contents() == was)
+    # Setting it up lets it go on.
+    before = contents()
+    assert ask(agent, "POST", "/init", b"", token)[0] == 204
+    eventually("both go on", lambda: all(now != then for now, then in zip(contents(), before)))
+    assert ask(agent, "POST", "/freeze?maxWaitMs=x", b"", token)[0] == 400
+    command.kill()
+    (tmp_path / "run").unlink()

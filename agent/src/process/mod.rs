@@ -3,6 +3,7 @@
 pub mod commands;
 pub mod confine;
 pub mod environment;
+pub mod freeze;
 pub mod interactive;
 pub mod lines;
 pub mod live;

@@ -4,6 +4,7 @@ mod auth;
 mod connect;
 mod files;
 mod filesystem;
+mod freeze;
 mod gzip;
 mod interpreter;
 mod process;
@@ -25,6 +26,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
 
 use crate::api::execd::App as Core;
+use crate::process::freeze::Freezer;
 use crate::process::live::Processes;
 use connect::Call;
 pub use state::Settings;
@@ -35,6 +37,7 @@ pub struct App {
     core: Arc<Core>,
     processes: Arc<Processes>,
     watchers: watch::Watchers,
+    freezer: Arc<Freezer>,
     state: Mutex<Settings>,
 }
 
@@ -42,7 +45,7 @@ impl App {
     /// Over a core, with a token if there is one.
     pub fn new(core: Arc<Core>) -> Self {
         let state = Mutex::new(Settings::new(core.config.token.clone()));
-        Self { core, processes: Arc::default(), watchers: watch::Watchers::default(), state }
+        Self { core, processes: Arc::default(), watchers: watch::Watchers::default(), freezer: Arc::default(), state }
     }
 
     /// What requests must have now.
@@ -63,6 +66,7 @@ impl App {
 
     /// Ends all that runs.
     pub fn end_all(&self) {
+        self.freezer.thaw();
         self.processes.end_all();
     }
 }
@@ -78,8 +82,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/envs", get(state::variables))
         .route("/init", post(state::init))
         .route("/files/compose", post(files::compose))
-        .route("/freeze", post(not_a_machine))
-        .route("/unfreeze", post(|| async { StatusCode::NO_CONTENT }))
+        .route("/freeze", post(freeze::freeze))
+        .route("/unfreeze", post(freeze::thaw))
         .route("/fsfreeze", post(not_a_machine))
         .route("/fsthaw", post(not_a_machine))
         .route("/collapse", post(not_a_machine))
