@@ -1,13 +1,17 @@
 //! `runx-agent` as the program of containers, from images that hold nothing else or little.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use runx_tests::bundle::Bundle;
 use runx_tests::command::eventually;
 use runx_tests::containerd::{Containerd, RUNTIME};
-use runx_tests::{dist, needs_containerd};
+use runx_tests::{dist, needs_containerd, needs_root};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "the-token-of-this-test";
@@ -208,4 +212,26 @@ fn an_annotation_puts_it_beside_a_containers_own_program() {
     containerd.ctr(&[&begin[..], &wrong, &program].concat()).fails(1, &["runx.dev/agent", "perhaps"]);
     containerd.ctr(&["container", "rm", "wrong"]);
     containerd.assert_nothing_left();
+}
+
+#[test]
+fn people_put_it_into_a_running_container_by_hand() {
+    needs_root!();
+    let bundle = Bundle::script("sleep 1000");
+    bundle.runx_detached(&["run", "-d", "--bundle", &bundle.path().to_string_lossy(), bundle.id()]).ok();
+    let words = ["agent", "--container", bundle.id(), "--", "--port", "0", "--address", "127.0.0.1"];
+    let mut agent = bundle.command(&words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("listens on 127.0.0.1:"), "{line}");
+    assert_eq!(bundle.exec("cat /dev/.runx-agent/token").ok().stdout.len(), 32);
+    // It is the program, and not a file of the container.
+    let seen = bundle.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ls /").ok().stdout;
+    assert!(seen.contains("runx-agent --generate-token"), "{seen}");
+    assert!(!seen.lines().any(|line| line.trim() == "runx-agent"), "{seen}");
+    kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(agent.wait().unwrap().code(), Some(0));
+    bundle.runx(&["delete", "-f", bundle.id()]).ok();
+    bundle.runx(&["agent", "--container", "nobody"]).fails(1, &["nobody"]);
+    bundle.assert_nothing_left();
 }

@@ -145,6 +145,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
             let text = serde_json::to_string_pretty(&runx_core::features::features());
             print(&format!("{}\n", text.context("print the features")?))
         }
+        Command::Agent(agent) => oci::agent::agent(&context, &agent).map_err(|e| e.of("agent")),
         Command::Process(command) => process::process(&context, &command).map_err(|e| e.of("process")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Version => print(&version::text()),

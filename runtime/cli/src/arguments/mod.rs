@@ -80,6 +80,7 @@ pub(crate) enum Command {
     Features,
     Wasm(Box<Wasm>),
     Process(Box<Process>),
+    Agent(Agent),
     Version,
     Help(Option<&'static Syntax>),
 }
@@ -131,6 +132,15 @@ pub(crate) struct Exec {
     pub(crate) preserve_fds: u32,
     pub(crate) cgroup: Vec<String>,
     pub(crate) ignore_paused: bool,
+}
+
+/// `agent`.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    /// Where it is put; `None` for this machine.
+    pub(crate) container: Option<String>,
+    /// Its own flags.
+    pub(crate) flags: Vec<String>,
 }
 
 /// `update`.
@@ -312,6 +322,11 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         }
         "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },
         "features" => Command::Features,
+        "agent" => {
+            let own = std::iter::once(id).filter(|word| !word.is_empty()).map(Ok);
+            let flags = own.chain(others.map(text)).collect::<Result<Vec<_>>>()?;
+            Command::Agent(Agent { container: words.text("container")?.map(str::to_owned), flags })
+        }
         name if name.starts_with("process ") => {
             Command::Process(Box::new(wasm::build_process(name, id, others, words)?))
         }

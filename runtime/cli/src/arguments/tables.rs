@@ -192,6 +192,8 @@ pub(crate) const COMMANDS: &[Syntax] = &[
     command("events", "CONTAINER", "print statistics and out-of-memory events as JSON, until the container stops",
         &[EVENTS], Order::Anywhere, (1, 1)),
     command("spec", "", "write a config.json to begin with", &[SPEC], Order::Anywhere, (0, 0)),
+    command("agent", "[-- FLAG…]", "run the daemon for agents here, or in a running container; its flags: runx agent -- --help",
+        &[AGENT], Order::BeforeFirst, (0, ANY)),
     command("features", "", "print what this runtime implements as JSON", NONE, Order::Anywhere, (0, 0)),
 ];
 
@@ -236,6 +238,9 @@ const WASM_SERVE: &[Flag] = &[
         "where Prometheus finds requests, instances and failures (default nowhere)",
     ),
 ];
+
+const AGENT: &[Flag] =
+    &[option("container", None, "CONTAINER", "put it into this container, as its user and in its cgroup")];
 
 const WASM_KILL: &[Flag] = &[option("signal", Some('s'), "SIGNAL", "which one (default SIGTERM)")];
 

@@ -58,7 +58,7 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
 }
 
 /// Enters the container's user namespace, where an ordinary user has to. Tells whether he had.
-fn enter(container: &Container) -> Result<bool> {
+pub(super) fn enter(container: &Container) -> Result<bool> {
     let has_one = container.state().namespaces & libc::CLONE_NEWUSER != 0;
     if !has_one || !rootless::is_ordinary_user() || container.status() == Status::Stopped {
         return Ok(false);
@@ -78,7 +78,7 @@ struct Sockets {
 }
 
 /// What runc says of a container that nothing can be executed in.
-fn in_runcs_words(error: Error) -> anyhow::Error {
+pub(super) fn in_runcs_words(error: Error) -> anyhow::Error {
     match &error {
         Error::WrongState { id, status, .. } if status == "paused" => {
             anyhow!("cannot exec in a paused container (use --ignore-paused to override): {id:?}")

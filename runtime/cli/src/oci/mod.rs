@@ -1,5 +1,6 @@
 //! The commands of an OCI runtime.
 
+pub(crate) mod agent;
 pub(crate) mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod events;
