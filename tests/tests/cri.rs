@@ -286,6 +286,7 @@ fn users_of_a_pod_can_be_its_own() {
     };
     let mut config = node.pod_config("pod");
     pod_security(&mut config).namespace_options = Some(options());
+    config.annotations.insert("runx.dev/agent".into(), "true".into());
     let pod = node.run_pod(&config);
     let volume = node.path().join("volume");
     fs::create_dir(&volume).unwrap();
@@ -303,6 +304,15 @@ fn users_of_a_pod_can_be_its_own() {
     assert!(log.starts_with("0\n"), "{log}");
     assert_ne!(log.lines().nth(1), Some("0"), "its files belong to its root: {log}");
     assert_eq!(node.sh(&id, "id -u; cat /proc/self/uid_map | tr -s ' '").ok().stdout, "0\n 0 131072 65536\n");
+    // So is its agent's user, which has a token all the same.
+    eventually("its agent answers", || {
+        let ask = "(printf 'GET /runx/v1/system HTTP/1.0\\r\\nAuthorization: Bearer %s\\r\\n\\r\\n' \
+                   $(cat /dev/.runx-agent/token); sleep 1) | nc 127.0.0.1 44772";
+        node.sh(&id, ask).stdout.contains("\"uid\":0")
+    });
+    let agent = node.sh(&id, "grep -l '^[r]unx-agent' /proc/[0-9]*/cmdline").ok().stdout;
+    let maps = node.sh(&id, &format!("cat /proc/{}/uid_map", digits(&agent))).stdout;
+    assert_eq!(maps.split_ascii_whitespace().collect::<Vec<_>>(), ["0", "131072", "65536"]);
     node.remove_pod(&pod);
     node.assert_nothing_left();
 }
@@ -477,6 +487,54 @@ fn an_annotated_pod_has_an_agent_and_others_have_none() {
     node.remove_pod(&pod);
     node.remove_pod(&quiet);
     node.assert_nothing_left();
+}
+
+#[test]
+fn an_agent_takes_its_token_from_a_secret_and_shares_the_pids_of_its_pod() {
+    needs_cri!();
+    let node = Node::start();
+    let mut config = node.pod_config("shared");
+    pod_security(&mut config).namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Pod.into();
+    config.annotations.insert("runx.dev/agent".into(), "true".into());
+    config.annotations.insert("runx.dev/agent.token-file".into(), "/var/run/secrets/agent/token".into());
+    let pod = node.run_pod(&config);
+    let secret = node.path().join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::write(secret.join("token"), "from-a-secret\n").unwrap();
+    let mut container = node.container_config("app", "sleep 4321");
+    security(&mut container).namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Pod.into();
+    container.mounts = vec![api::Mount { readonly: true, ..mount(&secret, "/var/run/secrets/agent") }];
+    let app = node.run_container(&pod, &container, &config);
+    let ask = |token: &str| {
+        let request = format!("printf 'GET /ping HTTP/1.0\\r\\nX-EXECD-ACCESS-TOKEN: {token}\\r\\n\\r\\n'");
+        node.sh(&app, &format!("({request}; sleep 1) | nc 127.0.0.1 44772 | head -1")).stdout
+    };
+    eventually("it answers", || ask("from-a-secret").starts_with("HTTP/1.0 200"));
+    assert!(ask("another").starts_with("HTTP/1.0 401"));
+    // One of many in its namespace, it still waits for those whom its commands leave behind.
+    let pid = digits(&node.sh(&app, "grep -l '^[r]unx-agent' /proc/[0-9]*/cmdline").ok().stdout);
+    let body = r#"{"command": "(setsid sleep 0.1 &)"}"#;
+    let request = format!(
+        "printf 'POST /command HTTP/1.0\\r\\nX-EXECD-ACCESS-TOKEN: from-a-secret\\r\\nContent-Length: {}\\r\\n\\r\\n{body}'",
+        body.len()
+    );
+    let done = node.sh(&app, &format!("({request}; sleep 1) | nc 127.0.0.1 44772"));
+    assert!(done.stdout.contains("execution_complete"), "{done:?}");
+    eventually("nobody waits to be buried", || {
+        node.sh(&app, "cat /proc/[0-9]*/stat | grep -c ' Z '").stdout.trim() == "0"
+    });
+    // Its end is not the container's, nor the pod's.
+    node.sh(&app, &format!("kill -9 {pid}")).ok();
+    eventually("another one answers", || ask("from-a-secret").starts_with("HTTP/1.0 200"));
+    assert_eq!(node.container_status(&app).state, api::ContainerState::ContainerRunning as i32);
+    node.stop_container(&app, 0);
+    node.remove_pod(&pod);
+    node.assert_nothing_left();
+}
+
+/// The first number in a text.
+fn digits(text: &str) -> String {
+    text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect()
 }
 
 #[test]
