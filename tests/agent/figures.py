@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 
+import figures_e2b
 from conftest import TOKEN, Agent
 
 
@@ -209,6 +210,7 @@ def main():
             results["transfer"] = transfer(agent, directory, options.mib << 20)
         finally:
             agent.end()
+        results["e2b"] = figures_e2b.measure(directory, Agent, options.rounds)
     if options.format == "json":
         json.dump(results, sys.stdout, indent=1)
         print()

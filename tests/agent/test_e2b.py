@@ -141,6 +141,24 @@ def socket_to(agent):
     return socket.create_connection(("127.0.0.1", agent.envd_port()))
 
 
+def test_a_request_whose_end_comes_late_leaves_its_connection_open(agent):
+    body = frames({"process": {"cmd": "true"}, "stdin": False})
+    head = (f"POST /process.Process/Start HTTP/1.1\r\nHost: x\r\nX-Access-Token: {TOKEN}\r\n"
+            "Content-Type: application/connect+json\r\nTransfer-Encoding: chunked\r\n\r\n").encode()
+    connection = socket_to(agent)
+    for _ in range(3):
+        connection.sendall(head + b"%x\r\n" % len(body) + body + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            more = connection.recv(65536)
+            assert more, "the connection was closed"
+            answer += more
+        assert b'"exited":true' in answer
+        # Only now does the request end, and another one may follow it.
+        connection.sendall(b"0\r\n\r\n")
+    connection.close()
+
+
 def test_the_asynchronous_sdk_does_the_same(agent, tmp_path):
     async def work():
         box = sandbox(agent, AsyncSandbox)

@@ -329,8 +329,11 @@ impl Messages {
         }
     }
 
-    /// The only one.
-    pub(super) async fn only(&mut self) -> Result<Value> {
-        self.next().await?.ok_or_else(|| fail("invalid_argument", "there is no message"))
+    /// The only one. What follows is read and thrown away: a connection on which something is left unread when the answer has
+    /// been given would be closed, under a client that is about to send its next request.
+    pub(super) async fn only(mut self) -> Result<Value> {
+        let message = self.next().await;
+        tokio::spawn(async move { while let Some(Ok(_)) = self.body.next().await {} });
+        message?.ok_or_else(|| fail("invalid_argument", "there is no message"))
     }
 }

@@ -183,7 +183,7 @@ async fn stream_input(app: Arc<App>, call: Call, request: Request) -> Response {
 }
 
 async fn connect(app: Arc<App>, call: Call, request: Request) -> Response {
-    let mut messages = Messages::new(request.into_body(), &call, &SELECT);
+    let messages = Messages::new(request.into_body(), &call, &SELECT);
     let found = messages.only().await.and_then(|message| {
         let selector = selector(&message["process"])?;
         app.processes.find(&selector).ok_or_else(|| missing(&selector))
@@ -209,7 +209,7 @@ async fn connect(app: Arc<App>, call: Call, request: Request) -> Response {
 }
 
 async fn start(app: Arc<App>, call: Call, user: User, request: Request) -> Response {
-    let mut messages = Messages::new(request.into_body(), &call, &START_REQUEST);
+    let messages = Messages::new(request.into_body(), &call, &START_REQUEST);
     let started = match messages.only().await {
         Ok(message) => begin(&app, call, &user, &message),
         Err(failure) => Err(failure),

@@ -314,7 +314,7 @@ impl AsRawFd for Waiter {
 
 /// `WatchDir`.
 pub(super) async fn stream(app: Arc<App>, call: Call, user: User, request: Request) -> Response {
-    let mut messages = Messages::new(request.into_body(), &call, &WATCH_REQUEST);
+    let messages = Messages::new(request.into_body(), &call, &WATCH_REQUEST);
     let opened = async {
         let request = messages.only().await?;
         let who = user.clone();

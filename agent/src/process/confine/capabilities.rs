@@ -111,16 +111,16 @@ impl Set {
     /// Takes all others out of the bounding set, and lets these outlive a change of the user. Between fork and exec.
     pub(super) fn bound(&self) -> io::Result<()> {
         for number in 0..64_u64 {
-            // SAFETY: both take numbers.
+            // SAFETY: takes numbers.
             let known = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };
             if known < 0 {
                 break;
             }
+            if known == 0 || self.0 & (1 << number) != 0 {
+                continue;
+            }
             // SAFETY: as above.
-            if known == 1
-                && self.0 & (1 << number) == 0
-                && unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } < 0
-            {
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
