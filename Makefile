@@ -111,6 +111,7 @@ soak:
 	@echo "== 10,000 commands, and 300 requests of each kind"
 	RUNX_ROUNDS=10000 tests/agent/run --dist $(DIST) -k many_commands
 	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request
+	RUNX_TERMINALS=200 RUNX_DIRECTORIES=50000 tests/agent/run --dist $(DIST) -k "two_hundred or large_tree"
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 
