@@ -220,7 +220,11 @@ fn comparison(op: LinuxSeccompOperator, value: u64, value_two: Option<u64>) -> (
     }
 }
 
-fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
+/// Compiles a profile, past the cache: `struct sock_filter`s for [`load`].
+///
+/// # Errors
+/// [`Error::InvalidSpec`] and [`Error::Unsupported`] for a profile that libseccomp refuses or does not know.
+pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let failed =
         |what: String| move |e: libseccomp::error::SeccompError| Error::spec(format!("linux.seccomp: {what}: {e}"));
     let default = action(profile.default_action(), profile.default_errno_ret());

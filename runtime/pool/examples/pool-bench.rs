@@ -1,0 +1,78 @@
+//! What a pool costs: executions through a warm sandbox, a sandbox made while somebody waits, and the floor below both,
+//! vfork and exec, all in one run. `pool-bench [ROUNDS [PROGRAM]]`; the program is /bin/true by default.
+
+use std::time::{Duration, Instant};
+
+use runx_pool::{Command, Pool, Settings, Status, Template, Tier};
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    runx_pool::spawner_main();
+    let mut args = std::env::args().skip(1);
+    let rounds: usize = args.next().map_or(Ok(300), |text| text.parse())?;
+    let program = args.next().unwrap_or_else(|| "/bin/true".into());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?.lines().count();
+    println!("{program}, {rounds} rounds, {mounts} mounts; milliseconds");
+    println!("{:28} {:>7} {:>7} {:>7} {:>7}", "", "min", "p50", "p90", "p99");
+    let floor = measure(rounds, || {
+        // The standard library's way of a plain command is posix_spawn, which is vfork and exec.
+        std::process::Command::new(&program).status().map(drop).map_err(Into::into)
+    })?;
+    show("floor: vfork and exec", &floor);
+    for tier in [Tier::Complete, Tier::Wipe, Tier::None] {
+        let template = Template { tier, ..Template::host() };
+        let pool = Pool::new(template, Settings { size: 4, burst: 4, ..Settings::default() })?;
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            while pool.metrics().ready < 4 {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let begin = Instant::now();
+            let mut lease = pool.acquire()?;
+            run(&mut lease, &program)?;
+            times.push(begin.elapsed());
+        }
+        show(&format!("pooled execution, {}", tier.name()), &times);
+    }
+    let pool = Pool::new(Template::host(), Settings { size: 0, burst: 2, ..Settings::default() })?;
+    let mut cold = Vec::new();
+    let mut whole = Vec::new();
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        let mut lease = pool.acquire()?;
+        cold.push(begin.elapsed());
+        run(&mut lease, &program)?;
+        whole.push(begin.elapsed());
+        drop(lease);
+        while pool.metrics().leased > 0 {
+            std::thread::yield_now();
+        }
+    }
+    show("cold: a sandbox is made", &cold);
+    show("cold: and a program run", &whole);
+    Ok(())
+}
+
+fn run(lease: &mut runx_pool::Lease, program: &str) -> Result<(), Failure> {
+    let outcome = lease.run(Command::new(program))?;
+    if outcome.status == Status::Accepted { Ok(()) } else { Err(format!("{outcome:?}").into()) }
+}
+
+fn measure(rounds: usize, mut once: impl FnMut() -> Result<(), Failure>) -> Result<Vec<Duration>, Failure> {
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        once()?;
+        times.push(begin.elapsed());
+    }
+    Ok(times)
+}
+
+fn show(what: &str, times: &[Duration]) {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = |part: usize| times.get((times.len() * part / 100).min(times.len().saturating_sub(1))).copied();
+    let [min, p50, p90, p99] = [0, 50, 90, 99].map(|part| at(part).unwrap_or_default().as_secs_f64() * 1e3);
+    println!("{what:28} {min:7.3} {p50:7.3} {p90:7.3} {p99:7.3}");
+}

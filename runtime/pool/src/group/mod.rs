@@ -1,0 +1,337 @@
+//! Control groups: one for the pool, one below it for each sandbox.
+//!
+//! With version 1 a sandbox is in a group of each of three hierarchies and is moved there when it is made, off the path of
+//! executions; with version 2 it is born in its group. Where groups may not be made there are none, and limits are those
+//! of each process.
+
+mod files;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use runx_core::cgroup::{Hierarchy, Layout};
+use runx_core::sys;
+
+use crate::error::{Error, Result};
+use files::{ControlFile, remove, write};
+
+/// All groups of ours are called this, and what follows tells whose they are.
+const PREFIX: &str = "runx-pool-";
+
+/// The groups of a pool.
+#[derive(Debug)]
+pub(crate) struct PoolGroup {
+    kind: Kind,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Kind {
+    V1 { memory: Option<PathBuf>, pids: Option<PathBuf>, cpu: Option<PathBuf> },
+    V2 { path: PathBuf, controllers: Vec<String> },
+    None { why: String },
+}
+
+impl PoolGroup {
+    /// Makes the pool's groups, and removes those of pools whose process is gone. Never fails: where groups cannot be
+    /// made there are none, and [`Self::describe`] tells why.
+    pub(crate) fn create() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let pid = std::process::id();
+        let start = sys::process::start_time(pid as i32).unwrap_or(0);
+        let name = format!("{PREFIX}{pid}-{start}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let kind = match Layout::of_this_machine() {
+            Ok(Layout::V1 { hierarchies }) => create_v1(hierarchies, &name),
+            Ok(Layout::V2 { root, own }) => create_v2(root, own, &name),
+            Err(e) => Kind::None { why: e.to_string() },
+        };
+        Self { kind, next: AtomicU64::new(0) }
+    }
+
+    /// What there is, in words.
+    pub(crate) fn describe(&self) -> String {
+        match &self.kind {
+            Kind::V1 { memory, pids, cpu } => {
+                let named = [("memory", memory), ("pids", pids), ("cpuacct", cpu)];
+                let (there, missing): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, path)| path.is_some());
+                let names =
+                    |list: Vec<(&'static str, _)>| list.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+                if missing.is_empty() {
+                    format!("version 1: {}", names(there))
+                } else {
+                    format!("version 1: {}; without {}", names(there), names(missing))
+                }
+            }
+            Kind::V2 { controllers, .. } => format!("version 2: {}", controllers.join(", ")),
+            Kind::None { why } => format!("none: {why}"),
+        }
+    }
+
+    /// Whether memory is limited and measured.
+    pub(crate) fn has_memory(&self) -> bool {
+        match &self.kind {
+            Kind::V1 { memory, .. } => memory.is_some(),
+            Kind::V2 { controllers, .. } => controllers.iter().any(|name| name == "memory"),
+            Kind::None { .. } => false,
+        }
+    }
+
+    /// Whether processes are counted and limited.
+    pub(crate) fn has_processes(&self) -> bool {
+        match &self.kind {
+            Kind::V1 { pids, .. } => pids.is_some(),
+            Kind::V2 { controllers, .. } => controllers.iter().any(|name| name == "pids"),
+            Kind::None { .. } => false,
+        }
+    }
+
+    /// Whether a sandbox has to be moved into its group.
+    pub(crate) fn is_entered(&self) -> bool {
+        matches!(self.kind, Kind::V1 { .. })
+    }
+
+    /// Makes the group of a sandbox.
+    pub(crate) fn lease(&self) -> Result<LeaseGroup> {
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let mut group = LeaseGroup::default();
+        match &self.kind {
+            Kind::V1 { memory, pids, cpu } => {
+                for base in [memory, pids, cpu].into_iter().flatten() {
+                    group.make(base.join(&name))?;
+                }
+                let under = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(&name));
+                if let Some(path) = under(memory) {
+                    group.memory_peak = ControlFile::open(&path, "memory.max_usage_in_bytes", true);
+                    group.memory_limit = ControlFile::open(&path, "memory.limit_in_bytes", true);
+                    group.swap_limit = ControlFile::open(&path, "memory.memsw.limit_in_bytes", true);
+                    group.oom = ControlFile::open(&path, "memory.oom_control", false);
+                }
+                if let Some(path) = under(pids) {
+                    group.pids(&path);
+                }
+                group.cpu = under(cpu).and_then(|path| ControlFile::open(&path, "cpuacct.usage", false));
+            }
+            Kind::V2 { path, .. } => {
+                let path = path.join(&name);
+                group.make(path.clone())?;
+                group.memory_peak = ControlFile::open(&path, "memory.peak", true)
+                    .or_else(|| ControlFile::open(&path, "memory.peak", false));
+                group.memory_limit = ControlFile::open(&path, "memory.max", true);
+                if let Some(swap) = ControlFile::open(&path, "memory.swap.max", true) {
+                    swap.write(0).map_err(|e| system("forbid swap in", &path, e))?;
+                }
+                group.oom = ControlFile::open(&path, "memory.events", false);
+                group.pids(&path);
+                group.cpu = ControlFile::open(&path, "cpu.stat", false);
+                let open = sys::open(&path, libc::O_RDONLY | libc::O_DIRECTORY);
+                group.birthplace = Some(open.map_err(|e| system("open", &path, e))?);
+            }
+            Kind::None { .. } => {}
+        }
+        Ok(group)
+    }
+}
+
+impl PoolGroup {
+    /// Removes the pool's groups with all below them. Their processes have to be gone or going.
+    pub(crate) fn clear(&self) {
+        let paths: Vec<&Path> = match &self.kind {
+            Kind::V1 { memory, pids, cpu } => [memory, pids, cpu].into_iter().flatten().map(PathBuf::as_path).collect(),
+            Kind::V2 { path, .. } => vec![path],
+            Kind::None { .. } => Vec::new(),
+        };
+        for path in paths {
+            if let Err(e) = remove(path) {
+                log::warn!("{e}");
+            }
+        }
+    }
+}
+
+fn system(verb: &str, path: &Path, error: io::Error) -> Error {
+    Error::System(runx_core::Error::system(format!("{verb} cgroup {}", path.display()), error))
+}
+
+/// The pool's directories below those of this process.
+fn create_v1(hierarchies: &[Hierarchy], name: &str) -> Kind {
+    let mut failure = None;
+    let mut make = |controller: &str| {
+        let hierarchy = hierarchies.iter().find(|of| of.controllers.iter().any(|name| name == controller))?;
+        let base = hierarchy.mount.join(hierarchy.own.strip_prefix("/").unwrap_or(&hierarchy.own));
+        sweep(&base);
+        let path = base.join(name);
+        match fs::create_dir(&path) {
+            Ok(()) => Some(path),
+            // One directory serves the controllers that share a hierarchy.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Some(path),
+            Err(e) => {
+                failure = Some(format!("make {}: {e}", path.display()));
+                None
+            }
+        }
+    };
+    let (memory, pids, cpu) = (make("memory"), make("pids"), make("cpuacct"));
+    if memory.is_none() && pids.is_none() && cpu.is_none() {
+        return Kind::None { why: failure.unwrap_or_else(|| "no controller is there".into()) };
+    }
+    Kind::V1 { memory, pids, cpu }
+}
+
+/// The pool's directory beside the group of this process, which has processes and so cannot give its controllers on.
+fn create_v2(root: &Path, own: &Path, name: &str) -> Kind {
+    let base = own.parent().unwrap_or(Path::new("/"));
+    let base = root.join(base.strip_prefix("/").unwrap_or(base));
+    sweep(&base);
+    let path = base.join(name);
+    if let Err(e) = fs::create_dir(&path) {
+        return Kind::None { why: format!("make {}: {e}", path.display()) };
+    }
+    let mut controllers = Vec::new();
+    for name in ["memory", "pids", "cpu"] {
+        let enable = format!("+{name}");
+        // Where it is on already, the first may be forbidden and the second not.
+        let _ = write(&base, "cgroup.subtree_control", &enable);
+        if write(&path, "cgroup.subtree_control", &enable).is_ok() {
+            controllers.push(name.to_owned());
+        }
+    }
+    if controllers.is_empty() {
+        let _ = remove(&path);
+        return Kind::None { why: format!("{} has no controllers to give on", base.display()) };
+    }
+    Kind::V2 { path, controllers }
+}
+
+/// Removes what pools have left whose process was killed. Their sandboxes died with it.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let mut numbers = owner.split('-').map(|part| part.parse::<u64>().ok());
+        let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
+        if sys::process::start_time(pid as i32) != Some(start) {
+            let _ = remove(&entry.path());
+        }
+    }
+}
+
+/// The group of one sandbox. Without cgroups it is in none, and everything that is read is unknown.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseGroup {
+    directories: Vec<PathBuf>,
+    birthplace: Option<OwnedFd>,
+    memory_peak: Option<ControlFile>,
+    memory_limit: Option<ControlFile>,
+    swap_limit: Option<ControlFile>,
+    oom: Option<ControlFile>,
+    pids_peak: Option<ControlFile>,
+    pids_limit: Option<ControlFile>,
+    pids_current: Option<ControlFile>,
+    cpu: Option<ControlFile>,
+}
+
+impl LeaseGroup {
+    fn make(&mut self, path: PathBuf) -> Result<()> {
+        if self.directories.contains(&path) {
+            return Ok(());
+        }
+        fs::create_dir(&path).map_err(|e| system("make", &path, e))?;
+        self.directories.push(path);
+        Ok(())
+    }
+
+    fn pids(&mut self, path: &Path) {
+        self.pids_peak = ControlFile::open(path, "pids.peak", false);
+        self.pids_limit = ControlFile::open(path, "pids.max", true);
+        self.pids_current = ControlFile::open(path, "pids.current", false);
+    }
+
+    /// The directory to be born in, with version 2.
+    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.birthplace.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Puts the first process in, with version 1.
+    pub(crate) fn enter(&self, pid: i32) -> Result<()> {
+        for path in &self.directories {
+            write(path, "cgroup.procs", &pid.to_string()).map_err(|e| system("enter", path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Limits memory, and with it swap, to `bytes`.
+    pub(crate) fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let Some(memory) = &self.memory_limit else { return Ok(()) };
+        let first = memory.write(bytes);
+        if let Some(swap) = &self.swap_limit {
+            // Neither may pass the other, so whichever way it goes one of the two writes comes first.
+            let second = swap.write(bytes);
+            if first.is_err() {
+                memory.write(bytes).map_err(|e| memory.error("limit memory by", e))?;
+            }
+            return second.map_err(|e| swap.error("limit memory and swap by", e));
+        }
+        first.map_err(|e| memory.error("limit memory by", e))
+    }
+
+    /// Limits processes and threads beside the init.
+    pub(crate) fn limit_processes(&self, count: u64) -> Result<()> {
+        let Some(file) = &self.pids_limit else { return Ok(()) };
+        file.write(count.saturating_add(1)).map_err(|e| file.error("limit processes by", e))
+    }
+
+    /// Whether it limits memory.
+    pub(crate) fn limits_memory(&self) -> bool {
+        self.memory_limit.is_some()
+    }
+
+    /// Whether it limits processes.
+    pub(crate) fn limits_processes(&self) -> bool {
+        self.pids_limit.is_some()
+    }
+
+    /// The processor time of all its processes until now, in nanoseconds.
+    pub(crate) fn cpu_ns(&self) -> Option<u64> {
+        let file = self.cpu.as_ref()?;
+        if self.birthplace.is_some() {
+            file.pair("usage_usec").map(|us| us.saturating_mul(1000))
+        } else {
+            file.number()
+        }
+    }
+
+    /// The most memory it had, in bytes.
+    pub(crate) fn memory_peak(&self) -> Option<u64> {
+        self.memory_peak.as_ref()?.number()
+    }
+
+    /// Begins the peak anew, where the kernel can. Returns whether it did.
+    pub(crate) fn reset_memory_peak(&self) -> bool {
+        self.memory_peak.as_ref().is_some_and(|file| file.write(0).is_ok())
+    }
+
+    /// How many of its processes were ended for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.oom.as_ref().and_then(|file| file.pair("oom_kill")).unwrap_or(0)
+    }
+
+    /// The most processes at once, beside the init.
+    pub(crate) fn processes_peak(&self) -> Option<u64> {
+        self.pids_peak.as_ref()?.number().map(|count| count.saturating_sub(1))
+    }
+
+    /// Processes now, with the init.
+    pub(crate) fn processes(&self) -> Option<u64> {
+        self.pids_current.as_ref()?.number()
+    }
+
+    /// Removes it. All processes have to be gone or going.
+    pub(crate) fn remove(self) -> Result<()> {
+        let directories = self.directories.clone();
+        drop(self);
+        directories.iter().try_for_each(|path| remove(path))
+    }
+}

@@ -1,0 +1,262 @@
+//! One sandbox, from outside.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runx_core::sys::{self, pidfd};
+
+use super::Shared;
+use super::process::Spawner;
+use crate::error::{Error, Result};
+use crate::group::LeaseGroup;
+use crate::template::Template;
+use crate::wire::channel::{Channel, LIMIT};
+use crate::wire::messages::{FromInit, Look, ToInit};
+
+/// How long an init may take for what takes it microseconds, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A sandbox and what is known of it.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) channel: Channel,
+    pub(super) buffer: Vec<u8>,
+    pub(super) pidfd: OwnedFd,
+    pub(super) group: Option<LeaseGroup>,
+    pub(super) counts: Counts,
+    /// The init's pid, to know its messages by.
+    pid: i32,
+    /// It lives as long as the spawner.
+    _spawner: Arc<Spawner>,
+    born: Instant,
+    uses: u32,
+    look: Look,
+    /// What limits its memory and processes now.
+    pub(super) limits: (Option<u64>, Option<u64>),
+}
+
+/// What a group had counted when the last execution ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) cpu_ns: u64,
+    pub(super) memory_peak: u64,
+    pub(super) processes_peak: u64,
+    pub(super) oom_kills: u64,
+    /// Executions since it was made.
+    pub(super) executions: u64,
+}
+
+impl Sandbox {
+    /// Makes one, and waits until it is ready.
+    pub(super) fn make(shared: &Shared, spawner: &Arc<Spawner>) -> Result<Self> {
+        let group = shared.group.lease()?;
+        let made = Self::make_in(shared, spawner, group);
+        made.map_err(|(group, error)| {
+            // What the error was about is gone, or goes with the spawner.
+            if let Err(e) = group.remove() {
+                log::warn!("{e}");
+            }
+            error
+        })
+    }
+
+    fn make_in(shared: &Shared, spawner: &Arc<Spawner>, group: LeaseGroup) -> Result<Self, (LeaseGroup, Error)> {
+        let wait = shared.group.is_entered();
+        let (channel, pidfd) = match spawner.make(&group, wait) {
+            Ok(made) => made,
+            Err(e) => return Err((group, e)),
+        };
+        let mut sandbox = Self {
+            channel,
+            buffer: vec![0; LIMIT],
+            pidfd,
+            group: Some(group),
+            counts: Counts::default(),
+            pid: 0,
+            _spawner: Arc::clone(spawner),
+            born: Instant::now(),
+            uses: 0,
+            look: Look::default(),
+            limits: (None, None),
+        };
+        match sandbox.begin(&shared.template, wait).and_then(|()| shared.agree(&sandbox)) {
+            Ok(()) => Ok(sandbox),
+            Err(e) => {
+                let group = sandbox.group.take().unwrap_or_default();
+                // The init goes with what is dropped here; its group can be removed once it is gone.
+                sandbox.kill();
+                let _ = pidfd::wait_ended(sandbox.pidfd.as_fd(), PATIENCE.as_millis() as i32);
+                Err((group, e))
+            }
+        }
+    }
+
+    /// Puts it into its cgroups, while it mounts, and waits until it is ready.
+    fn begin(&mut self, template: &Template, wait: bool) -> Result<()> {
+        self.pid = pidfd::pid(self.pidfd.as_fd())
+            .map_err(|e| runx_core::Error::system("find the pid of a sandbox's init", e))?;
+        if let Some(group) = &self.group {
+            if let Some(memory) = template.memory {
+                group.limit_memory(memory)?;
+            }
+            if let Some(processes) = template.processes {
+                group.limit_processes(processes)?;
+            }
+            if wait {
+                group.enter(self.pid)?;
+            }
+        }
+        self.limits = (template.memory, template.processes);
+        if wait {
+            self.say(&ToInit::Entered)?;
+        }
+        match self.hear()?.0 {
+            FromInit::Ready(look) => self.look = look,
+            FromInit::Failed { message, errno } => return Err(Error::Setup { message, errno: errno as i32 }),
+            _ => return Err(Error::Gone("it said something else than that it is ready".into())),
+        }
+        if self.look.processes {
+            return Err(Error::Unclean("it is new, and a process is in it".into()));
+        }
+        self.note();
+        Ok(())
+    }
+
+    /// Remembers what has been counted until now.
+    pub(super) fn note(&mut self) {
+        let Some(group) = &self.group else { return };
+        self.counts.cpu_ns = group.cpu_ns().unwrap_or(0);
+        if self.counts.executions == 0 {
+            return;
+        }
+        self.counts.memory_peak = group.memory_peak().unwrap_or(0);
+        self.counts.processes_peak = group.processes_peak().unwrap_or(0);
+        self.counts.oom_kills = group.oom_kills();
+    }
+
+    /// What it looked like when it was made.
+    pub(super) fn look(&self) -> Look {
+        self.look
+    }
+
+    /// How many leases it had.
+    pub(super) fn uses(&self) -> u32 {
+        self.uses
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    /// Whether its init is there.
+    pub(super) fn is_alive(&self) -> bool {
+        pidfd::wait_ended(self.pidfd.as_fd(), 0).is_ok_and(|ended| !ended)
+    }
+
+    pub(super) fn say(&self, message: &ToInit) -> Result<()> {
+        self.channel.send(&message.encode(), &[]).map_err(gone)
+    }
+
+    /// Waits for an answer. Anything that is none is the end of the sandbox.
+    pub(super) fn hear(&mut self) -> Result<(FromInit, Vec<OwnedFd>)> {
+        let there = sys::poll(self.channel.as_fd(), libc::POLLIN, PATIENCE.as_millis() as i32).map_err(gone)?;
+        if !there {
+            self.kill();
+            return Err(Error::Gone("its init does not answer".into()));
+        }
+        self.read()
+    }
+
+    /// Reads what is there.
+    pub(super) fn read(&mut self) -> Result<(FromInit, Vec<OwnedFd>)> {
+        let received = self.channel.receive(&mut self.buffer).map_err(gone)?;
+        if received.length == 0 {
+            return Err(Error::Gone("its init has ended".into()));
+        }
+        if received.pid != self.pid {
+            self.kill();
+            return Err(Error::Gone("somebody else spoke for its init".into()));
+        }
+        match FromInit::decode(self.buffer.get(..received.length).unwrap_or_default()) {
+            Ok(message) => Ok((message, received.fds)),
+            Err(e) => {
+                self.kill();
+                Err(Error::Gone(format!("its init sent a {e}")))
+            }
+        }
+    }
+
+    /// Asks something that has one answer.
+    pub(super) fn ask(&mut self, message: &ToInit) -> Result<(FromInit, Vec<OwnedFd>)> {
+        self.say(message)?;
+        self.hear()
+    }
+
+    pub(super) fn ping(&mut self) -> Result<()> {
+        match self.ask(&ToInit::Ping)?.0 {
+            FromInit::Pong => Ok(()),
+            _ => Err(Error::Gone("it answered something else to a ping".into())),
+        }
+    }
+
+    /// Makes it as new, as far as its namespaces allow, and proves it.
+    pub(super) fn reset(&mut self, wipe: bool) -> Result<()> {
+        let look = match self.ask(&ToInit::Reset { wipe })?.0 {
+            FromInit::Ready(look) => look,
+            _ => return Err(Error::Gone("it answered something else to a reset".into())),
+        };
+        let unclean = |what: String| Err(Error::Unclean(what));
+        if look.processes || self.group.as_ref().and_then(LeaseGroup::processes).is_some_and(|count| count != 1) {
+            return unclean("a process is left".into());
+        }
+        if look.mounts != self.look.mounts || look.descriptors != self.look.descriptors {
+            return unclean("its mounts or its init's descriptors are not what they were".into());
+        }
+        if wipe && look.ipc > 0 {
+            return unclean(format!("{} objects of its IPC namespace are left", look.ipc));
+        }
+        self.uses += 1;
+        Ok(())
+    }
+
+    /// Ends it, at once.
+    pub(super) fn kill(&self) {
+        // It may have ended.
+        let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Ends it and removes its group.
+    pub(super) fn destroy(mut self) -> Result<()> {
+        self.kill();
+        let waited = pidfd::wait_ended(self.pidfd.as_fd(), PATIENCE.as_millis() as i32);
+        let ended = waited.map_err(|e| runx_core::Error::system("wait for a sandbox to end", e))?;
+        if !ended {
+            return Err(Error::Unclean("its processes do not end".into()));
+        }
+        self.group.take().map_or(Ok(()), LeaseGroup::remove)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Shared {
+    /// Whether a new sandbox is like the others of its pool.
+    fn agree(&self, sandbox: &Sandbox) -> Result<()> {
+        let look = sandbox.look();
+        let first = self.look.get_or_init(|| look);
+        if look == *first {
+            return Ok(());
+        }
+        super::count(&self.counters.unclean);
+        Err(Error::Unclean(format!("it is new and not like the others: {look:?} instead of {first:?}")))
+    }
+}
+
+fn gone(error: std::io::Error) -> Error {
+    Error::Gone(format!("its init cannot be reached: {error}"))
+}

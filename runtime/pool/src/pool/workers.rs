@@ -1,0 +1,240 @@
+//! The pool's threads: one keeps the spawner and looks after those that are ready, some make sandboxes, one resets and
+//! removes them. None of what they do is on the way of an execution.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use super::metrics::count;
+use super::process::Spawner;
+use super::sandbox::Sandbox;
+use super::{Shared, State, lock};
+use crate::error::{Error, Result};
+use crate::template::Tier;
+
+/// How long to wait after a sandbox could not be made.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// For the thread that resets and removes.
+#[derive(Debug)]
+pub(super) enum ToJanitor {
+    Reset(Sandbox),
+    Destroy(Sandbox),
+    End,
+}
+
+/// For the thread that keeps the spawner.
+#[derive(Debug)]
+enum ToKeeper {
+    /// Start one, unless there is another one than this by now.
+    Start(Option<Arc<Spawner>>, Sender<Result<Arc<Spawner>>>),
+    End,
+}
+
+/// The spawner that is there, and the way to another one.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    requests: Mutex<Sender<ToKeeper>>,
+    /// The one that is used, and those before it that still have sandboxes.
+    spawners: Mutex<(Option<Arc<Spawner>>, Vec<Weak<Spawner>>)>,
+}
+
+/// What the keeper's thread is given.
+#[derive(Debug)]
+pub(super) struct ForKeeper(Receiver<ToKeeper>);
+
+impl Keeper {
+    pub(super) fn new() -> (Self, ForKeeper) {
+        let (requests, for_keeper) = mpsc::channel();
+        (Self { requests: Mutex::new(requests), spawners: Mutex::default() }, ForKeeper(for_keeper))
+    }
+
+    /// The spawner; another one if it is `bad` or has no user ids left.
+    pub(super) fn spawner(&self, bad: Option<&Arc<Spawner>>) -> Result<Arc<Spawner>> {
+        if let Some(spawner) = &lock(&self.spawners).0
+            && spawner.has_ids()
+            && bad.is_none_or(|bad| !Arc::ptr_eq(bad, spawner))
+        {
+            return Ok(Arc::clone(spawner));
+        }
+        let (answer, answered) = mpsc::channel();
+        lock(&self.requests).send(ToKeeper::Start(bad.cloned(), answer)).map_err(|_| Error::Closed)?;
+        answered.recv().map_err(|_| Error::Closed)?
+    }
+
+    /// Ends all spawners, and with them all sandboxes, and the thread.
+    pub(super) fn end(&self) {
+        let _ = lock(&self.requests).send(ToKeeper::End);
+        let (current, earlier) = std::mem::take(&mut *lock(&self.spawners));
+        for spawner in earlier.iter().filter_map(Weak::upgrade).chain(current) {
+            spawner.kill();
+        }
+    }
+}
+
+/// Starts spawners, which end with the thread that started them, and asks those that are ready whether they are well.
+pub(super) fn keep(shared: &Shared, requests: &ForKeeper) {
+    let mut next = Instant::now() + shared.settings.check_every;
+    loop {
+        match requests.0.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(ToKeeper::Start(bad, answer)) => {
+                let _ = answer.send(start(shared, bad));
+            }
+            Ok(ToKeeper::End) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                check(shared);
+                next = Instant::now() + shared.settings.check_every;
+            }
+        }
+    }
+}
+
+fn start(shared: &Shared, bad: Option<Arc<Spawner>>) -> Result<Arc<Spawner>> {
+    let mut spawners = lock(&shared.keeper.spawners);
+    if let Some(current) = &spawners.0
+        && current.has_ids()
+        && bad.as_ref().is_none_or(|bad| !Arc::ptr_eq(bad, current))
+    {
+        // Somebody else asked first.
+        return Ok(Arc::clone(current));
+    }
+    if lock(&shared.state).closing {
+        return Err(Error::Closed);
+    }
+    let new = Arc::new(Spawner::start(&shared.plan)?);
+    count(&shared.counters.spawners);
+    // One that ran out of ids goes with its last sandbox.
+    let old = spawners.0.replace(Arc::clone(&new));
+    spawners.1.retain(|earlier| earlier.strong_count() > 0);
+    spawners.1.extend(old.iter().map(Arc::downgrade));
+    Ok(new)
+}
+
+/// Pings those that are ready, one at a time, and replaces those that do not answer or are too old.
+fn check(shared: &Shared) {
+    let rounds = lock(&shared.state).ready.len();
+    for _ in 0..rounds {
+        let Some(mut sandbox) = lock(&shared.state).ready.pop_front() else { return };
+        let well = sandbox.ping();
+        let old = sandbox.age() >= shared.settings.max_age;
+        let mut state = lock(&shared.state);
+        if state.closing || well.is_err() || old {
+            shared.work.notify_one();
+            drop(state);
+            shared.throw_away(sandbox, well.is_err().then_some(&shared.counters.lost));
+        } else {
+            state.making += 1;
+            drop(state);
+            shared.offer(sandbox);
+        }
+    }
+}
+
+/// Makes sandboxes while some are wanted.
+pub(super) fn make(shared: &Arc<Shared>) {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.closing {
+            return;
+        }
+        let pause = state.pause.map(|until| until.saturating_duration_since(Instant::now())).filter(|p| !p.is_zero());
+        if let Some(pause) = pause {
+            state = wait(shared, state, pause);
+            continue;
+        }
+        if !wanted(shared, &state) {
+            state = wait(shared, state, Duration::from_secs(3600));
+            continue;
+        }
+        state.making += 1;
+        drop(state);
+        match make_one(shared) {
+            Ok(sandbox) => {
+                count(&shared.counters.made);
+                shared.offer(sandbox);
+                state = lock(&shared.state);
+            }
+            Err(e) => {
+                count(&shared.counters.failed);
+                state = failed(shared, &e);
+            }
+        }
+    }
+}
+
+fn wait<'a>(
+    shared: &'a Shared,
+    state: std::sync::MutexGuard<'a, State>,
+    time: Duration,
+) -> std::sync::MutexGuard<'a, State> {
+    match shared.work.wait_timeout(state, time) {
+        Ok((state, _)) => state,
+        Err(poisoned) => poisoned.into_inner().0,
+    }
+}
+
+fn wanted(shared: &Shared, state: &State) -> bool {
+    let settings = &shared.settings;
+    let all = state.ready.len() + state.making + state.leased;
+    let missing = state.ready.len() + state.making < settings.size || state.making < state.waiters.len();
+    missing && all < settings.size + settings.burst
+}
+
+fn make_one(shared: &Shared) -> Result<Sandbox> {
+    let spawner = shared.keeper.spawner(None)?;
+    match Sandbox::make(shared, &spawner) {
+        // It is gone, or its ids are: another one may do.
+        Err(Error::Spawner(_)) => {
+            let bad = spawner.has_ids().then_some(&spawner);
+            Sandbox::make(shared, &shared.keeper.spawner(bad)?)
+        }
+        other => other,
+    }
+}
+
+/// Nothing can be made now: those who wait are told, and a while passes until the next attempt.
+fn failed<'a>(shared: &'a Shared, error: &Error) -> std::sync::MutexGuard<'a, State> {
+    log::warn!("{error}");
+    let mut state = lock(&shared.state);
+    state.making -= 1;
+    state.pause = Some(Instant::now() + PAUSE);
+    let errno = error.errno().unwrap_or(0);
+    for waiter in state.waiters.drain(..) {
+        waiter.give(Err(Error::Setup { message: error.to_string(), errno }));
+    }
+    state
+}
+
+/// Resets and removes.
+pub(super) fn clean(shared: &Shared, requests: &Receiver<ToJanitor>) {
+    while let Ok(request) = requests.recv() {
+        match request {
+            ToJanitor::End => return,
+            ToJanitor::Destroy(sandbox) => destroy(sandbox),
+            ToJanitor::Reset(mut sandbox) => match sandbox.reset(shared.template.tier == Tier::Wipe) {
+                Ok(()) => {
+                    count(&shared.counters.reset);
+                    shared.offer(sandbox);
+                }
+                Err(e) => {
+                    log::debug!("{e}");
+                    count(&shared.counters.destroyed);
+                    count(if matches!(e, Error::Unclean(_)) {
+                        &shared.counters.unclean
+                    } else {
+                        &shared.counters.lost
+                    });
+                    lock(&shared.state).making -= 1;
+                    shared.work.notify_one();
+                    destroy(sandbox);
+                }
+            },
+        }
+    }
+}
+
+fn destroy(sandbox: Sandbox) {
+    if let Err(e) = sandbox.destroy() {
+        log::warn!("{e}");
+    }
+}
