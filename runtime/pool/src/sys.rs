@@ -34,6 +34,17 @@ pub(crate) fn umask(mode: libc::mode_t) {
     unsafe { libc::umask(mode) };
 }
 
+/// Gives the two signals their default action that the C library keeps for itself, and so would not touch. Whoever started
+/// the pool's process may have ignored them, and programs would inherit that.
+pub(crate) fn reset_reserved_signals() {
+    // struct sigaction as the kernel has it: the default action, no flags, an empty mask.
+    let default = [0u64; 4];
+    for signal in [32, 33] {
+        // SAFETY: the action is valid, the old one is not asked for, and the mask has 8 bytes.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8usize) };
+    }
+}
+
 /// Becomes user and group 0 of the user namespace.
 pub(crate) fn become_root() -> io::Result<()> {
     // SAFETY: only integers are passed. The process has one thread, so the bare calls do all that is to be done.
@@ -120,24 +131,23 @@ pub(crate) const LOOKUP: u64 = resolve::IN_ROOT | resolve::NO_MAGICLINKS;
 
 /// Makes a directory and those above it, for `owner` if there is one.
 pub(crate) fn make_directories(root: BorrowedFd<'_>, path: &Path, owner: Option<u32>) -> io::Result<()> {
+    // Before anything is made.
+    if path.components().any(|part| !matches!(part, Component::RootDir | Component::CurDir | Component::Normal(_))) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
     let mut at = sys::openat2(root, "/", libc::O_RDONLY | libc::O_DIRECTORY, 0, LOOKUP)?;
     let mut walked = std::path::PathBuf::from("/");
     for part in path.components() {
-        match part {
-            Component::Normal(name) => {
-                let made = match sys::mkdirat(at.as_fd(), name, 0o755) {
-                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) => false,
-                    Err(e) => return Err(e),
-                    Ok(()) => true,
-                };
-                walked.push(name);
-                at = sys::openat2(root, &walked, libc::O_RDONLY | libc::O_DIRECTORY, 0, LOOKUP)?;
-                if let (true, Some(owner)) = (made, owner) {
-                    give(at.as_fd(), owner)?;
-                }
-            }
-            Component::RootDir | Component::CurDir => {}
-            _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        let Component::Normal(name) = part else { continue };
+        let made = match sys::mkdirat(at.as_fd(), name, 0o755) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => false,
+            Err(e) => return Err(e),
+            Ok(()) => true,
+        };
+        walked.push(name);
+        at = sys::openat2(root, &walked, libc::O_RDONLY | libc::O_DIRECTORY, 0, LOOKUP)?;
+        if let (true, Some(owner)) = (made, owner) {
+            give(at.as_fd(), owner)?;
         }
     }
     Ok(())

@@ -255,7 +255,8 @@ mod tests {
     #[test]
     fn what_cannot_be_made_is_refused_by_name() {
         assert!(Template::host().check().is_ok());
-        let changes: [(&str, fn(&mut Template)); 6] = [
+        type Change = (&'static str, fn(&mut Template));
+        let changes: [Change; 6] = [
             ("tmpfs", |t| t.tmpfs[0].size = 0),
             ("path", |t| t.tmpfs[0].target = "w".into()),
             ("path", |t| t.binds.push(Bind { source: "/".into(), target: "/a/../b".into(), writable: false })),

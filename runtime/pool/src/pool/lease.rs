@@ -50,6 +50,13 @@ impl Killer {
     }
 }
 
+/// The sandbox's init, as a pidfd.
+impl AsFd for Killer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Lease {
     pub(super) fn new(shared: Arc<Shared>, sandbox: Sandbox) -> Self {
         Self { shared, sandbox: Some(sandbox), broken: false }

@@ -147,6 +147,11 @@ impl Spawner {
         self.users.get(self.used.load(Ordering::Relaxed)).is_some()
     }
 
+    /// Whether it is there.
+    pub(super) fn is_alive(&self) -> bool {
+        pidfd::wait_ended(self.pidfd.as_fd(), 0).is_ok_and(|ended| !ended)
+    }
+
     /// Makes a sandbox. Returns the socket of its init, its pidfd, and whether it waits for its cgroups.
     pub(super) fn make(&self, group: &LeaseGroup, wait: bool) -> Result<(Channel, OwnedFd)> {
         let uid = self.users.get(self.used.fetch_add(1, Ordering::Relaxed));

@@ -336,7 +336,7 @@ fn programs(command: &Command) -> Vec<Vec<u8>> {
 
 /// The limits of each process.
 fn rlimits(limits: &Limits, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
-    let same = |kind, value: u64| (kind as u32, value, value);
+    let same = |kind, value: u64| (kind, value, value);
     let mut list = vec![
         same(libc::RLIMIT_CORE, 0),
         same(libc::RLIMIT_FSIZE, limits.file_size),
@@ -345,7 +345,7 @@ fn rlimits(limits: &Limits, memory: Option<u64>, processes: Option<u64>) -> Vec<
     // Whole seconds, so this is the last resort only where a group counts.
     list.extend(limits.cpu.map(|cpu| {
         let seconds = cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0);
-        (libc::RLIMIT_CPU as u32, seconds, seconds + 1)
+        (libc::RLIMIT_CPU, seconds, seconds + 1)
     }));
     list.extend(limits.stack.map(|bytes| same(libc::RLIMIT_STACK, bytes)));
     list.extend(limits.address_space.map(|bytes| same(libc::RLIMIT_AS, bytes)));

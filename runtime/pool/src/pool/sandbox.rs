@@ -50,22 +50,14 @@ pub(super) struct Counts {
 impl Sandbox {
     /// Makes one, and waits until it is ready.
     pub(super) fn make(shared: &Shared, spawner: &Arc<Spawner>) -> Result<Self> {
-        let group = shared.group.lease()?;
-        let made = Self::make_in(shared, spawner, group);
-        made.map_err(|(group, error)| {
-            // What the error was about is gone, or goes with the spawner.
-            if let Err(e) = group.remove() {
-                log::warn!("{e}");
-            }
-            error
-        })
-    }
-
-    fn make_in(shared: &Shared, spawner: &Arc<Spawner>, group: LeaseGroup) -> Result<Self, (LeaseGroup, Error)> {
         let wait = shared.group.is_entered();
+        let group = shared.group.lease()?;
         let (channel, pidfd) = match spawner.make(&group, wait) {
             Ok(made) => made,
-            Err(e) => return Err((group, e)),
+            Err(e) => {
+                log_failure(group.remove());
+                return Err(e);
+            }
         };
         let mut sandbox = Self {
             channel,
@@ -83,11 +75,8 @@ impl Sandbox {
         match sandbox.begin(&shared.template, wait).and_then(|()| shared.agree(&sandbox)) {
             Ok(()) => Ok(sandbox),
             Err(e) => {
-                let group = sandbox.group.take().unwrap_or_default();
-                // The init goes with what is dropped here; its group can be removed once it is gone.
-                sandbox.kill();
-                let _ = pidfd::wait_ended(sandbox.pidfd.as_fd(), PATIENCE.as_millis() as i32);
-                Err((group, e))
+                log_failure(sandbox.destroy());
+                Err(e)
             }
         }
     }
@@ -254,6 +243,13 @@ impl Shared {
         }
         super::count(&self.counters.unclean);
         Err(Error::Unclean(format!("it is new and not like the others: {look:?} instead of {first:?}")))
+    }
+}
+
+/// What fails while something else is put right.
+fn log_failure(result: Result<()>) {
+    if let Err(e) = result {
+        log::warn!("{e}");
     }
 }
 

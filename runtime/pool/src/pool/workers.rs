@@ -35,8 +35,14 @@ enum ToKeeper {
 #[derive(Debug)]
 pub(super) struct Keeper {
     requests: Mutex<Sender<ToKeeper>>,
-    /// The one that is used, and those before it that still have sandboxes.
-    spawners: Mutex<(Option<Arc<Spawner>>, Vec<Weak<Spawner>>)>,
+    spawners: Mutex<Spawners>,
+}
+
+#[derive(Debug, Default)]
+struct Spawners {
+    current: Option<Arc<Spawner>>,
+    /// Those before it that may still have sandboxes.
+    earlier: Vec<Weak<Spawner>>,
 }
 
 /// What the keeper's thread is given.
@@ -51,7 +57,7 @@ impl Keeper {
 
     /// The spawner; another one if it is `bad` or has no user ids left.
     pub(super) fn spawner(&self, bad: Option<&Arc<Spawner>>) -> Result<Arc<Spawner>> {
-        if let Some(spawner) = &lock(&self.spawners).0
+        if let Some(spawner) = &lock(&self.spawners).current
             && spawner.has_ids()
             && bad.is_none_or(|bad| !Arc::ptr_eq(bad, spawner))
         {
@@ -65,7 +71,7 @@ impl Keeper {
     /// Ends all spawners, and with them all sandboxes, and the thread.
     pub(super) fn end(&self) {
         let _ = lock(&self.requests).send(ToKeeper::End);
-        let (current, earlier) = std::mem::take(&mut *lock(&self.spawners));
+        let Spawners { current, earlier } = std::mem::take(&mut *lock(&self.spawners));
         for spawner in earlier.iter().filter_map(Weak::upgrade).chain(current) {
             spawner.kill();
         }
@@ -91,7 +97,7 @@ pub(super) fn keep(shared: &Shared, requests: &ForKeeper) {
 
 fn start(shared: &Shared, bad: Option<Arc<Spawner>>) -> Result<Arc<Spawner>> {
     let mut spawners = lock(&shared.keeper.spawners);
-    if let Some(current) = &spawners.0
+    if let Some(current) = &spawners.current
         && current.has_ids()
         && bad.as_ref().is_none_or(|bad| !Arc::ptr_eq(bad, current))
     {
@@ -104,9 +110,9 @@ fn start(shared: &Shared, bad: Option<Arc<Spawner>>) -> Result<Arc<Spawner>> {
     let new = Arc::new(Spawner::start(&shared.plan)?);
     count(&shared.counters.spawners);
     // One that ran out of ids goes with its last sandbox.
-    let old = spawners.0.replace(Arc::clone(&new));
-    spawners.1.retain(|earlier| earlier.strong_count() > 0);
-    spawners.1.extend(old.iter().map(Arc::downgrade));
+    let old = spawners.current.replace(Arc::clone(&new));
+    spawners.earlier.retain(|earlier| earlier.strong_count() > 0);
+    spawners.earlier.extend(old.iter().map(Arc::downgrade));
     Ok(new)
 }
 
@@ -181,14 +187,17 @@ fn wanted(shared: &Shared, state: &State) -> bool {
 }
 
 fn make_one(shared: &Shared) -> Result<Sandbox> {
-    let spawner = shared.keeper.spawner(None)?;
-    match Sandbox::make(shared, &spawner) {
-        // It is gone, or its ids are: another one may do.
-        Err(Error::Spawner(_)) => {
-            let bad = spawner.has_ids().then_some(&spawner);
-            Sandbox::make(shared, &shared.keeper.spawner(bad)?)
+    let mut bad = None;
+    let mut attempts = 0;
+    loop {
+        let spawner = shared.keeper.spawner(bad.as_ref())?;
+        attempts += 1;
+        match Sandbox::make(shared, &spawner) {
+            // The spawner is gone, or going, or has no ids left: another one may do.
+            Err(Error::Spawner(_)) if attempts < 3 => bad = spawner.has_ids().then_some(spawner),
+            Err(Error::Gone(_)) if attempts < 3 => bad = (!spawner.is_alive()).then_some(spawner),
+            other => return other,
         }
-        other => other,
     }
 }
 

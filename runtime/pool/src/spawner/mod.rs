@@ -72,6 +72,7 @@ fn hear(channel: &Channel, buffer: &mut [u8]) -> Result<Option<(ToSpawner, Vec<O
 fn run(channel: &Channel) -> Result<()> {
     process::set_name(c"runx-pool");
     process::reset_signals().context("reset signals")?;
+    own::reset_reserved_signals();
     own::umask(0o022);
     // SAFETY: this is the beginning of the program, and nothing owns a descriptor but the socket's and the streams'.
     unsafe { sys::close_all_but(3, vec![channel.as_fd().as_raw_fd()]) };
