@@ -15,6 +15,8 @@ const MAKING_PROCESSES: [&str; 3] = ["create", "run", "exec"];
 
 /// Runs the command and returns its exit code.
 pub(crate) fn start() -> u8 {
+    // A pool executes this program again.
+    runx_pool::spawner_main();
     if let Err(e) = open_standard_streams() {
         eprintln!("runx: open /dev/null: {e}");
         return 1;

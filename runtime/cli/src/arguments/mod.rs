@@ -1,6 +1,7 @@
 //! The command line: runc's commands and flags.
 
 mod checkpoint;
+mod pool;
 mod scan;
 mod tables;
 mod units;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 pub(crate) use checkpoint::{Checkpoint, Restore};
+pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, GROUPS, Syntax};
@@ -81,6 +83,7 @@ pub(crate) enum Command {
     Wasm(Box<Wasm>),
     Process(Box<Process>),
     Agent(Agent),
+    Pool(Box<Pool>),
     Version,
     Help(Option<&'static Syntax>),
 }
@@ -252,14 +255,14 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         }
     }
     let syntax = match name.to_str() {
-        Some(group @ ("wasm" | "process")) => {
+        Some(group @ ("wasm" | "process" | "pool")) => {
             let name = format!("{group} {}", rest.next().unwrap_or_default().display());
             GROUPS.iter().find(|syntax| syntax.name == name)
         }
         name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
     };
     let Some(syntax) = syntax else {
-        if let Some(group @ ("wasm" | "process")) = name.to_str() {
+        if let Some(group @ ("wasm" | "process" | "pool")) = name.to_str() {
             let of = |syntax: &&Syntax| syntax.name.starts_with(group);
             let verbs: Vec<_> = GROUPS.iter().filter(of).filter_map(|syntax| syntax.name.split(' ').nth(1)).collect();
             bail!("{group} has the commands {} (see \"runx help {group} COMMAND\")", verbs.join(", "));
@@ -330,6 +333,7 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         name if name.starts_with("process ") => {
             Command::Process(Box::new(wasm::build_process(name, id, others, words)?))
         }
+        name if name.starts_with("pool ") => Command::Pool(Box::new(pool::build(name, id, others, words)?)),
         name if name.starts_with("wasm ") => Command::Wasm(Box::new(wasm::build(name, id, others, words)?)),
         other => bail!("command {other:?} has no meaning"),
     })

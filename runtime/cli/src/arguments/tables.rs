@@ -248,6 +248,21 @@ const WASM_RM: &[Flag] = &[switch("force", Some('f'), "end it first if it runs; 
 
 const CACHE: &[Flag] = &[option("max-size", None, "BYTES", "prune: keep this much of what was used last (default 0)")];
 
+const POOL_EXEC: &[Flag] = &[
+    option("tier", None, "TIER", "what becomes of the sandbox: complete (default), wipe or none"),
+    option("cpu-time", None, "TIME", "limit on its processor time, in seconds or such as 500ms"),
+    option("wall-time", None, "TIME", "limit on its time on the clock"),
+    option("memory", None, "BYTES", "limit on its memory, with b, k, m or g (default 512m)"),
+    option("processes", None, "N", "limit on its processes and threads (default 64)"),
+    option("network", None, "none|host", "what it may reach over the network (default none)"),
+    option("seccomp", None, "deny|kill|off", "what happens to dangerous system calls (default deny)"),
+    option("rootfs", None, "DIR", "its root directory, instead of the host's programs and libraries"),
+    option("bind", None, "HOST:PATH[:rw]", "file or directory that it sees; may be given more than once"),
+    option("cwd", None, "DIR", "its working directory (default /w)"),
+    option("env", Some('e'), "NAME[=VALUE]", "variable of its environment; without a value, yours"),
+    option("format", Some('f'), "FORMAT", "json: print how it ended as the last line of standard error"),
+];
+
 /// Commands that have a command of their own.
 #[rustfmt::skip]
 pub(crate) const GROUPS: &[Syntax] = &[
@@ -272,6 +287,9 @@ pub(crate) const GROUPS: &[Syntax] = &[
         &[WASM_KILL], Order::KnownAfterFirst, (1, 2)),
     command("process logs", "ID", "print what a detached process has printed", NONE, Order::Anywhere, (1, 1)),
     command("process rm", "ID", "remove a detached process that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
+    command("pool exec", "PROGRAM [ARGUMENT…]", "run a program in a sandbox of a pool of one",
+        &[POOL_EXEC], Order::BeforeFirst, (1, ANY)),
+    command("pool stat", "", "print what this machine offers to a pool", &[FORMAT], Order::Anywhere, (0, 0)),
     command("wasm compile", "", "compile a WASM module from standard input to standard output",
         &[COMPILE], Order::Anywhere, (0, 0)),
 ];

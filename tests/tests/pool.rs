@@ -1,0 +1,66 @@
+//! `runx pool`: the command. What sandboxes are is tested beside the library, in runtime/pool/tests.
+
+use std::process::Command;
+
+use runx_tests::command::{Done, run, run_with};
+use runx_tests::{dist, leftovers, needs_root};
+use serde_json::Value;
+
+#[track_caller]
+fn pool(args: &[&str], input: &str) -> Done {
+    run_with(Command::new(dist().join("runx")).arg("pool").args(args).env("GIVEN", "by the caller"), input)
+}
+
+/// The last line of standard error.
+#[track_caller]
+fn report(done: &Done) -> Value {
+    let line = done.stderr.lines().last().expect("a line on standard error");
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
+#[test]
+fn a_program_has_the_callers_streams_and_its_exit_code_is_told() {
+    needs_root!();
+    let done =
+        pool(&["exec", "--env", "A=b", "--env", "GIVEN", "--", "sh", "-c", "cat; echo $A $GIVEN; pwd; exit 7"], "in\n");
+    assert_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (7, "in\nb by the caller\n/w\n", ""));
+    assert_eq!(pool(&["exec", "sh", "-c", "kill -9 $$"], "").code, 128 + 9);
+    pool(&["exec", "no-such-program"], "").fails(127, &["no-such-program", "No such file"]);
+    pool(&["exec", "/etc/alternatives"], "").fails(126, &["Permission denied"]);
+    for (wrong, word) in
+        [("--tier=best", "complete"), ("--network=all", "none"), ("--memory=-1", "memory"), ("--bind=x", "HOST:PATH")]
+    {
+        pool(&["exec", wrong, "true"], "").fails(1, &[word]);
+    }
+    leftovers::assert_none("runx-pool-", &[]);
+}
+
+#[test]
+fn limits_have_verdicts() {
+    needs_root!();
+    let done = pool(&["exec", "--format", "json", "--wall-time", "50ms", "sleep", "1000"], "");
+    assert_eq!((done.code, report(&done)["status"].as_str()), (128 + 9, Some("TimeLimitExceeded")));
+    let script = "while :; do :; done";
+    let done = pool(&["exec", "--format", "json", "--cpu-time", "0.1", "sh", "-c", script], "");
+    assert_eq!(report(&done)["status"], "TimeLimitExceeded");
+    let done = pool(&["exec", "--memory", "16m", "--format", "json", "tail", "/dev/zero"], "");
+    assert_eq!(report(&done)["status"], "MemoryLimitExceeded");
+    let done = pool(&["exec", "--format", "json", "true"], "").ok();
+    let report = report(&done);
+    assert_eq!((report["status"].as_str(), report["exitCode"].as_i64()), (Some("Accepted"), Some(0)));
+    assert!(report["wallNanoseconds"].as_u64().is_some_and(|time| time > 0), "{report}");
+    pool(&["exec", "--seccomp", "kill", "unshare", "-U", "true"], "").fails(128 + 31, &["DangerousSyscall"]);
+}
+
+#[test]
+fn stat_tells_what_there_is() {
+    needs_root!();
+    let text = pool(&["stat"], "").ok().stdout;
+    for word in ["cgroups", "memory", "user ids", "processors"] {
+        assert!(text.lines().any(|line| line.starts_with(word)), "{text}");
+    }
+    let stat: Value = serde_json::from_str(&pool(&["stat", "--format", "json"], "").ok().stdout).expect("JSON");
+    let kernel = run(Command::new("uname").arg("-r")).ok().stdout;
+    assert_eq!(stat["kernel"].as_str(), Some(kernel.trim()));
+    assert_eq!(stat["memoryLimits"].as_bool(), stat["processLimits"].as_bool());
+}
