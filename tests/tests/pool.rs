@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use runx_tests::command::{Done, run, run_with};
-use runx_tests::{dist, leftovers, needs_root};
+use runx_tests::{dist, needs_root};
 use serde_json::Value;
 
 #[track_caller]
@@ -32,7 +32,6 @@ fn a_program_has_the_callers_streams_and_its_exit_code_is_told() {
     {
         pool(&["exec", wrong, "true"], "").fails(1, &[word]);
     }
-    leftovers::assert_none("runx-pool-", &[]);
 }
 
 #[test]

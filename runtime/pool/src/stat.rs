@@ -32,7 +32,7 @@ pub fn stat() -> Stat {
     let number = |name: &str| fs::read_to_string(format!("/proc/sys/user/{name}")).ok()?.trim().parse::<u64>().ok();
     let kinds =
         ["max_pid_namespaces", "max_mnt_namespaces", "max_ipc_namespaces", "max_uts_namespaces", "max_net_namespaces"];
-    let group = PoolGroup::create();
+    let group = PoolGroup::create(None);
     let stat = Stat {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         // SAFETY: it takes nothing and cannot fail.

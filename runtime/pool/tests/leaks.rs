@@ -34,13 +34,21 @@ fn documented() -> BTreeMap<String, [bool; 3]> {
     table
 }
 
-/// Leaves a kind in one lease and returns what the next one finds.
-fn found_after(pool: &Pool, kind: &str) -> Vec<String> {
+/// A kernel that has no such thing: attributes of files on a tmpfs came with Linux 6.6.
+fn is_unknown_here(left: &str) -> bool {
+    left.contains(&format!("(os error {})", libc::EOPNOTSUPP))
+}
+
+/// Leaves a kind in one lease and returns what the next one finds; `None` if there is no such thing here.
+fn found_after(pool: &Pool, kind: &str) -> Option<Vec<String>> {
     let mut lease = pool.acquire().expect("lend a sandbox");
     let dirty =
         lease.run(probe(&["dirty", kind]).env("PROBE", "dirty").limits(common::patient())).expect("run the probe");
     assert_eq!(dirty.code(), 0, "{kind}: {dirty:?}");
     let left = text(&dirty);
+    if kind != "all" && is_unknown_here(&left) {
+        return None;
+    }
     assert!(left.contains("left"), "nothing was left: {left}");
     let uid = text(&run(&mut lease, &["detect"])).lines().find(|line| line.starts_with("uid ")).map(str::to_owned);
     drop(lease);
@@ -58,7 +66,7 @@ fn found_after(pool: &Pool, kind: &str) -> Vec<String> {
     if seen.processes.is_some_and(|count| count > 2) {
         found.push("process-peak".into());
     }
-    found
+    Some(found)
 }
 
 #[test]
@@ -72,7 +80,8 @@ fn every_row_of_the_table_is_true() {
             let pool = pool(template(tier), 1);
             // What nobody leaves on purpose is looked for after all of them.
             let left = if kind == "inherited" { "files" } else { kind };
-            let found = found_after(&pool, left).contains(kind);
+            let Some(found) = found_after(&pool, left) else { continue };
+            let found = found.contains(kind);
             if found != stays[at] {
                 wrong.push(format!("{kind}, {}: found {found}, documented {}", tier.name(), stays[at]));
             }
@@ -85,8 +94,7 @@ fn every_row_of_the_table_is_true() {
 fn after_all_traces_at_once_a_complete_lease_finds_none() {
     needs_root!();
     let pool = pool(template(Tier::Complete), 1);
-    let found = found_after(&pool, "all");
-    assert!(found.is_empty(), "{found:?}");
+    assert_eq!(found_after(&pool, "all"), Some(Vec::new()));
     assert_eq!(pool.metrics().unclean, 0);
 }
 
@@ -105,6 +113,9 @@ fn the_probe_leaves_and_finds_what_it_says() {
         let found = text(&run(&mut lease, &["detect"])).contains(&format!("found {kind}\n"));
         // What lives in processes ends with the execution that made them.
         let ends = ["abstract-socket", "listener", "processes", "hostname", "mounts", "environment", "stream-flags"];
+        if is_unknown_here(&left) {
+            continue;
+        }
         if !left.contains(&format!("{kind}: left")) || (!found && !ends.contains(&kind.as_str())) {
             never.push(format!("{kind}: {left}, found {found}"));
         }
@@ -117,8 +128,7 @@ fn a_sandbox_with_ipc_objects_is_replaced_and_not_wiped() {
     needs_root!();
     let pool = pool(template(Tier::Wipe), 1);
     for (round, kind) in ["sysv-shm", "posix-mqueue"].into_iter().enumerate() {
-        let found = found_after(&pool, kind);
-        assert!(found.is_empty(), "{found:?}");
+        assert_eq!(found_after(&pool, kind), Some(Vec::new()));
         assert_eq!(pool.metrics().unclean, round as u64 + 1, "{kind}");
     }
 }

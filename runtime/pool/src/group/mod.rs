@@ -10,13 +10,16 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use runx_core::cgroup::{Hierarchy, Layout};
 use runx_core::sys;
 
 use crate::error::{Error, Result};
 use files::{ControlFile, remove, write};
+
+/// The group of spawners, with version 2.
+const SPAWNER: &str = "spawner";
 
 /// All groups of ours are called this, and what follows tells whose they are.
 const PREFIX: &str = "runx-pool-";
@@ -26,29 +29,33 @@ const PREFIX: &str = "runx-pool-";
 pub(crate) struct PoolGroup {
     kind: Kind,
     next: AtomicU64,
+    /// Sandboxes cannot be born in their groups, and are moved there.
+    moved: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Kind {
     V1 { memory: Option<PathBuf>, pids: Option<PathBuf>, cpu: Option<PathBuf> },
-    V2 { path: PathBuf, controllers: Vec<String> },
+    V2 { path: PathBuf, controllers: Vec<String>, spawner: Option<u32> },
     None { why: String },
 }
 
 impl PoolGroup {
     /// Makes the pool's groups, and removes those of pools whose process is gone. Never fails: where groups cannot be
-    /// made there are none, and [`Self::describe`] tells why.
-    pub(crate) fn create() -> Self {
+    /// made there are none, and [`Self::describe`] tells why. `spawner` is the user that clones sandboxes, who with version 2
+    /// has to be allowed to have them born in their groups: the lists of processes are made his, and no limit.
+    pub(crate) fn create(spawner: Option<u32>) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let pid = std::process::id();
         let start = sys::process::start_time(pid as i32).unwrap_or(0);
         let name = format!("{PREFIX}{pid}-{start}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let kind = match Layout::of_this_machine() {
             Ok(Layout::V1 { hierarchies }) => create_v1(hierarchies, &name),
-            Ok(Layout::V2 { root, own }) => create_v2(root, own, &name),
+            Ok(Layout::V2 { root, own }) => create_v2(root, own, &name, spawner),
             Err(e) => Kind::None { why: e.to_string() },
         };
-        Self { kind, next: AtomicU64::new(0) }
+        let moved = AtomicBool::new(matches!(kind, Kind::V1 { .. }));
+        Self { kind, next: AtomicU64::new(0), moved }
     }
 
     /// What there is, in words.
@@ -90,7 +97,21 @@ impl PoolGroup {
 
     /// Whether a sandbox has to be moved into its group.
     pub(crate) fn is_entered(&self) -> bool {
-        matches!(self.kind, Kind::V1 { .. })
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Has sandboxes moved into their groups from now on. Returns whether that is a change.
+    pub(crate) fn enter_instead(&self) -> bool {
+        matches!(self.kind, Kind::V2 { .. }) && !self.moved.swap(true, Ordering::Relaxed)
+    }
+
+    /// Puts a spawner where, with version 2, it can clone from into the groups of sandboxes: what has both below it is the
+    /// pool's own group. Where it cannot be put there, sandboxes are moved.
+    pub(crate) fn adopt(&self, spawner: u32) {
+        let Kind::V2 { path, .. } = &self.kind else { return };
+        if let Err(e) = write(&path.join(SPAWNER), "cgroup.procs", &spawner.to_string()) {
+            log::debug!("put the spawner into {}: {e}", path.display());
+        }
     }
 
     /// Makes the group of a sandbox.
@@ -114,9 +135,10 @@ impl PoolGroup {
                 }
                 group.cpu = under(cpu).and_then(|path| ControlFile::open(&path, "cpuacct.usage", false));
             }
-            Kind::V2 { path, .. } => {
+            Kind::V2 { path, spawner, .. } => {
                 let path = path.join(&name);
                 group.make(path.clone())?;
+                give_processes(&path, *spawner);
                 group.memory_peak = ControlFile::open(&path, "memory.peak", true)
                     .or_else(|| ControlFile::open(&path, "memory.peak", false));
                 group.memory_limit = ControlFile::open(&path, "memory.max", true);
@@ -181,7 +203,7 @@ fn create_v1(hierarchies: &[Hierarchy], name: &str) -> Kind {
 }
 
 /// The pool's directory beside the group of this process, which has processes and so cannot give its controllers on.
-fn create_v2(root: &Path, own: &Path, name: &str) -> Kind {
+fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>) -> Kind {
     let base = own.parent().unwrap_or(Path::new("/"));
     let base = root.join(base.strip_prefix("/").unwrap_or(base));
     sweep(&base);
@@ -202,7 +224,18 @@ fn create_v2(root: &Path, own: &Path, name: &str) -> Kind {
         let _ = remove(&path);
         return Kind::None { why: format!("{} has no controllers to give on", base.display()) };
     }
-    Kind::V2 { path, controllers }
+    give_processes(&path, spawner);
+    if let Err(e) = fs::create_dir(path.join(SPAWNER)) {
+        log::debug!("make the spawner's cgroup in {}: {e}", path.display());
+    }
+    Kind::V2 { path, controllers, spawner }
+}
+
+/// Lets a user put processes into a group, which is all that he can do with it.
+fn give_processes(path: &Path, user: Option<u32>) {
+    if let Err(e) = std::os::unix::fs::chown(path.join("cgroup.procs"), user, None) {
+        log::debug!("give away the list of processes of {}: {e}", path.display());
+    }
 }
 
 /// Removes what pools have left whose process was killed. Their sandboxes died with it.

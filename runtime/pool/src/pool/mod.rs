@@ -129,7 +129,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             template,
             settings,
-            group: PoolGroup::create(),
+            group: PoolGroup::create(plan.user()),
             plan,
             keeper,
             counters: Counters::default(),

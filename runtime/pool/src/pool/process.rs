@@ -16,7 +16,7 @@ use runx_core::sys::{self, mount, pidfd, socket};
 use super::lock;
 use crate::error::{Error, Result};
 use crate::filter;
-use crate::group::LeaseGroup;
+use crate::group::{LeaseGroup, PoolGroup};
 use crate::spawner::{self, restrict};
 use crate::template::{Network, Root, Template, Tier};
 use crate::wire::channel::{Channel, LIMIT};
@@ -116,6 +116,11 @@ impl Plan {
         };
         Ok(Self { setup, program, users })
     }
+
+    /// As whom, on the host, the spawner runs, where that is not the caller.
+    pub(super) fn user(&self) -> Option<u32> {
+        if let Ids::Mapped { first, .. } = self.users { Some(first) } else { None }
+    }
 }
 
 /// A running spawner.
@@ -129,10 +134,11 @@ pub(super) struct Spawner {
 
 impl Spawner {
     /// Starts one. It ends with the calling thread.
-    pub(super) fn start(plan: &Plan) -> Result<Self> {
+    pub(super) fn start(plan: &Plan, group: &PoolGroup) -> Result<Self> {
         let (ours, theirs) = socket::pair().context("make the spawner's sockets")?;
         let channel = Channel::new(ours).context("set up the spawner's socket")?;
         let mut child = execute(plan.program.as_deref(), theirs)?;
+        group.adopt(child.id());
         let begun = begin(plan, channel, &child);
         if begun.is_err() {
             let _ = child.kill();
@@ -158,7 +164,7 @@ impl Spawner {
         let uid = uid.ok_or_else(|| Error::Spawner("all of its user ids were used".into()))?;
         let (ours, theirs) = socket::pair().context("make a sandbox's sockets")?;
         let ours = Channel::new(ours).context("set up a sandbox's socket")?;
-        let birthplace = group.birthplace();
+        let birthplace = group.birthplace().filter(|_| !wait);
         let request = ToSpawner::Make { uid, cgroup: birthplace.is_some(), wait };
         let fds: Vec<_> = [theirs.as_fd()].into_iter().chain(birthplace).collect();
         let mut connection = lock(&self.connection);

@@ -107,7 +107,7 @@ fn start(shared: &Shared, bad: Option<Arc<Spawner>>) -> Result<Arc<Spawner>> {
     if lock(&shared.state).closing {
         return Err(Error::Closed);
     }
-    let new = Arc::new(Spawner::start(&shared.plan)?);
+    let new = Arc::new(Spawner::start(&shared.plan, &shared.group)?);
     count(&shared.counters.spawners);
     // One that ran out of ids goes with its last sandbox.
     let old = spawners.current.replace(Arc::clone(&new));
@@ -196,6 +196,7 @@ fn make_one(shared: &Shared) -> Result<Sandbox> {
             // The spawner is gone, or going, or has no ids left: another one may do.
             Err(Error::Spawner(_)) if attempts < 3 => bad = spawner.has_ids().then_some(spawner),
             Err(Error::Gone(_)) if attempts < 3 => bad = (!spawner.is_alive()).then_some(spawner),
+            Err(Error::Setup { errno: libc::EACCES | libc::EPERM, .. }) if shared.group.enter_instead() => {}
             other => return other,
         }
     }
