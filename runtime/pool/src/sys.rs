@@ -60,10 +60,22 @@ pub(crate) fn drop_groups() -> io::Result<()> {
 }
 
 /// Begins an empty session keyring without a name. A kernel without keys has none to share.
-pub(crate) fn new_session_keyring() -> io::Result<()> {
+///
+/// It belongs to `owner`, a user id here, if there is one, and not to this process's: a user may have 200 keys, and those of the last minutes
+/// count, so that all sandboxes of one user would soon be refused theirs.
+pub(crate) fn new_session_keyring(owner: Option<u32>) -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    const UNCHANGED: u32 = u32::MAX;
+    let real = |uid: u32| {
+        // SAFETY: takes numbers; in this thread alone, and a sandbox's init has one.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, UNCHANGED, UNCHANGED) }).map(drop)
+    };
+    // SAFETY: takes nothing.
+    let own = unsafe { libc::getuid() };
+    owner.map_or(Ok(()), real)?;
     // SAFETY: without a name a new keyring is made.
     let joined = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) });
+    owner.map_or(Ok(()), |_| real(own))?;
     match joined {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         other => other.map(drop),

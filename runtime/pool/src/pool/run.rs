@@ -27,8 +27,12 @@ impl Sandbox {
         let memory = command.limits.memory.or(template.memory);
         let processes = command.limits.processes.or(template.processes);
         let (limits_memory, limits_processes) = self.limit(memory, processes)?;
-        let limits =
-            rlimits(&command.limits, memory.filter(|_| !limits_memory), processes.filter(|_| !limits_processes));
+        let limits = rlimits(
+            &command.limits,
+            self.cpu().is_some(),
+            memory.filter(|_| !limits_memory),
+            processes.filter(|_| !limits_processes),
+        );
         let mut null = Null::default();
         let stdin = std::mem::take(&mut command.stdin);
         let streams = streams::input(stdin, self, &mut null).and_then(|stdin| {
@@ -335,16 +339,16 @@ fn programs(command: &Command) -> Vec<Vec<u8>> {
 }
 
 /// The limits of each process.
-fn rlimits(limits: &Limits, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
+fn rlimits(limits: &Limits, counted: bool, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
     let same = |kind, value: u64| (kind, value, value);
     let mut list = vec![
         same(libc::RLIMIT_CORE, 0),
         same(libc::RLIMIT_FSIZE, limits.file_size),
         same(libc::RLIMIT_NOFILE, limits.open_files),
     ];
-    // Whole seconds, so this is the last resort only where a group counts.
+    // Whole seconds, counted by ticks: where a group counts better, this is the last resort, and must not come first.
     list.extend(limits.cpu.map(|cpu| {
-        let seconds = cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0);
+        let seconds = cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0) + u64::from(counted);
         (libc::RLIMIT_CPU, seconds, seconds + 1)
     }));
     list.extend(limits.stack.map(|bytes| same(libc::RLIMIT_STACK, bytes)));
