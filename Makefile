@@ -6,7 +6,7 @@ export PATH := $(CARGO_BIN):$(PATH)
 
 # Where the programs are collected. They have to lie in one directory.
 DIST := $(CURDIR)/target/dist
-PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent runx-pool-server
 
 # Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -45,9 +45,9 @@ build:
 	@echo "== Building what runs WASM components"
 	cargo build --release --locked -p runx-wasm-host
 	install -C -m 755 $(RELEASE)/runx-wasm-host $(DIST)/
-	@echo "== Building the agent"
-	cargo build --release --locked -p runx-agent
-	install -C -m 755 $(RELEASE)/runx-agent $(DIST)/
+	@echo "== Building the agent and the pool's server"
+	cargo build --release --locked -p runx-agent -p runx-pool-server
+	install -C -m 755 $(RELEASE)/runx-agent $(RELEASE)/runx-pool-server $(DIST)/
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/
@@ -70,6 +70,8 @@ test:
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The agent, driven by the SDKs that it is for"
 	@tests/agent/run --dist $(DIST)
+	@echo "== The pool's server, driven by a client of go-judge"
+	@tests/pool/run --dist $(DIST)
 	@$(MAKE) --no-print-directory in-vm
 
 test-vm:

@@ -148,7 +148,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
         }
         Command::Agent(agent) => oci::agent::agent(&context, &agent).map_err(|e| e.of("agent")),
         Command::Process(command) => process::process(&context, &command).map_err(|e| e.of("process")),
-        Command::Pool(command) => pool::pool(&command).map_err(|e| e.of("pool")),
+        Command::Pool(command) => pool::pool(&context, &command).map_err(|e| e.of("pool")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),

@@ -1,21 +1,27 @@
 //! `runx pool`: sandboxes of `runx-pool` on a command line.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 
 use anyhow::{Context as _, anyhow};
 use runx_pool::{Input, Limits, Outcome, Output, Pool, Settings, Status, Template};
 use serde_json::json;
 
 use crate::arguments::{ListFormat, Pool as Asked, PoolExec};
-use crate::{Failure, print};
+use crate::{Context, Failure, print};
 
 /// Exit codes of what could not be started, a shell's.
 const NOT_FOUND: u8 = 127;
 const NOT_STARTED: u8 = 126;
 
 /// `runx pool …`.
-pub(crate) fn pool(asked: &Asked) -> Result<u8, Failure> {
+pub(crate) fn pool(context: &Context, asked: &Asked) -> Result<u8, Failure> {
     match asked {
+        Asked::Serve { flags } => {
+            let program = context.executable.with_file_name("runx-pool-server");
+            let failed = std::process::Command::new(&program).args(flags).exec();
+            Err(failed).with_context(|| format!("execute {}", program.display())).map_err(Failure::from)
+        }
         Asked::Exec(exec) => run(exec),
         Asked::Stat { format } => stat(*format),
     }

@@ -254,6 +254,10 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
             None => return Ok(Command::Help(None)),
         }
     }
+    if name == "pool" && !asked && rest.as_slice().first().is_some_and(|verb| verb == "serve") {
+        // Its flags are the server's.
+        return Ok(Command::Pool(Box::new(Pool::Serve { flags: rest.skip(1).collect() })));
+    }
     let syntax = match name.to_str() {
         Some(group @ ("wasm" | "process" | "pool")) => {
             let name = format!("{group} {}", rest.next().unwrap_or_default().display());

@@ -16,6 +16,7 @@ use super::{ListFormat, list_format};
 pub(crate) enum Pool {
     Exec(Box<PoolExec>),
     Stat { format: ListFormat },
+    Serve { flags: Vec<OsString> },
 }
 
 /// `runx pool exec`.

@@ -289,6 +289,8 @@ pub(crate) const GROUPS: &[Syntax] = &[
     command("process rm", "ID", "remove a detached process that has ended", &[WASM_RM], Order::Anywhere, (1, 1)),
     command("pool exec", "PROGRAM [ARGUMENT…]", "run a program in a sandbox of a pool of one",
         &[POOL_EXEC], Order::BeforeFirst, (1, ANY)),
+    command("pool serve", "[FLAG…]", "offer warm sandboxes over HTTP, as go-judge does; its flags: runx pool serve --help",
+        NONE, Order::BeforeFirst, (0, ANY)),
     command("pool stat", "", "print what this machine offers to a pool", &[FORMAT], Order::Anywhere, (0, 0)),
     command("wasm compile", "", "compile a WASM module from standard input to standard output",
         &[COMPILE], Order::Anywhere, (0, 0)),

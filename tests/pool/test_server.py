@@ -1,0 +1,285 @@
+"""`runx pool serve`: the interface of go-judge."""
+
+import json
+import os
+import shutil
+import threading
+import time
+
+import pytest
+import requests
+import websocket
+from go_judge.client import RemoteSandbox
+
+from conftest import Server, command, eventually
+
+SECOND = 1_000_000_000
+
+CPP = """#include <iostream>
+#include <vector>
+int main() { long a, b; std::cin >> a >> b; std::cout << a + b << std::endl; }
+"""
+
+
+# --- Its clients ---------------------------------------------------------------------------------------
+
+
+def test_a_client_of_go_judge_runs_python(server):
+    client = RemoteSandbox(server.url)
+    assert client.check_health()
+    results = client.run_multiple("python", "print(sum(map(int, input().split())))", [f"{n} {n}" for n in range(20)])
+    assert [(one["status"], one["stdout"]) for one in results] == [("Accepted", f"{2 * n}\n") for n in range(20)]
+    failed = client.run("python", "raise SystemExit(3)")
+    assert (failed["status"], failed["exit_code"]) == ("Nonzero Exit Status", 3)
+    assert client.run("python", "while True: pass", exec_cpu_limit_ns=SECOND // 2)["status"] == "Time Limit Exceeded"
+    client.close()
+    assert server.ask("GET", "/file").json() == {}
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is missing")
+def test_a_client_of_go_judge_compiles_cpp(server):
+    client = RemoteSandbox(server.url)
+    results = client.run_multiple("cpp", CPP, ["1 2", "40 2"])
+    assert [one["stdout"] for one in results] == ["3\n", "42\n"], results
+    assert client.run("cpp", "int main() { return }")["status"] == "Compile Error"
+    crashed = client.run("cpp", "#include <cstdlib>\nint main() { std::abort(); }")
+    assert (crashed["status"], crashed["exit_code"]) == ("Signalled", 6)
+    grows = "#include <cstring>\n#include <cstdlib>\nint main() { for (;;) std::memset(std::malloc(1 << 20), 1, 1 << 20); }"
+    assert client.run("cpp", grows, exec_memory_limit_b=64 << 20)["status"] == "Memory Limit Exceeded"
+    client.close()
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is missing")
+def test_c_is_compiled_once_and_run_with_many_tests(server):
+    source = "#include <stdio.h>\nint main(void) { int n; scanf(\"%d\", &n); printf(\"%d\\n\", n * n); return n == 7; }"
+    built = server.run(command("/usr/bin/gcc", "a.c", "-O2", "-o", "a", copyIn={"a.c": {"content": source}}, copyOutCached=["a"]))[0]
+    assert built["status"] == "Accepted", built
+    kept = built["fileIds"]["a"]
+    for number in range(10):
+        done = server.one("a", stdin=str(number), copyIn={"a": {"fileId": kept}})
+        assert done["files"]["stdout"] == f"{number * number}\n"
+        assert done["status"] == ("Nonzero Exit Status" if number == 7 else "Accepted")
+    assert server.ask("DELETE", f"/file/{kept}").status_code == 200
+
+
+# --- Verdicts ----------------------------------------------------------------------------------------------
+
+
+def test_each_verdict(server):
+    def verdict(script, **more):
+        return server.one("/bin/sh", "-c", script, **more)["status"]
+    assert verdict("true") == "Accepted"
+    assert verdict("exit 1") == "Nonzero Exit Status"
+    assert verdict("kill -9 $$") == "Signalled"
+    assert verdict("while :; do :; done", cpuLimit=SECOND // 2) == "Time Limit Exceeded"
+    assert verdict("sleep 100", clockLimit=SECOND // 2, cpuLimit=SECOND // 4) == "Time Limit Exceeded"
+    assert verdict("x=a; while :; do x=$x$x; done", memoryLimit=32 << 20) == "Memory Limit Exceeded"
+    assert verdict("yes", files=[{"content": ""}, {"name": "stdout", "max": 1000}]) == "Output Limit Exceeded"
+    assert verdict("true", copyOut=["missing"]) == "File Error"
+    assert server.one("/no/such/program")["status"] == "Internal Error"
+
+
+def test_times_and_memory_are_those_of_the_command(server):
+    done = server.one("/bin/sh", "-c", "sleep 0.3; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+    assert done["runTime"] > 300_000_000 and done["runTime"] > done["time"] > 10_000_000
+    assert 100_000 < done["memory"] < 64 << 20
+
+
+def test_collected_output_is_cut_and_told(server):
+    files = [{"content": ""}, {"name": "stdout", "max": 10}, {"name": "stderr", "max": 100}, {"name": "extra", "max": 5}]
+    done = server.run({**command("/bin/sh", "-c", "echo 123456789; echo err >&2; printf abcdefgh >&3"), "files": files})[0]
+    assert done["files"] == {"stdout": "123456789\n", "stderr": "err\n", "extra": "abcde"}
+    assert done["fileError"][0]["type"] == "CollectSizeExceeded" and done["fileError"][0]["name"] == "extra"
+    assert done["status"] == "Output Limit Exceeded"
+
+
+# --- Files ---------------------------------------------------------------------------------------------------
+
+
+def test_files_go_in_and_come_out(server):
+    done = server.one("/bin/sh", "-c", "cat a deep/b link; echo made > c; ls -l a",
+                      copyIn={"a": {"content": "A\n"}, "deep/b": {"content": "B\n"}, "link": {"symlink": "a"}},
+                      copyOut=["c", "a", "none?", "stdout"])
+    assert done["status"] == "Accepted", done
+    assert done["files"]["stdout"].startswith("A\nB\nA\n") and done["files"]["c"] == "made\n" and "none" not in done["files"]
+    # Nothing of it is there for the next one.
+    assert server.one("/bin/ls")["files"]["stdout"] == ""
+
+
+def test_kept_files(server):
+    kept = server.ask("POST", "/file", files={"file": ("name.txt", b"content \xff\x00 of it")}).json()
+    assert server.ask("GET", "/file").json() == {kept: "name.txt"}
+    answer = server.ask("GET", f"/file/{kept}")
+    assert answer.content == b"content \xff\x00 of it" and "name.txt" in answer.headers["Content-Disposition"]
+    done = server.one("/usr/bin/wc", "-c", copyIn={"x": {"fileId": kept}},
+                      files=[{"fileId": kept}, {"name": "stdout", "max": 100}], copyOutCached=["x", "stdout"])
+    ids = done["fileIds"]
+    assert server.ask("GET", f"/file/{ids['x']}").content == b"content \xff\x00 of it"
+    assert server.ask("GET", f"/file/{ids['stdout']}").content.strip() == b"16"
+    for one in (kept, *ids.values()):
+        assert server.ask("DELETE", f"/file/{one}").status_code == 200
+    assert server.ask("DELETE", f"/file/{kept}").status_code == server.ask("GET", f"/file/{kept}").status_code == 404
+    assert server.ask("GET", "/file/..%2f..%2fetc%2fpasswd").status_code == 404
+    missing = server.one("/bin/true", copyIn={"x": {"fileId": kept}})
+    assert missing["status"] == "File Error" and missing["fileError"][0]["type"] == "CopyInOpenFile"
+
+
+def test_what_comes_out_has_a_limit_and_is_a_file(server):
+    script = "head -c 5000 /dev/zero | tr '\\0' x > big; mkdir dir; mkfifo pipe; ln -s /etc/ld.so.cache out"
+    done = server.one("/bin/sh", "-c", script, copyOut=["big", "dir", "pipe"], copyOutMax=1000)
+    kinds = {error["name"]: error["type"] for error in done["fileError"]}
+    assert kinds["big"] == "CopyOutSizeExceeded" and kinds["dir"] == kinds["pipe"] == "CopyOutNotRegularFile", kinds
+    done = server.one("/bin/sh", "-c", script, copyOut=["big"], copyOutMax=1000, copyOutTruncate=True)
+    assert done["files"]["big"] == "x" * 1000
+
+
+def test_links_do_not_lead_out_of_a_sandbox(server, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    done = server.one("/bin/sh", "-c", f"ln -s {secret} a; ln -s /proc/1/root{secret} b", copyOut=["a", "b"])
+    assert "s3cret" not in json.dumps(done) and done["status"] == "File Error"
+
+
+def test_files_of_the_server_are_closed_unless_they_are_opened(server, tmp_path):
+    source = {"content": ""}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").write_text("of the server")
+    (tmp_path / "secret").write_text("s3cret")
+    os.symlink(tmp_path / "secret", tmp_path / "data/link")
+    refused = server.run(command("/bin/cat", files=[{"src": str(tmp_path / "data/x")}]), status=400)
+    assert "--src-prefix" in refused
+    assert "copyOutDir" in server.run(command("/bin/true", copyOutDir=str(tmp_path)), status=400)
+    other = Server("--src-prefix", str(tmp_path / "data"))
+    try:
+        read = lambda name: other.run(command("/bin/cat", files=[{"src": str(tmp_path / name)}, {"name": "stdout", "max": 100}]))[0]
+        assert read("data/x")["files"]["stdout"] == "of the server"
+        assert "s3cret" not in json.dumps(read("data/link"))
+        other.run(command("/bin/cat", files=[{"src": f"{tmp_path}/data/../secret"}]), status=400)
+    finally:
+        other.end()
+    assert source
+
+
+# --- Several at once --------------------------------------------------------------------------------------------
+
+
+def test_commands_talk_over_pipes(server):
+    first = {**command("/bin/sh", "-c", "echo question; read x; echo got $x >&2"), "files": [None, None, {"name": "stderr", "max": 100}]}
+    second = {**command("/bin/sh", "-c", "read x; echo answer to $x"), "files": [None, None, {"name": "stderr", "max": 100}]}
+    pipes = [{"in": {"index": 0, "fd": 1}, "out": {"index": 1, "fd": 0}},
+             {"in": {"index": 1, "fd": 1}, "out": {"index": 0, "fd": 0}, "proxy": True, "name": "said", "max": 100}]
+    one, two = server.run(first, second, pipeMapping=pipes)
+    assert one["files"]["stderr"] == "got answer to question\n" and two["files"]["said"] == "answer to question\n"
+
+
+def test_who_writes_to_nobody_is_ended_or_not_as_is_said(server):
+    def run(proxy):
+        writer = {**command("/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do head -c 20000 /dev/zero || exit 9; done"), "files": [{"content": ""}, None]}
+        reader = {**command("/bin/true"), "files": [None]}
+        return server.run(writer, reader, pipeMapping=[{"in": {"index": 0, "fd": 1}, "out": {"index": 1, "fd": 0}, "proxy": proxy}])[0]
+    assert run(True)["status"] == "Accepted"
+    assert run(False)["status"] != "Accepted"
+
+
+def test_many_requests_wait_in_turn(server):
+    answers = []
+
+    def one(number):
+        answers.append(server.one("/bin/echo", str(number))["files"]["stdout"].strip() == str(number))
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 60
+    eventually("none runs", lambda: server.metric("runx_judge_running") == 0)
+
+
+def test_who_does_not_wait_any_more_ends_his_command(server):
+    before = server.processes()
+    with pytest.raises(requests.Timeout):
+        requests.post(server.url + "/run", json={"cmd": [command("/bin/sleep", "1000", clockLimit=900 * SECOND)]}, timeout=1)
+    eventually("it was given up", lambda: server.metric("runx_judge_running") == 0)
+    assert before is not None and server.one("/bin/true")["status"] == "Accepted"
+
+
+def test_over_a_websocket(server):
+    client = websocket.create_connection(server.url.replace("http", "ws") + "/ws", timeout=60)
+    client.send(json.dumps({"requestId": "slow", "cmd": [command("/bin/sleep", "1000", clockLimit=900 * SECOND)]}))
+    # With one processor only the slow one would run.
+    if os.cpu_count() > 1:
+        client.send(json.dumps({"requestId": "quick", "cmd": [command("/bin/echo", "hi")]}))
+        answer = json.loads(client.recv())
+        assert (answer["requestId"], answer["results"][0]["files"]["stdout"]) == ("quick", "hi\n")
+    time.sleep(0.2)
+    client.send(json.dumps({"cancelRequestId": "slow"}))
+    answer = json.loads(client.recv())
+    assert answer["requestId"] == "slow" and answer["results"][0]["status"] != "Accepted"
+    client.send(json.dumps({"requestId": "wrong", "cmd": []}))
+    assert "no cmd" in json.loads(client.recv())["error"]
+    client.close()
+
+
+# --- Who may --------------------------------------------------------------------------------------------------------
+
+
+def test_it_needs_its_token_and_tells_it_to_nobody():
+    server = Server(environment={"RUNX_POOL_TOKEN": "the-token"})
+    try:
+        for method, path in (("POST", "/run"), ("GET", "/file"), ("POST", "/file"), ("GET", "/file/x"), ("DELETE", "/file/x"), ("GET", "/metrics"), ("GET", "/ws")):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "the-token"}):
+                assert requests.request(method, server.url + path, headers=headers, timeout=30).status_code == 401, path
+        assert requests.get(server.url + "/version", timeout=30).status_code == 200
+        assert "the-token" not in requests.get(server.url + "/config", timeout=30).text
+        server.headers = {"Authorization": "Bearer the-token"}
+        done = server.one("/usr/bin/env")
+        assert done["status"] == "Accepted" and "the-token" not in json.dumps(done)
+    finally:
+        server.end()
+    assert "the-token" not in server.process.stdout.read()
+
+
+@pytest.mark.parametrize("body, word", [
+    (b"{", "EOF"), (b'"x"', "invalid type"), (b"{}", "no cmd"), (b'{"cmd": [{"args": []}]}', "args"),
+    (b'{"cmd": [{"args": ["a"], "tty": true}]}', "tty"), (b'{"cmd": [{"args": ["a"], "cpuSetLimit": "0"}]}', "cpuSetLimit"),
+    (b'{"cmd": [{"args": ["a"], "files": [null]}]}', "null"), (b'{"cmd": [{"args": ["a"], "files": [{"max": 1}]}]}', "none of"),
+    (b'{"cmd": [{"args": ["a"]}], "pipeMapping": [{"in": {"index": 5, "fd": 1}, "out": {"index": 0, "fd": 0}}]}', "cmd 5"),
+])
+def test_what_makes_no_sense_is_refused_by_its_name(server, body, word):
+    answer = server.ask("POST", "/run", data=body)
+    assert answer.status_code == 400 and word in answer.text, answer.text
+
+
+def test_kept_files_have_a_limit_and_a_time():
+    server = Server("--file-limit", "1000", "--file-timeout", "1ms")
+    try:
+        assert server.ask("POST", "/file", files={"file": ("a", b"x" * 2000)}).status_code == 507
+        assert list(server.files.iterdir()) == []
+        done = server.one("/bin/sh", "-c", "head -c 2000 /dev/zero > big", copyOutCached=["big"])
+        assert done["status"] == "File Error" and done["fileError"][0]["type"] == "CopyOutCreateFile"
+        kept = server.ask("POST", "/file", files={"file": ("a", b"x" * 900)}).json()
+        eventually("it is forgotten", lambda: server.ask("GET", "/file").json() == {})
+        assert server.ask("GET", f"/file/{kept}").status_code == 404 and list(server.files.iterdir()) == []
+    finally:
+        server.end()
+
+
+def test_a_queue_that_is_full_says_so():
+    server = Server("--parallelism", "1", "--queue", "1")
+    try:
+        slow = {"cmd": [command("/bin/sleep", "1000", clockLimit=900 * SECOND)]}
+
+        def post():
+            try:
+                requests.post(server.url + "/run", json=slow, timeout=20)
+            except requests.RequestException:
+                pass
+        threads = [threading.Thread(target=post, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        eventually("one runs and one waits", lambda: server.metric("runx_judge_queue_free") == 0)
+        answer = server.ask("POST", "/run", json=slow)
+        assert answer.status_code == 500 and "queue is full" in answer.text
+        assert "--parallelism" in server.run(command("/bin/true"), command("/bin/true"), status=500)
+    finally:
+        server.end()
