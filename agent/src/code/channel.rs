@@ -17,6 +17,10 @@ use crate::ids;
 /// How long the rest of an execution may take once the kernel is idle again.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long a new kernel is waited with: for what it publishes once it has replied, and for anything at all.
+const SETTLE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long a connection that nobody looks at is believed in.
 const FRESH: Duration = Duration::from_secs(20);
 
@@ -53,7 +57,63 @@ impl Channel {
         let config = WebSocketConfig::default().max_message_size(Some(LIMIT)).max_frame_size(Some(LIMIT));
         let opened = tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await;
         let (socket, _) = opened.map_err(|e| refused(&e))?;
-        Ok(Self { socket, session, quiet: true, used: Instant::now() })
+        let mut channel = Self { socket, session, quiet: true, used: Instant::now() };
+        channel.meet().await?;
+        Ok(channel)
+    }
+
+    /// Waits until the kernel is heard on both of its channels. One that has just been started, or started again, may answer
+    /// before the server listens to what it publishes, and an execution would then never be seen to end.
+    async fn meet(&mut self) -> Result<(), Error> {
+        loop {
+            let id = self.send("kernel_info_request", json!({})).await?;
+            let (mut replied, mut published) = (false, false);
+            while !(replied && published) {
+                // Without a word it may be busy, or what was sent is lost.
+                let patience = if replied { SETTLE } else { PATIENCE };
+                let text = match tokio::time::timeout(patience, self.socket.next()).await {
+                    Err(_) => break,
+                    Ok(Some(Ok(Message::Text(text)))) => text,
+                    Ok(Some(Ok(Message::Close(_))) | None) => return Err(lost(&"it was closed")),
+                    Ok(Some(Ok(_))) => continue,
+                    Ok(Some(Err(e))) => return Err(lost(&e)),
+                };
+                let Ok(message) = serde_json::from_str::<Value>(&text) else { continue };
+                let kind = message["header"]["msg_type"].as_str().unwrap_or_default();
+                if kind == "status" && message["content"]["execution_state"] == "dead" {
+                    return Err(Error::Refused("the kernel has died".into()));
+                }
+                if message["parent_header"]["msg_id"].as_str() == Some(id.as_str()) {
+                    replied |= kind == "kernel_info_reply";
+                    published |= kind == "status" && message["content"]["execution_state"] == "idle";
+                }
+            }
+            if replied && published {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a message on the shell channel. Returns its id.
+    async fn send(&mut self, kind: &str, content: Value) -> Result<String, Error> {
+        let id = ids::uuid();
+        let message = json!({
+            "header": {
+                "msg_id": id,
+                "username": "runx",
+                "session": self.session,
+                "msg_type": kind,
+                "version": "5.3",
+                "date": crate::api::rfc3339(std::time::SystemTime::now()),
+            },
+            "parent_header": {},
+            "metadata": {},
+            "channel": "shell",
+            "buffers": [],
+            "content": content,
+        });
+        self.socket.send(Message::text(message.to_string())).await.map_err(|e| lost(&e))?;
+        Ok(id)
     }
 
     /// Whether it can be used once more: it was read to the end, not long ago (nobody answers the server's pings meanwhile), and
@@ -75,31 +135,16 @@ impl Channel {
 
     /// Sends code to be executed.
     pub(super) async fn request(&mut self, code: &str, silent: bool) -> Result<Execution, Error> {
-        let id = ids::uuid();
-        let message = json!({
-            "header": {
-                "msg_id": id,
-                "username": "runx",
-                "session": self.session,
-                "msg_type": "execute_request",
-                "version": "5.3",
-                "date": crate::api::rfc3339(std::time::SystemTime::now()),
-            },
-            "parent_header": {},
-            "metadata": {},
-            "channel": "shell",
-            "buffers": [],
-            "content": {
-                "code": code,
-                "silent": silent,
-                "store_history": !silent,
-                "user_expressions": {},
-                "allow_stdin": false,
-                "stop_on_error": true,
-            },
+        let content = json!({
+            "code": code,
+            "silent": silent,
+            "store_history": !silent,
+            "user_expressions": {},
+            "allow_stdin": false,
+            "stop_on_error": true,
         });
         self.quiet = false;
-        self.socket.send(Message::text(message.to_string())).await.map_err(|e| lost(&e))?;
+        let id = self.send("execute_request", content).await?;
         Ok(Execution { id, idle: false, replied: false, failed: false })
     }
 
