@@ -59,23 +59,25 @@ pub(crate) fn drop_groups() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) }).map(drop)
 }
 
+/// As [`new_session_keyring`], as the property of another user. The kernel allows each user 200 keys, and a sandbox's own
+/// has none yet.
+pub(crate) fn new_session_keyring_for(id: u32) -> io::Result<()> {
+    set_real_user(id)?;
+    let made = new_session_keyring();
+    set_real_user(0).and(made)
+}
+
+/// Changes the real user id alone, by which the kernel counts what belongs to whom.
+fn set_real_user(id: u32) -> io::Result<()> {
+    // SAFETY: only integers are passed; -1 leaves the other two.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, id, -1, -1) }).map(drop)
+}
+
 /// Begins an empty session keyring without a name. A kernel without keys has none to share.
-///
-/// It belongs to `owner`, a user id here, if there is one, and not to this process's: a user may have 200 keys, and those of the last minutes
-/// count, so that all sandboxes of one user would soon be refused theirs.
-pub(crate) fn new_session_keyring(owner: Option<u32>) -> io::Result<()> {
+pub(crate) fn new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_ulong = 1;
-    const UNCHANGED: u32 = u32::MAX;
-    let real = |uid: u32| {
-        // SAFETY: takes numbers; in this thread alone, and a sandbox's init has one.
-        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, UNCHANGED, UNCHANGED) }).map(drop)
-    };
-    // SAFETY: takes nothing.
-    let own = unsafe { libc::getuid() };
-    owner.map_or(Ok(()), real)?;
     // SAFETY: without a name a new keyring is made.
     let joined = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) });
-    owner.map_or(Ok(()), |_| real(own))?;
     match joined {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         other => other.map(drop),

@@ -196,6 +196,18 @@ fn requests_wait_in_turn_up_to_a_number_and_a_time() {
 }
 
 #[test]
+fn there_can_be_more_sandboxes_than_a_user_may_have_keys() {
+    needs_root!();
+    let most = std::fs::read_to_string("/proc/sys/kernel/keys/maxkeys").ok().and_then(|text| text.trim().parse().ok());
+    let size = most.unwrap_or(200usize).min(300) + 5;
+    let pool = pool(Template::host(), size);
+    while pool.metrics().ready < size as u64 {
+        assert_eq!(pool.metrics().failed, 0, "{:?}", pool.acquire().err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_pool_that_closes_waits_for_what_is_lent_or_ends_it() {
     needs_root!();
     let pool = pool(Template::host(), 1);

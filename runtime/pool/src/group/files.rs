@@ -1,4 +1,5 @@
-//! Control files, kept open: a read costs one call.
+//! Control files. Those that are read after every execution are kept open, so that a read costs one call; the others are
+//! opened when they are needed, so that a sandbox costs fewer descriptors.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,21 +15,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One file of a group.
 #[derive(Debug)]
-pub(super) struct ControlFile {
-    file: File,
-    path: PathBuf,
-}
+pub(super) struct ControlFile(File);
 
 impl ControlFile {
     /// Opens a file that the kernel may not have.
     pub(super) fn open(directory: &Path, name: &str, writable: bool) -> Option<Self> {
-        let path = directory.join(name);
-        let file = OpenOptions::new().read(true).write(writable).open(&path).ok()?;
-        Some(Self { file, path })
+        OpenOptions::new().read(true).write(writable).open(directory.join(name)).ok().map(Self)
     }
 
     fn read<'a>(&self, buffer: &'a mut [u8; 1024]) -> Option<&'a str> {
-        let length = self.file.read_at(buffer, 0).ok()?;
+        let length = self.0.read_at(buffer, 0).ok()?;
         std::str::from_utf8(buffer.get(..length)?).ok()
     }
 
@@ -44,12 +40,34 @@ impl ControlFile {
         text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
     }
 
+    /// Writes to it, and to the kernel's count for this descriptor, which only an open file has.
     pub(super) fn write(&self, value: u64) -> io::Result<()> {
-        (&self.file).write_all(value.to_string().as_bytes())
+        (&self.0).write_all(value.to_string().as_bytes())
+    }
+}
+
+/// A file that is there, and opened for each use.
+#[derive(Debug)]
+pub(super) struct Setting(PathBuf);
+
+impl Setting {
+    /// A file that the kernel may not have.
+    pub(super) fn find(directory: &Path, name: &str) -> Option<Self> {
+        let path = directory.join(name);
+        path.exists().then_some(Self(path))
+    }
+
+    /// Its only number.
+    pub(super) fn number(&self) -> Option<u64> {
+        fs::read_to_string(&self.0).ok()?.trim_end().parse().ok()
+    }
+
+    pub(super) fn write(&self, value: u64) -> io::Result<()> {
+        OpenOptions::new().write(true).open(&self.0)?.write_all(value.to_string().as_bytes())
     }
 
     pub(super) fn error(&self, verb: &str, error: io::Error) -> Error {
-        system(verb, &self.path, error)
+        system(verb, &self.0, error)
     }
 }
 

@@ -16,7 +16,7 @@ use runx_core::cgroup::{Hierarchy, Layout};
 use runx_core::sys;
 
 use crate::error::{Error, Result};
-use files::{ControlFile, remove, write};
+use files::{ControlFile, Setting, remove, write};
 
 /// The group of spawners, with version 2.
 const SPAWNER: &str = "spawner";
@@ -126,8 +126,8 @@ impl PoolGroup {
                 let under = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(&name));
                 if let Some(path) = under(memory) {
                     group.memory_peak = ControlFile::open(&path, "memory.max_usage_in_bytes", true);
-                    group.memory_limit = ControlFile::open(&path, "memory.limit_in_bytes", true);
-                    group.swap_limit = ControlFile::open(&path, "memory.memsw.limit_in_bytes", true);
+                    group.memory_limit = Setting::find(&path, "memory.limit_in_bytes");
+                    group.swap_limit = Setting::find(&path, "memory.memsw.limit_in_bytes");
                     group.oom = ControlFile::open(&path, "memory.oom_control", false);
                 }
                 if let Some(path) = under(pids) {
@@ -141,8 +141,8 @@ impl PoolGroup {
                 give_processes(&path, *spawner);
                 group.memory_peak = ControlFile::open(&path, "memory.peak", true)
                     .or_else(|| ControlFile::open(&path, "memory.peak", false));
-                group.memory_limit = ControlFile::open(&path, "memory.max", true);
-                if let Some(swap) = ControlFile::open(&path, "memory.swap.max", true) {
+                group.memory_limit = Setting::find(&path, "memory.max");
+                if let Some(swap) = Setting::find(&path, "memory.swap.max") {
                     swap.write(0).map_err(|e| system("forbid swap in", &path, e))?;
                 }
                 group.oom = ControlFile::open(&path, "memory.events", false);
@@ -257,12 +257,12 @@ pub(crate) struct LeaseGroup {
     directories: Vec<PathBuf>,
     birthplace: Option<OwnedFd>,
     memory_peak: Option<ControlFile>,
-    memory_limit: Option<ControlFile>,
-    swap_limit: Option<ControlFile>,
+    memory_limit: Option<Setting>,
+    swap_limit: Option<Setting>,
     oom: Option<ControlFile>,
     pids_peak: Option<ControlFile>,
-    pids_limit: Option<ControlFile>,
-    pids_current: Option<ControlFile>,
+    pids_limit: Option<Setting>,
+    pids_current: Option<Setting>,
     cpu: Option<ControlFile>,
 }
 
@@ -278,8 +278,8 @@ impl LeaseGroup {
 
     fn pids(&mut self, path: &Path) {
         self.pids_peak = ControlFile::open(path, "pids.peak", false);
-        self.pids_limit = ControlFile::open(path, "pids.max", true);
-        self.pids_current = ControlFile::open(path, "pids.current", false);
+        self.pids_limit = Setting::find(path, "pids.max");
+        self.pids_current = Setting::find(path, "pids.current");
     }
 
     /// The directory to be born in, with version 2.

@@ -88,7 +88,7 @@ fn prepare(setup: &Setup, channel: &Channel, uid: u32, wait: bool) -> Result<Pre
     if setup.own_network {
         network::loopback_up().context("start the loopback interface")?;
     }
-    session_keyring(setup, uid)?;
+    new_keyring(setup, uid)?;
     if wait {
         let mut buffer = [0; 16];
         let received = channel.receive(&mut buffer).context("wait for the cgroups")?;
@@ -105,17 +105,12 @@ fn prepare(setup: &Setup, channel: &Channel, uid: u32, wait: bool) -> Result<Pre
         runx_core::seccomp::load(&setup.filter, 0)?;
         instructions = Vec::new();
     }
-    let stack = execute::Stack::new().context("make a stack")?;
-    Ok((root, proc, instructions, stack))
+    Ok((root, proc, instructions, execute::Stack::new()))
 }
 
-/// A session keyring of the sandbox's own, which belongs to its programs' user.
-fn session_keyring(setup: &Setup, uid: u32) -> Result<()> {
-    match own::new_session_keyring(Some(uid)) {
-        // An ordinary user has one id for all of his sandboxes. Programs that are refused all calls about keys need none.
-        Err(e) if e.raw_os_error() == Some(libc::EDQUOT) && !filter::instructions(&setup.filter).is_empty() => Ok(()),
-        other => Ok(other.context("begin a session keyring")?),
-    }
+fn new_keyring(setup: &Setup, uid: u32) -> Result<()> {
+    let made = if setup.single_id { own::new_session_keyring() } else { own::new_session_keyring_for(uid) };
+    made.context("begin a session keyring")
 }
 
 impl Init<'_> {
@@ -161,7 +156,7 @@ impl Init<'_> {
         if wipe {
             mounts::unmount_all(self.setup)?;
             mounts::mount_all(self.setup, self.root.as_fd(), self.uid)?;
-            session_keyring(self.setup, self.uid)?;
+            new_keyring(self.setup, self.uid)?;
         }
         self.look()
     }

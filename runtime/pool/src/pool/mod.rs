@@ -16,6 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use runx_core::error::Context;
+
 use crate::error::{Error, Result};
 use crate::group::PoolGroup;
 use crate::template::{Template, Tier};
@@ -116,6 +118,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// Starts a pool. Its first sandboxes are made in the background.
     ///
+    /// A sandbox takes some eight descriptors, so the soft limit on open files of the caller is raised to the hard one.
+    ///
     /// # Errors
     /// [`Error::Template`] for what makes no sense, [`Error::Spawner`] where the spawner cannot set itself up, and
     /// system errors.
@@ -124,6 +128,7 @@ impl Pool {
             return Err(Error::Template { field: "size", reason: "there would be no sandbox at all".into() });
         }
         let plan = Plan::new(&template, settings.spawner.clone())?;
+        runx_core::sys::process::raise_open_files().context("raise the limit on open files")?;
         let (janitor, for_janitor) = mpsc::channel();
         let (keeper, for_keeper) = Keeper::new();
         let shared = Arc::new(Shared {

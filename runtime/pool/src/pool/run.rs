@@ -78,9 +78,7 @@ impl Sandbox {
         let mut watch = Watch::new(&command.limits, start, processes);
         let (answer, captures) = self.watch(&mut watch, captures);
         let known = Known { limits: &command.limits, memory, filter: template.filter, reason: watch.reason };
-        let outcome = self.judge(answer, captures, &known, start);
-        self.note();
-        outcome
+        self.judge(answer, captures, &known, start)
     }
 
     /// Sets the group's limits where they are not what they have to be, and begins its peaks anew. Returns which of memory
@@ -95,10 +93,15 @@ impl Sandbox {
             group.limit_processes(processes.unwrap_or(1 << 20))?;
             self.limits.1 = processes;
         }
-        if self.counts.executions > 0 && group.reset_memory_peak() {
-            self.counts.memory_peak = 0;
+        let limited = (group.limits_memory(), group.limits_processes());
+        if self.counts.executions > 0 {
+            let reset = group.reset_memory_peak();
+            self.note();
+            if reset {
+                self.counts.memory_peak = 0;
+            }
         }
-        Ok((group.limits_memory(), group.limits_processes()))
+        Ok(limited)
     }
 
     /// Waits for the answer, reads output, and ends the program when it has had enough.
@@ -113,7 +116,7 @@ impl Sandbox {
             for (poll, capture) in fds.iter_mut().skip(1).zip(&captures) {
                 poll.fd = capture.waiting().map_or(-1, |fd| fd.as_raw_fd());
             }
-            let until = watch.next(self.cpu());
+            let until = watch.next(|| self.cpu());
             match poll(&mut fds, until) {
                 // A signal for this process, or no memory: later again.
                 Err(_) | Ok(0) => {}
@@ -277,11 +280,11 @@ impl Watch {
 
     /// When to look again. Processor time cannot pass faster than on all processors at once, so until then there is
     /// nothing to see.
-    fn next(&self, used: Option<Duration>) -> Option<Instant> {
+    fn next(&self, used: impl FnOnce() -> Option<Duration>) -> Option<Instant> {
         if self.reason.is_some() {
             return self.kill_at;
         }
-        let cpu = self.cpu.zip(used).map(|(limit, used)| {
+        let cpu = self.cpu.and_then(|limit| Some((limit, used()?))).map(|(limit, used)| {
             let left = limit.saturating_sub(used) / self.parallel;
             Instant::now() + left.max(LEAST)
         });

@@ -108,6 +108,8 @@ impl Sandbox {
         if self.look.processes {
             return Err(Error::Unclean("it is new, and a process is in it".into()));
         }
+        // Its first answer is slower than others, so it is not the one that somebody waits for.
+        self.ping()?;
         self.note();
         Ok(())
     }

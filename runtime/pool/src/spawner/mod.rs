@@ -113,7 +113,7 @@ fn run(channel: &Channel) -> Result<()> {
 /// The spawner proper, before its first request.
 fn begin(channel: &Channel, setup: &Setup, trees: Vec<OwnedFd>) -> Result<()> {
     process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as _, 0, 0).context("ask to end with the pool's process")?;
-    own::new_session_keyring(None).context("begin a session keyring")?;
+    own::new_session_keyring().context("begin a session keyring")?;
     own::set_hostname(&setup.hostname).context("set the host name")?;
     tree::enter(setup, trees)?;
     // Sandboxes are waited for by their pidfds, in another process: here the kernel reaps them.
