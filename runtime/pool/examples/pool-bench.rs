@@ -1,5 +1,5 @@
 //! What a pool costs: executions through a warm sandbox, a sandbox made while somebody waits, and the floor below both,
-//! vfork and exec, all in one run. `pool-bench [ROUNDS [PROGRAM]]`; the program is /bin/true by default.
+//! vfork and exec, in turns, so that a busy machine is busy for all. `pool-bench [ROUNDS [PROGRAM]]`; the program is /bin/true by default.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +15,24 @@ fn main() -> Result<(), Failure> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?.lines().count();
     println!("{program}, {rounds} rounds, {mounts} mounts; milliseconds");
     println!("{:28} {:>7} {:>7} {:>7} {:>7}", "", "min", "p50", "p90", "p99");
-    let floor = measure(rounds, || {
-        // The standard library's way of a plain command is posix_spawn, which is vfork and exec.
-        std::process::Command::new(&program).status().map(drop).map_err(Into::into)
-    })?;
-    show("floor: vfork and exec", &floor);
     for tier in [Tier::Complete, Tier::Wipe, Tier::None] {
         let template = Template { tier, ..Template::host() };
         let pool = Pool::new(template, Settings { size: 4, burst: 4, ..Settings::default() })?;
-        let mut times = Vec::new();
+        let (mut floor, mut times) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             while pool.metrics().ready < 4 {
                 std::thread::sleep(Duration::from_micros(200));
             }
             let begin = Instant::now();
+            // The standard library starts a plain command by posix_spawn, which is vfork and exec.
+            std::process::Command::new(&program).status()?;
+            floor.push(begin.elapsed());
+            let begin = Instant::now();
             let mut lease = pool.acquire()?;
             run(&mut lease, &program)?;
             times.push(begin.elapsed());
         }
+        show("floor: vfork and exec", &floor);
         show(&format!("pooled execution, {}", tier.name()), &times);
     }
     let pool = Pool::new(Template::host(), Settings { size: 0, burst: 2, ..Settings::default() })?;
@@ -57,16 +57,6 @@ fn main() -> Result<(), Failure> {
 fn run(lease: &mut runx_pool::Lease, program: &str) -> Result<(), Failure> {
     let outcome = lease.run(Command::new(program))?;
     if outcome.status == Status::Accepted { Ok(()) } else { Err(format!("{outcome:?}").into()) }
-}
-
-fn measure(rounds: usize, mut once: impl FnMut() -> Result<(), Failure>) -> Result<Vec<Duration>, Failure> {
-    let mut times = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let begin = Instant::now();
-        once()?;
-        times.push(begin.elapsed());
-    }
-    Ok(times)
 }
 
 fn show(what: &str, times: &[Duration]) {

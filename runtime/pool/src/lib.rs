@@ -49,3 +49,8 @@ pub use pool::{Pool, Settings};
 pub use spawner::spawner_main;
 pub use stat::{Stat, stat};
 pub use template::{Bind, Filter, Network, Root, Template, Tier, Tmpfs, Users};
+
+/// The example in docs/pool.md is compiled as well.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/pool.md")]
+struct Documentation;

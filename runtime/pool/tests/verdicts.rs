@@ -196,6 +196,53 @@ fn requests_wait_in_turn_up_to_a_number_and_a_time() {
 }
 
 #[test]
+fn sandboxes_that_are_old_or_used_up_are_replaced() {
+    needs_root!();
+    let (often, old) = (Duration::from_millis(5), Duration::from_millis(1));
+    let settings_of = |check_every, max_age| runx_pool::Settings { check_every, max_age, ..settings(1, 0) };
+    let pool = Pool::new(Template::host(), settings_of(often, old)).expect("start a pool");
+    while pool.metrics().destroyed < 3 {
+        std::thread::sleep(often);
+    }
+    assert_healthy(&pool);
+    // Those that are well and young stay.
+    let pool = Pool::new(Template::host(), settings_of(old, Duration::from_secs(3600))).expect("start a pool");
+    for _ in 0..10 {
+        assert_healthy(&pool);
+        std::thread::sleep(often);
+    }
+    let metrics = pool.metrics();
+    assert_eq!((metrics.destroyed, metrics.lost), (10, 0), "{metrics:?}");
+    let template = Template { tier: Tier::None, ..Template::host() };
+    let pool = Pool::new(template, runx_pool::Settings { max_uses: 2, ..settings(1, 0) }).expect("start a pool");
+    for _ in 0..6 {
+        assert_healthy(&pool);
+    }
+    let metrics = pool.metrics();
+    assert_eq!((metrics.destroyed, metrics.lost), (3, 0), "{metrics:?}");
+}
+
+#[test]
+fn without_a_user_namespace_programs_are_users_of_the_hosts_range() {
+    needs_root!();
+    let mut template = Template::host();
+    template.users.namespace = false;
+    let first = template.users.first;
+    let pool = pool(template, 1);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let mut lease = pool.acquire().expect("lend a sandbox");
+        let done = lease.run(shell("id -u; id -G; touch /w/x")).expect("run");
+        assert_eq!(done.status, Status::Accepted, "{done:?}");
+        ids.push(text(&done));
+        let done = run(&mut lease, &["attack", "init"]);
+        assert_eq!(text(&done), "traced false stolen false read false limited false\n");
+        assert!(text(&run(&mut lease, &["attack", "peek"])).ends_with("groups true\n"));
+    }
+    assert_eq!(ids, [0, 1].map(|number| format!("{0}\n{0}\n", first + number)));
+}
+
+#[test]
 fn there_can_be_more_sandboxes_than_a_user_may_have_keys() {
     needs_root!();
     let most = std::fs::read_to_string("/proc/sys/kernel/keys/maxkeys").ok().and_then(|text| text.trim().parse().ok());

@@ -316,7 +316,7 @@ impl Shared {
             self.returned.notify_all();
         }
         let used_up = self.template.tier == Tier::Complete
-            || sandbox.uses() >= self.settings.max_uses
+            || sandbox.uses() + 1 >= self.settings.max_uses
             || sandbox.age() >= self.settings.max_age;
         if broken || used_up || state.closing {
             self.work.notify_one();

@@ -131,7 +131,7 @@ impl Sandbox {
         self.look
     }
 
-    /// How many leases it had.
+    /// How many leases it had and was reset after.
     pub(super) fn uses(&self) -> u32 {
         self.uses
     }
