@@ -154,7 +154,8 @@ impl Command {
         self
     }
 
-    /// A further descriptor, with the number that it gets: from 3 to 63.
+    /// A further descriptor, with the number that it gets: from 3 to 63. What it leads to is the program's: from a directory of
+    /// the host all below it can be reached.
     pub fn fd(mut self, number: u32, fd: OwnedFd) -> Self {
         self.more.push((number, fd));
         self

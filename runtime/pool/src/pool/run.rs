@@ -345,7 +345,8 @@ fn programs(command: &Command) -> Vec<Vec<u8>> {
 fn rlimits(limits: &Limits, counted: bool, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
     let same = |kind, value: u64| (kind, value, value);
     let mut list = vec![
-        same(libc::RLIMIT_CORE, 0),
+        // Not 0: with a handler of crashes in core_pattern, which would run on the host, only this keeps the kernel from it.
+        same(libc::RLIMIT_CORE, 1),
         same(libc::RLIMIT_FSIZE, limits.file_size),
         same(libc::RLIMIT_NOFILE, limits.open_files),
     ];

@@ -110,10 +110,18 @@ fn run(channel: &Channel) -> Result<()> {
     }
 }
 
+/// A pool's process that the kernel spares when memory is short does not want that for what its sandboxes run.
+fn give_up_protection() -> std::io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let protected = std::fs::read_to_string(FILE)?.starts_with('-');
+    if protected { std::fs::write(FILE, "0") } else { Ok(()) }
+}
+
 /// The spawner proper, before its first request.
 fn begin(channel: &Channel, setup: &Setup, trees: Vec<OwnedFd>) -> Result<()> {
     process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as _, 0, 0).context("ask to end with the pool's process")?;
     own::new_session_keyring().context("begin a session keyring")?;
+    give_up_protection().context("let programs be ended when the machine has no memory")?;
     own::set_hostname(&setup.hostname).context("set the host name")?;
     tree::enter(setup, trees)?;
     // Sandboxes are waited for by their pidfds, in another process: here the kernel reaps them.
