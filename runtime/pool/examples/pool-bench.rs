@@ -51,6 +51,24 @@ fn main() -> Result<(), Failure> {
     }
     show("cold: a sandbox is made", &cold);
     show("cold: and a program run", &whole);
+    for tier in [Tier::Complete, Tier::None] {
+        let template = Template { tier, ..Template::host() };
+        let pool = Pool::new(template, Settings { size: 8, burst: 8, ..Settings::default() })?;
+        let threads = std::thread::available_parallelism()?.get();
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            let work = || -> Result<(), String> {
+                (0..rounds).try_for_each(|_| {
+                    let mut lease = pool.acquire().map_err(|e| e.to_string())?;
+                    run(&mut lease, &program).map_err(|e| e.to_string())
+                })
+            };
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            running.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked".to_owned())?)
+        })?;
+        let each = (rounds * threads) as f64 / begin.elapsed().as_secs_f64();
+        println!("throughput, {}: {each:.0} executions a second by {threads} threads", tier.name());
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The default seccomp filter.
 //!
 //! It allows everything but what no program of a sandbox needs, and what the kernel's worst days came from. It is
-//! compiled once for a pool, and in the complete tier the init of a sandbox takes it upon itself ahead of time, so that
+//! compiled once for a pool, and but for the wipe tier the init of a sandbox takes it upon itself ahead of time, so that
 //! an execution only inherits it.
 
 use runx_core::seccomp;

@@ -39,8 +39,8 @@ impl Init<'_> {
 
     /// System V objects, by their tables without the headings, and POSIX queues.
     fn ipc(&self) -> Result<u32> {
-        if self.setup.once {
-            // The namespace is new, and nobody will be in it after somebody else.
+        if self.setup.unwiped {
+            // It is new, or may keep what is in it.
             return Ok(0);
         }
         let mut count = 0;

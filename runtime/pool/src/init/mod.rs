@@ -99,9 +99,9 @@ fn prepare(setup: &Setup, channel: &Channel, uid: u32, wait: bool) -> Result<Pre
     }
     // Only now: its root is the group that the process is in.
     process::unshare(libc::CLONE_NEWCGROUP).context("make a cgroup namespace")?;
-    privileges::give_up(setup.once)?;
+    privileges::give_up(setup.unwiped)?;
     let mut instructions = filter::instructions(&setup.filter);
-    if setup.once && !instructions.is_empty() {
+    if setup.unwiped && !instructions.is_empty() {
         runx_core::seccomp::load(&setup.filter, 0)?;
         instructions = Vec::new();
     }

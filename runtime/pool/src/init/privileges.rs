@@ -18,8 +18,8 @@ const KEPT: [u32; 7] = [
 /// For mounting each tmpfs anew.
 const SYS_ADMIN: u32 = 21;
 
-/// Gives up everything else, and for programs all. `once` tells that nothing is ever mounted again.
-pub(super) fn give_up(once: bool) -> Result<()> {
+/// Gives up everything else, and for programs all. `unwiped` tells that nothing is ever mounted again.
+pub(super) fn give_up(unwiped: bool) -> Result<()> {
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0).context("set no_new_privs")?;
     for capability in 0..64 {
         match process::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0) {
@@ -29,7 +29,8 @@ pub(super) fn give_up(once: bool) -> Result<()> {
             Err(e) => return Err(e).context("give up the bounding set of capabilities"),
         }
     }
-    let kept = KEPT.iter().copied().chain((!once).then_some(SYS_ADMIN)).fold(0, |mask, number| mask | 1u64 << number);
+    let kept =
+        KEPT.iter().copied().chain((!unwiped).then_some(SYS_ADMIN)).fold(0, |mask, number| mask | 1u64 << number);
     let (_, permitted, _) = capabilities::get().context("read the capabilities")?;
     capabilities::set(permitted & kept, permitted & kept, 0).context("give up capabilities")
 }

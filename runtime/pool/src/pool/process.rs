@@ -112,7 +112,7 @@ impl Plan {
             user_namespace: !matches!(users, Ids::Host { .. }),
             single_id: matches!(users, Ids::Single),
             filter: filter::compile(template.filter)?,
-            once: template.tier == Tier::Complete,
+            unwiped: template.tier != Tier::Wipe,
         };
         Ok(Self { setup, program, users })
     }

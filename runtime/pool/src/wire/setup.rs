@@ -42,8 +42,8 @@ pub(crate) struct Setup {
     pub(crate) single_id: bool,
     /// The seccomp program.
     pub(crate) filter: Vec<u8>,
-    /// A sandbox is never reset, so its init can give up all that a reset takes.
-    pub(crate) once: bool,
+    /// A sandbox is never wiped, so its init can give up all that this takes, and load the filter ahead.
+    pub(crate) unwiped: bool,
 }
 
 /// To the spawner.
@@ -93,7 +93,7 @@ impl ToSpawner {
                     w.bytes(path);
                 });
                 w.flag(setup.proc).flag(setup.devices).bytes(&setup.hostname).flag(setup.own_network);
-                w.flag(setup.user_namespace).flag(setup.single_id).bytes(&setup.filter).flag(setup.once);
+                w.flag(setup.user_namespace).flag(setup.single_id).bytes(&setup.filter).flag(setup.unwiped);
                 w.finish()
             }
             Self::Mapped => Writer::new(2).finish(),
@@ -131,7 +131,7 @@ impl ToSpawner {
                 user_namespace: r.flag()?,
                 single_id: r.flag()?,
                 filter: owned(&mut r)?,
-                once: r.flag()?,
+                unwiped: r.flag()?,
             })),
             2 => Self::Mapped,
             3 => Self::Make { uid: r.u32()?, cgroup: r.flag()?, wait: r.flag()? },
