@@ -94,6 +94,9 @@ bench:
 	@scripts/bench --dist $(DIST) --programs $(RELEASE) $(BENCH_FLAGS)
 	@echo "== The agent"
 	@tests/agent/run --dist $(DIST) --figures
+	@echo "== The pool"
+	cargo build --release --locked -p runx-pool --example pool-bench
+	@scripts/bench_pool.py --dist $(DIST) --programs $(RELEASE)
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.
 SOAK := RUNX_DIST=$(DIST) cargo test --locked -p runx-tests

@@ -62,6 +62,23 @@ def test_c_is_compiled_once_and_run_with_many_tests(server):
     assert server.ask("DELETE", f"/file/{kept}").status_code == 200
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the cache of compiled modules is root's")
+def test_a_module_is_run_as_one(server):
+    text = """(module (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1) (data (i32.const 8) "from a module\\n")
+      (func (export "_start") (i32.store (i32.const 0) (i32.const 8)) (i32.store (i32.const 4) (i32.const 14))
+       (drop (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 24)))))"""
+    done = server.one("hello.wat", copyIn={"hello.wat": {"content": text}})
+    assert (done["status"], done["files"]["stdout"]) == ("Accepted", "from a module\n"), done
+    kept = server.ask("POST", "/file", files={"file": ("x", text.encode())}).json()
+    assert server.one("m.wat", copyIn={"m.wat": {"fileId": kept}})["files"]["stdout"] == "from a module\n"
+    server.ask("DELETE", f"/file/{kept}")
+    loop = '(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))'
+    assert server.one("loop.wat", copyIn={"loop.wat": {"content": loop}}, cpuLimit=SECOND // 2)["status"] == "Time Limit Exceeded"
+    wrong = server.one("wrong.wasm", copyIn={"wrong.wasm": {"content": "no module"}})
+    assert wrong["status"] == "File Error" and "wrong.wasm" in wrong["error"]
+
+
 # --- Verdicts ----------------------------------------------------------------------------------------------
 
 

@@ -63,3 +63,28 @@ fn stat_tells_what_there_is() {
     assert_eq!(stat["kernel"].as_str(), Some(kernel.trim()));
     assert_eq!(stat["memoryLimits"].as_bool(), stat["processLimits"].as_bool());
 }
+
+#[test]
+fn a_module_is_compiled_once_and_run_within_its_limits() {
+    needs_root!();
+    let directory = tempfile::tempdir().expect("make a directory");
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("write a module");
+        path.to_string_lossy().into_owned()
+    };
+    let echo = write(
+        "exit.wat",
+        r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 1) (func (export "_start") (call $exit (i32.const 7))))"#,
+    );
+    for _ in 0..2 {
+        assert_eq!(pool(&["exec", "--memory", "64m", "--", &echo], "").code, 7);
+    }
+    let forever = write("loop.wat", r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#);
+    let done = pool(&["exec", "--format", "json", "--cpu-time", "0.1", "--", &forever], "");
+    assert_eq!(report(&done)["status"], "TimeLimitExceeded");
+    let wrong = write("wrong.wasm", "nonsense");
+    pool(&["exec", "--", &wrong], "").fails(1, &["wrong.wasm"]);
+    pool(&["exec", "--", "/none.wasm"], "").fails(1, &["/none.wasm", "No such file"]);
+}

@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
+use runx_core::workload;
 use runx_pool::{Input, Limits, Outcome, Output, Pool, Settings, Status, Template};
 use serde_json::json;
 
@@ -22,12 +24,12 @@ pub(crate) fn pool(context: &Context, asked: &Asked) -> Result<u8, Failure> {
             let failed = std::process::Command::new(&program).args(flags).exec();
             Err(failed).with_context(|| format!("execute {}", program.display())).map_err(Failure::from)
         }
-        Asked::Exec(exec) => run(exec),
+        Asked::Exec(exec) => run(context, exec),
         Asked::Stat { format } => stat(*format),
     }
 }
 
-fn run(exec: &PoolExec) -> Result<u8, Failure> {
+fn run(context: &Context, exec: &PoolExec) -> Result<u8, Failure> {
     let mut template = match &exec.rootfs {
         Some(rootfs) => Template::directory(std::path::absolute(rootfs).context("--rootfs")?),
         None => Template::host(),
@@ -43,12 +45,18 @@ fn run(exec: &PoolExec) -> Result<u8, Failure> {
     let pool = Pool::new(template, settings)?;
     let mut lease = pool.acquire()?;
     let limits = Limits { cpu: exec.cpu, wall: exec.wall, ..Limits::default() };
-    let mut command = runx_pool::Command::new(&exec.program)
+    let command = match module(exec)? {
+        Some(file) => {
+            let limits = Limits { memory: exec.memory, ..limits };
+            runx_pool::Command::module(&exec.program, &file, &context.wasm(), limits)?
+        }
+        None => runx_pool::Command::new(&exec.program).limits(limits),
+    };
+    let mut command = command
         .args(&exec.args)
         .stdin(Input::Fd(duplicate(std::io::stdin())?))
         .stdout(Output::Fd(duplicate(std::io::stdout())?))
-        .stderr(Output::Fd(duplicate(std::io::stderr())?))
-        .limits(limits);
+        .stderr(Output::Fd(duplicate(std::io::stderr())?));
     for variable in &exec.env {
         match (variable.split_once('='), std::env::var_os(variable)) {
             (Some((name, value)), _) => command = command.env(name, value),
@@ -71,6 +79,15 @@ fn run(exec: &PoolExec) -> Result<u8, Failure> {
         eprintln!("runx: {}", outcome.status);
     }
     Ok(code(&outcome))
+}
+
+/// A WASM module of this machine: a program whose name is that of one.
+fn module(exec: &PoolExec) -> anyhow::Result<Option<std::fs::File>> {
+    if !workload::has_module_name(Path::new(&exec.program)) {
+        return Ok(None);
+    }
+    let opened = std::fs::File::open(&exec.program);
+    opened.map(Some).with_context(|| format!("open module {}", exec.program))
 }
 
 fn duplicate(stream: impl AsFd) -> anyhow::Result<OwnedFd> {

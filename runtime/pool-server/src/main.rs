@@ -19,6 +19,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use runx_core::workload::WasmConfig;
 use runx_pool::Pool;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,11 +65,13 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
+    let executable = std::env::current_exe().context("find this program's own path")?;
+    let wasm = WasmConfig::beside(&executable);
     let pool = Pool::new(config.template, config.settings).context("start the pool")?;
     let store =
         Store::new(&config.directories, config.file_limit, config.file_timeout).context("make a place for files")?;
     let app = Arc::new(App {
-        runner: Runner { pool, store, bounds: config.bounds },
+        runner: Runner { pool, store, bounds: config.bounds, wasm },
         token: config.token,
         free: Arc::new(Semaphore::new(config.parallelism)),
         parallelism: config.parallelism,

@@ -1,5 +1,6 @@
 //! What a pool costs: executions through a warm sandbox, a sandbox made while somebody waits, and the floor below both,
-//! vfork and exec, in turns, so that a busy machine is busy for all. `pool-bench [ROUNDS [PROGRAM]]`; the program is /bin/true by default.
+//! vfork and exec, in turns, so that a busy machine is busy for all. `pool-bench [ROUNDS [PROGRAM [ARGUMENT…]]]`; the program is
+//! /bin/true by default.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,9 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let rounds: usize = args.next().map_or(Ok(300), |text| text.parse())?;
     let program = args.next().unwrap_or_else(|| "/bin/true".into());
+    let program = Program { name: program, args: args.collect() };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?.lines().count();
-    println!("{program}, {rounds} rounds, {mounts} mounts; milliseconds");
+    println!("{}, {rounds} rounds, {mounts} mounts; milliseconds", program.name);
     println!("{:28} {:>7} {:>7} {:>7} {:>7}", "", "min", "p50", "p90", "p99");
     for tier in [Tier::Complete, Tier::Wipe, Tier::None] {
         let template = Template { tier, ..Template::host() };
@@ -25,7 +27,10 @@ fn main() -> Result<(), Failure> {
             }
             let begin = Instant::now();
             // The standard library starts a plain command by posix_spawn, which is vfork and exec.
-            std::process::Command::new(&program).status()?;
+            std::process::Command::new(&program.name)
+                .args(&program.args)
+                .stdout(std::process::Stdio::null())
+                .status()?;
             floor.push(begin.elapsed());
             let begin = Instant::now();
             let mut lease = pool.acquire()?;
@@ -72,8 +77,14 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(lease: &mut runx_pool::Lease, program: &str) -> Result<(), Failure> {
-    let outcome = lease.run(Command::new(program))?;
+/// What is executed.
+struct Program {
+    name: String,
+    args: Vec<String>,
+}
+
+fn run(lease: &mut runx_pool::Lease, program: &Program) -> Result<(), Failure> {
+    let outcome = lease.run(Command::new(&program.name).args(&program.args))?;
     if outcome.status == Status::Accepted { Ok(()) } else { Err(format!("{outcome:?}").into()) }
 }
 

@@ -32,6 +32,7 @@ mod error;
 mod filter;
 mod group;
 mod init;
+mod module;
 mod outcome;
 mod pool;
 mod spawner;

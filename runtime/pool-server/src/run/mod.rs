@@ -5,11 +5,12 @@ mod pipes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use runx_core::workload::{self, WasmConfig};
 use runx_pool::{Command, Input, Killer, Lease, Limits, Output, Pool, Status};
 
 use crate::model::{self, Cmd, File, FileError, Outcome, Request};
@@ -43,6 +44,8 @@ pub(crate) struct Runner {
     pub(crate) store: Store,
     /// See [`Bounds`].
     pub(crate) bounds: Bounds,
+    /// Where the parts for modules are.
+    pub(crate) wasm: WasmConfig,
 }
 
 /// Gives a request up, from another thread.
@@ -259,7 +262,20 @@ impl Runner {
         // go-judge executes what it is told as a path: a file that came with the command needs no ./ before it.
         let program =
             if !name.contains('/') && cmd.copy_in.contains_key(name) { format!("./{name}") } else { name.clone() };
-        let mut command = Command::new(program).args(&cmd.args[1..]).limits(self.limits(cmd));
+        let came = cmd.copy_in.get(name).filter(|file| file.symlink.is_none());
+        let mut command = match came.filter(|_| workload::has_module_name(Path::new(name))) {
+            // What came with such a name is a module, and is run by what runs modules.
+            Some(file) => {
+                let file = std::fs::File::from(self.source(file)?);
+                Command::module(name, &file, &self.wasm, self.limits(cmd)).map_err(|e| FileError {
+                    name: name.clone(),
+                    kind: "CopyInOpenFile",
+                    message: e.to_string(),
+                })?
+            }
+            None => Command::new(program).limits(self.limits(cmd)),
+        };
+        command = command.args(&cmd.args[1..]);
         for variable in &cmd.env {
             let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
             command = command.env(name, value);

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Compares executions in the pool with the machine's floor and with sandboxes that are made for one program, all in one run.
+
+    scripts/bench_pool.py --dist DIR --programs DIR [--rounds N] [--format table|json]
+
+Each case is measured in turns with the others, so that a busy machine is busy for all; once more with 1,500 mounts on the machine, in a
+mount namespace of its own that has them.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+MOUNTS = 1500
+WARM = 500
+
+
+def timed(command, rounds):
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        times.append((time.perf_counter() - begun) * 1e3)
+    times.sort()
+    return {"min": times[0], "p50": statistics.median(times), "p90": times[len(times) * 9 // 10], "p99": times[len(times) * 99 // 100]}
+
+
+def peers():
+    """Sandboxes for one program, with as much of their own as the pool's have."""
+    found = {}
+    if shutil.which("bwrap"):
+        found["bwrap --unshare-all"] = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink",
+                                        "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs",
+                                        "/tmp", "--tmpfs", "/w"]
+    if shutil.which("unshare"):
+        found["unshare -mpinuC -f"] = ["unshare", "-mpinuC", "-f", "--kill-child"]
+    return found
+
+
+def pooled(programs, program, rounds):
+    """The rows that the pool's own program prints."""
+    text = subprocess.run([programs / "examples" / "pool-bench", str(rounds), *program], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, check=True).stdout
+    rows = {}
+    for line in text.splitlines():
+        found = re.match(r"(.+?)\s{2,}([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", line)
+        if found:
+            name = found.group(1).strip()
+            numbers = dict(zip(("min", "p50", "p90", "p99"), map(float, found.groups()[1:])))
+            # The floor is measured with each tier; the quietest is the floor.
+            if name not in rows or numbers["p50"] < rows[name]["p50"]:
+                rows[name] = numbers
+        elif line.startswith("throughput"):
+            rows[line.split(":")[0]] = {"per_second": float(line.split(": ")[1].split(" ")[0])}
+    return rows
+
+
+def case(options, program):
+    rows = pooled(options.programs, program, options.rounds)
+    runx = options.dist / "runx"
+    rows["runx pool exec (a pool of one)"] = timed([runx, "pool", "exec", "--", *program], options.rounds // 4)
+    for name, command in peers().items():
+        rows[name] = timed([*command, *program], options.rounds // 4)
+    return rows
+
+
+def with_mounts(work, options, program):
+    """The same where the mount table is long: this very script, in a mount namespace that has it."""
+    directory = pathlib.Path(tempfile.mkdtemp(dir=work))
+    script = f'for i in $(seq {MOUNTS}); do mkdir -p "$0/$i" && mount --bind /dev "$0/$i" || exit 1; done; exec "$@"'
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(directory), sys.executable, __file__, "--dist",
+               str(options.dist), "--programs", str(options.programs), "--rounds", str(options.rounds), "--case", *program]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def memory_of_warm(options):
+    """What so many warm sandboxes take: proportional shares of pages, and what the kernel's slab grows by."""
+    def slab():
+        text = pathlib.Path("/proc/meminfo").read_text()
+        return sum(int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE).group(1)) for name in ("Slab", "KernelStack", "PageTables", "Shmem"))
+    before = slab()
+    server = subprocess.Popen([options.dist / "runx", "pool", "serve", "--address", "127.0.0.1:0", "--pool-size", str(WARM)],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        port = re.search(r":(\d+)$", server.stdout.readline().strip()).group(1)
+        until = time.monotonic() + 300
+        while True:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                ready = int(re.search(r"^runx_pool_ready (\d+)", answer.read().decode(), re.MULTILINE).group(1))
+            if ready >= WARM:
+                break
+            if time.monotonic() > until:
+                return {"error": f"{ready} of {WARM} sandboxes are ready after 300 s"}
+            time.sleep(0.2)
+        parents = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit():
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+        own, more = set(), {server.pid}
+        while more:
+            own |= more
+            more = {pid for pid, parent in parents.items() if parent in more} - own
+        # The spawner is cloned as a sibling of the one that made it, and is found by its name.
+        pss = 0
+        for pid in set(parents):
+            try:
+                name = pathlib.Path("/proc", str(pid), "cmdline").read_bytes()
+                if pid in own or b"pool" in name:
+                    found = re.search(r"^Pss:\s+(\d+)", pathlib.Path("/proc", str(pid), "smaps_rollup").read_text(), re.MULTILINE)
+                    pss += int(found.group(1)) if found else 0
+            except OSError:
+                continue
+        return {"sandboxes": WARM, "processes_kib": pss, "kernel_kib": slab() - before,
+                "kib_per_sandbox": (pss + slab() - before) / WARM}
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def show(name, rows):
+    print(f"\n{name}\n{'':34}{'min':>8}{'p50':>8}{'p90':>8}{'p99':>8}")
+    floor = rows.get("floor: vfork and exec", {}).get("p50")
+    for row, numbers in rows.items():
+        if "p50" in numbers:
+            ratio = f"   {numbers['p50'] / floor:5.2f} x the floor" if floor else ""
+            print(f"{row:34}" + "".join(f"{numbers[key]:8.2f}" for key in ("min", "p50", "p90", "p99")) + ratio)
+        else:
+            print(f"{row:34}{numbers['per_second']:8.0f} executions a second")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dist", type=pathlib.Path, required=True)
+    parser.add_argument("--programs", type=pathlib.Path, required=True)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.dist, options.programs = options.dist.resolve(), options.programs.resolve()
+    if options.case:
+        print(json.dumps(case(options, options.case)))
+        return
+    if os.geteuid() != 0:
+        sys.exit("bench_pool: the pool's own cgroups and users need root")
+    with tempfile.TemporaryDirectory(prefix="runx-bench-pool-") as work:
+        mounts = len(pathlib.Path("/proc/self/mountinfo").read_text().splitlines())
+        results = {f"/bin/true, {mounts} mounts": case(options, ["/bin/true"])}
+        static = shutil.which("busybox")
+        if static:
+            results[f"busybox true (static), {mounts} mounts"] = case(options, [static, "true"])
+        results[f"/bin/true, {mounts + MOUNTS} mounts"] = with_mounts(work, options, ["/bin/true"])
+        memory = memory_of_warm(options)
+    if options.format == "json":
+        print(json.dumps({"milliseconds": results, "memory": memory}, indent=1))
+        return
+    for name, rows in results.items():
+        show(name, rows)
+    print("\n" + ", ".join(f"{key.replace('_', ' ')} {value:,.0f}" if isinstance(value, (int, float)) else f"{key} {value}" for key, value in memory.items()))
+
+
+if __name__ == "__main__":
+    main()
