@@ -115,7 +115,7 @@ pub struct Template {
     pub tmpfs: Vec<Tmpfs>,
     /// Paths that look empty: files as /dev/null, directories as an empty one.
     pub masked: Vec<PathBuf>,
-    /// Whether there is a /proc. It is read-only, and shows a program the processes of its own user only.
+    /// Whether programs see a /proc. It is read-only, and shows a program the processes of its own user only.
     pub proc: bool,
     /// Whether there is a /dev with the harmless devices.
     pub devices: bool,

@@ -223,6 +223,38 @@ fn sandboxes_that_are_old_or_used_up_are_replaced() {
 }
 
 #[test]
+fn a_sandbox_needs_neither_proc_nor_devices_nor_a_writable_place() {
+    needs_root!();
+    for tier in [Tier::Complete, Tier::Wipe, Tier::None] {
+        for namespace in [true, false] {
+            let mut template = Template { tier, proc: false, devices: false, ..Template::host() };
+            template.users.namespace = namespace;
+            template.masked.clear();
+            template.tmpfs.clear();
+            let pool = pool(template, 1);
+            for _ in 0..3 {
+                let done = pool.acquire().and_then(|mut lease| lease.run(shell("echo /proc/* /dev/*; pwd; echo >/x")));
+                let done = done.expect("run a program");
+                assert_eq!(text(&done), "/proc/* /dev/*\n/\n", "{tier:?} {namespace}: {done:?}");
+                assert_ne!(done.exit_code, 0, "{done:?}");
+            }
+            assert_eq!(pool.metrics().unclean + pool.metrics().lost, 0);
+        }
+    }
+}
+
+#[test]
+fn what_keeps_a_sandbox_from_being_made_is_told() {
+    needs_root!();
+    let mut template = Template::host();
+    // What the kernel takes is only seen when it is mounted.
+    template.tmpfs[0].inodes = u64::MAX;
+    let pool = pool(template, 1);
+    let error = pool.acquire().expect_err("more files than can be").to_string();
+    assert!(error.contains("mount a tmpfs") && error.contains("/w"), "{error}");
+}
+
+#[test]
 fn without_a_user_namespace_programs_are_users_of_the_hosts_range() {
     needs_root!();
     let mut template = Template::host();

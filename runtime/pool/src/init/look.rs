@@ -1,7 +1,7 @@
 //! What a sandbox looks like, to be compared with what it has to look like.
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use runx_core::Result;
 use runx_core::error::Context;
@@ -13,39 +13,26 @@ use super::execute;
 use crate::wire::messages::Look;
 
 impl Init<'_> {
-    /// Looks at mounts, descriptors, processes and, if there may have been programs, IPC objects.
+    /// Looks at processes, and, with a procfs, at mounts, descriptors and, if a reset is to leave none, IPC objects.
     pub(super) fn look(&self) -> Result<Look> {
-        let mounts = self.read("self/mountinfo")?;
-        Ok(Look {
-            mounts: hash_mounts(&mounts),
-            descriptors: self.entries("self/fd")?,
-            processes: execute::others(),
-            ipc: self.ipc()?,
-        })
-    }
-
-    fn read(&self, path: &str) -> Result<String> {
-        let file = sys::openat2(self.proc.as_fd(), path, libc::O_RDONLY, 0, resolve::IN_ROOT).on("open", path)?;
-        let mut text = String::new();
-        std::fs::File::from(file).read_to_string(&mut text).on("read", path)?;
-        Ok(text)
-    }
-
-    fn entries(&self, path: &str) -> Result<u32> {
-        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-        let directory = sys::openat2(self.proc.as_fd(), path, flags, 0, resolve::IN_ROOT).on("open", path)?;
-        crate::sys::names(directory).map(|names| names.len() as u32).on("list", path)
+        let mut look = Look { processes: execute::others(), ..Look::default() };
+        if let Some(proc) = &self.proc {
+            look.mounts = hash_mounts(&read(proc, "self/mountinfo")?);
+            look.descriptors = entries(proc, "self/fd")?;
+            look.ipc = self.ipc(proc)?;
+        }
+        Ok(look)
     }
 
     /// System V objects, by their tables without the headings, and POSIX queues.
-    fn ipc(&self) -> Result<u32> {
+    fn ipc(&self, proc: &OwnedFd) -> Result<u32> {
         if self.setup.unwiped {
             // It is new, or may keep what is in it.
             return Ok(0);
         }
         let mut count = 0;
         for path in ["sysvipc/shm", "sysvipc/sem", "sysvipc/msg"] {
-            count += self.read(path)?.lines().skip(1).count() as u32;
+            count += read(proc, path)?.lines().skip(1).count() as u32;
         }
         let queues = NewFilesystem::open("mqueue")
             .and_then(|queues| queues.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC))
@@ -53,6 +40,19 @@ impl Init<'_> {
             .and_then(crate::sys::names);
         Ok(count + queues.context("list POSIX message queues")?.len() as u32)
     }
+}
+
+fn read(proc: &OwnedFd, path: &str) -> Result<String> {
+    let file = sys::openat2(proc.as_fd(), path, libc::O_RDONLY, 0, resolve::IN_ROOT).on("open", path)?;
+    let mut text = String::new();
+    std::fs::File::from(file).read_to_string(&mut text).on("read", path)?;
+    Ok(text)
+}
+
+fn entries(proc: &OwnedFd, path: &str) -> Result<u32> {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+    let directory = sys::openat2(proc.as_fd(), path, flags, 0, resolve::IN_ROOT).on("open", path)?;
+    crate::sys::names(directory).map(|names| names.len() as u32).on("list", path)
 }
 
 /// A hash of a mount table without what differs between two sandboxes that are alike: the numbers of mounts and devices,

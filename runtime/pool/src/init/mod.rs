@@ -33,8 +33,8 @@ struct Init<'a> {
     uid: u32,
     /// The sandbox's root directory.
     root: OwnedFd,
-    /// A procfs of its PID namespace that is nobody else's.
-    proc: OwnedFd,
+    /// A procfs of its PID namespace that is nobody else's, if it can have one.
+    proc: Option<OwnedFd>,
     /// The filter that each program takes upon itself; empty if the init did.
     filter: Vec<libc::sock_filter>,
     /// Where programs begin before they are executed.
@@ -75,7 +75,7 @@ fn begin(setup: &Setup, channel: Channel, uid: u32, wait: bool) -> std::result::
     }
 }
 
-type Prepared = (OwnedFd, OwnedFd, Vec<libc::sock_filter>, execute::Stack);
+type Prepared = (OwnedFd, Option<OwnedFd>, Vec<libc::sock_filter>, execute::Stack);
 
 fn prepare(setup: &Setup, channel: &Channel, uid: u32, wait: bool) -> Result<Prepared> {
     // SAFETY: this process never returns to what owned the others; the spawner's socket is among them.

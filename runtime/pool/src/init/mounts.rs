@@ -12,19 +12,22 @@ use crate::sys as own;
 use crate::wire::setup::{Setup, TmpfsPlan};
 
 /// Mounts a procfs over the one that came with the clone, which the kernel wants to see before it gives another one.
-/// Returns it: paths to it can be covered, the descriptor cannot.
-pub(super) fn proc(setup: &Setup, root: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let proc = new_proc()?;
+/// Returns it: paths to it can be covered, the descriptor cannot. Where programs are to see none, /proc is empty, and the
+/// init has one only if it can.
+pub(super) fn proc(setup: &Setup, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     if !setup.proc {
+        let proc = new_proc().ok();
+        mask(root, Path::new("/proc"))?;
         return Ok(proc);
     }
+    let proc = new_proc()?;
     attach(root, Path::new("/proc"), proc.as_fd())?;
     for path in setup.masked.iter().map(|path| own::path(path)).filter(|path| path.starts_with("/proc")) {
         mask(root, path)?;
     }
     // Nothing in there is a program's to change.
     mount::set_attributes(proc.as_fd(), attr::RDONLY, 0, 0, false).context("make /proc read-only")?;
-    Ok(proc)
+    Ok(Some(proc))
 }
 
 /// Mounts every tmpfs, empty.

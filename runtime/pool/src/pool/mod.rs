@@ -73,7 +73,6 @@ pub struct Pool {
 }
 
 /// What the pool, its threads and its leases share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     template: Template,
     settings: Settings,
@@ -239,6 +238,12 @@ impl Drop for Pool {
             let _ = thread.join();
         }
         self.shared.group.clear();
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("tier", &self.template.tier).field("groups", &self.group).finish_non_exhaustive()
     }
 }
 

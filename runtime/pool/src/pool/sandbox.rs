@@ -18,15 +18,14 @@ use crate::wire::messages::{FromInit, Look, ToInit};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A sandbox and what is known of it.
-#[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) channel: Channel,
     pub(super) buffer: Vec<u8>,
     pub(super) pidfd: OwnedFd,
     pub(super) group: Option<LeaseGroup>,
     pub(super) counts: Counts,
-    /// The init's pid, to know its messages by.
-    pid: i32,
+    /// The init's pid, to know its messages by; none of one that has ended before it could be asked for.
+    pid: Option<i32>,
     /// It lives as long as the spawner.
     _spawner: Arc<Spawner>,
     born: Instant,
@@ -65,7 +64,7 @@ impl Sandbox {
             pidfd,
             group: Some(group),
             counts: Counts::default(),
-            pid: 0,
+            pid: None,
             _spawner: Arc::clone(spawner),
             born: Instant::now(),
             uses: 0,
@@ -83,9 +82,8 @@ impl Sandbox {
 
     /// Puts it into its cgroups, while it mounts, and waits until it is ready.
     fn begin(&mut self, template: &Template, wait: bool) -> Result<()> {
-        self.pid = pidfd::pid(self.pidfd.as_fd())
-            .map_err(|e| runx_core::Error::system("find the pid of a sandbox's init", e))?;
-        if let Some(group) = &self.group {
+        self.pid = pidfd::pid(self.pidfd.as_fd()).ok();
+        if let (Some(group), Some(pid)) = (&self.group, self.pid) {
             if let Some(memory) = template.memory {
                 group.limit_memory(memory)?;
             }
@@ -93,15 +91,16 @@ impl Sandbox {
                 group.limit_processes(processes)?;
             }
             if wait {
-                group.enter(self.pid)?;
+                group.enter(pid)?;
             }
         }
         self.limits = (template.memory, template.processes);
         if wait {
-            self.say(&ToInit::Entered)?;
+            // One that has failed does not hear it, and what it said is there.
+            let _ = self.say(&ToInit::Entered);
         }
         match self.hear()?.0 {
-            FromInit::Ready(look) => self.look = look,
+            FromInit::Ready(look) if self.pid.is_some() => self.look = look,
             FromInit::Failed { message, errno } => return Err(Error::Setup { message, errno: errno as i32 }),
             _ => return Err(Error::Gone("it said something else than that it is ready".into())),
         }
@@ -165,7 +164,7 @@ impl Sandbox {
         if received.length == 0 {
             return Err(Error::Gone("its init has ended".into()));
         }
-        if received.pid != self.pid {
+        if self.pid.is_some_and(|pid| pid != received.pid) {
             self.kill();
             return Err(Error::Gone("somebody else spoke for its init".into()));
         }
@@ -226,6 +225,12 @@ impl Sandbox {
             return Err(Error::Unclean("its processes do not end".into()));
         }
         self.group.take().map_or(Ok(()), LeaseGroup::remove)
+    }
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox").field("pid", &self.pid).field("uses", &self.uses).finish_non_exhaustive()
     }
 }
 

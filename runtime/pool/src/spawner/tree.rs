@@ -18,8 +18,8 @@ pub(super) fn enter(setup: &Setup, trees: Vec<OwnedFd>) -> Result<()> {
     // Before anything is detached: what is shared would be detached on the host too.
     mount::set_propagation_of_all(libc::MS_PRIVATE).context("make all mounts private")?;
     // While the host's proc is in the table: in a user namespace the kernel mounts one only for who can see one whole,
-    // and this is the one that later lets each sandbox mount its own over it.
-    let proc = if setup.proc { Some(new_proc()?) } else { None };
+    // and this is the one that later lets each init have its own. Where programs see none it is had if it can be.
+    let proc = if setup.proc { Some(new_proc()?) } else { new_proc().ok() };
     let mut trees = trees.into_iter();
     let mut binds = setup
         .binds
@@ -65,9 +65,10 @@ pub(super) fn enter(setup: &Setup, trees: Vec<OwnedFd>) -> Result<()> {
         let (parent, name) = own::parent_of(root_fd, own::path(path), true).on("find", own::path(path))?;
         own::symlink_at(own::path(target), parent.as_fd(), name).on("make the link", own::path(path))?;
     }
-    if let Some(proc) = &proc {
-        place(setup, root_fd, Path::new("/proc"), true)?;
-        attach(root_fd, Path::new("/proc"), proc.as_fd())?;
+    match (&proc, place(setup, root_fd, Path::new("/proc"), true)) {
+        (Some(proc), Ok(())) => attach(root_fd, Path::new("/proc"), proc.as_fd())?,
+        (_, Err(e)) if setup.proc => return Err(e),
+        _ => {}
     }
     for path in setup.masked.iter().map(|path| own::path(path)).filter(|path| !path.starts_with("/proc")) {
         mask(root_fd, path)?;
