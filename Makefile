@@ -113,6 +113,9 @@ soak:
 	@echo "== A million inputs for each parser"
 	RUNX_ROUNDS=1000000 cargo test --locked -p runx-core --test fuzz -- --nocapture
 	RUNX_ROUNDS=1000000 cargo test --locked -p containerd-shim-runx of_any_form -- --nocapture
+	RUNX_ROUNDS=1000000 cargo test --locked -p runx-pool of_any_form -- --nocapture
+	@echo "== 100,000 executions in a pool, by tiers"
+	RUNX_ROUNDS=35000 cargo test --locked -p runx-pool --test soak
 	@echo "== 10,000 commands, and 300 requests of each kind"
 	RUNX_ROUNDS=10000 tests/agent/run --dist $(DIST) -k many_commands
 	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request

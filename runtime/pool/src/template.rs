@@ -56,7 +56,8 @@ pub enum Filter {
 pub enum Root {
     /// An empty one, with [`Template::binds`] in it.
     Binds,
-    /// A directory of the host, read-only. The places of mounts have to be there.
+    /// A directory of the host, read-only. The places of mounts have to be there, and what programs are to reach has to be
+    /// open to all users.
     Directory(PathBuf),
 }
 

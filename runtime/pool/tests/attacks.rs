@@ -187,7 +187,10 @@ struct Manager(Child);
 
 impl Manager {
     fn start(how: &str) -> Self {
-        let mut command = Process::new(PROBE);
+        Self::begin(Process::new(PROBE), how)
+    }
+
+    fn begin(mut command: Process, how: &str) -> Self {
         command.args(["manager", how]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start a program with a pool");
         let mut line = String::new();
@@ -240,6 +243,33 @@ fn eventually_none<T: std::fmt::Debug>(list: impl Fn() -> Vec<T>) {
         assert!(Instant::now() < deadline, "left behind: {:?}", list());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn an_ordinary_user_has_a_pool_too() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    needs_root!();
+    const NOBODY: u32 = 65534;
+    let place = tempfile::TempDir::with_prefix("runx-pool-test-").expect("make a directory");
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).expect("open the directory");
+    let program = place.path().join("probe");
+    std::fs::copy(PROBE, &program).expect("copy the probe");
+    let mut command = Process::new(&program);
+    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    let mut manager = Manager::begin(command, "drop");
+    let parent = manager.0.id().to_string();
+    let children = || {
+        let all = std::fs::read_dir("/proc").expect("list /proc").flatten();
+        let of = all.filter(|entry| {
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|pid| pid.trim() == parent))
+        });
+        of.count()
+    };
+    assert_eq!(children(), 1, "the spawner");
+    manager.end();
+    assert_eq!(children(), 0);
 }
 
 #[test]

@@ -336,4 +336,16 @@ fn a_template_is_what_sandboxes_are_like() {
     missing.tmpfs.push(runx_pool::Tmpfs { target: "/nowhere".into(), size: 1, inodes: 1, mode: 0o755 });
     let error = Pool::new(missing, settings(1, 0)).expect_err("a place that is not there").to_string();
     assert!(error.contains("/nowhere"), "{error}");
+    let own = std::process::id();
+    let dead = |status: &str| status.contains("State:\tZ") && status.contains(&format!("PPid:\t{own}\n"));
+    let processes = std::fs::read_dir("/proc").expect("list /proc").flatten();
+    let left = processes.filter(|entry| {
+        std::fs::read_to_string(entry.path().join("status")).is_ok_and(|text| dead(&text) && text.contains("runx-pool"))
+    });
+    // Another test's may be about to be reaped, so not all of them count.
+    let left: Vec<_> = left.map(|entry| entry.path()).collect();
+    std::thread::sleep(Duration::from_millis(if left.is_empty() { 0 } else { 500 }));
+    let stay: Vec<_> =
+        left.iter().filter(|path| std::fs::read_to_string(path.join("status")).is_ok_and(|text| dead(&text))).collect();
+    assert!(stay.is_empty(), "nobody waits for {stay:?}");
 }

@@ -181,11 +181,16 @@ impl Spawner {
 
     /// Ends it, and with it all of its sandboxes.
     pub(super) fn kill(&self) {
-        let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        // As process 1 it is gone only when all others are.
-        let _ = pidfd::wait_ended(self.pidfd.as_fd(), 10_000);
-        let _ = pidfd::try_wait(self.pidfd.as_fd());
+        reap(&self.pidfd);
     }
+}
+
+/// Ends and reaps a spawner. As process 1 it is gone only when all others in there are.
+fn reap(pidfd: &OwnedFd) {
+    // Each fails if it was done before.
+    let _ = pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+    let _ = pidfd::wait_ended(pidfd.as_fd(), 10_000);
+    let _ = pidfd::try_wait(pidfd.as_fd());
 }
 
 impl Drop for Spawner {
@@ -235,15 +240,27 @@ fn begin(plan: &Plan, channel: Channel, child: &Child) -> Result<Spawner> {
     channel.send(&ToSpawner::Setup(Box::new(setup)).encode(), &fds).map_err(gone)?;
     let mut buffer = vec![0; LIMIT];
     let (mut born, mut ready) = (None, false);
+    let mut failure = None;
     loop {
-        match hear(&channel, &mut buffer)? {
+        let heard = match hear(&channel, &mut buffer) {
+            Ok(heard) => heard,
+            Err(e) => {
+                // The program that was executed is not its parent any more; this process is.
+                if let Some(pidfd) = &born {
+                    reap(pidfd);
+                }
+                return Err(failure.unwrap_or(e));
+            }
+        };
+        match heard {
             (FromSpawner::Map, _) => {
                 map_ids(plan.users, child.id())?;
                 channel.send(&ToSpawner::Mapped.encode(), &[]).map_err(gone)?;
             }
             (FromSpawner::Born, fds) => born = fds.into_iter().next(),
             (FromSpawner::Ready, _) => ready = true,
-            (FromSpawner::Failed { message, .. }, _) => return Err(Error::Spawner(message)),
+            // Both processes end, and one may still have to say that it made the other.
+            (FromSpawner::Failed { message, .. }, _) => failure = Some(Error::Spawner(message)),
             (FromSpawner::Made, _) => return Err(Error::Spawner("it made what nobody asked for".into())),
         }
         if ready && let Some(pidfd) = born.take() {
