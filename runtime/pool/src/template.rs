@@ -219,9 +219,10 @@ impl Template {
                 return bad("path", format!("{} is not an absolute path below the root", path.display()));
             }
         }
-        if self.tmpfs.iter().any(|tmpfs| tmpfs.size == 0 || tmpfs.inodes == 0) {
-            // The kernel takes 0 for no limit.
-            return bad("tmpfs", "a size or number of files is 0".into());
+        // The kernel takes 0 for no limit, and what is 0 after it was rounded up to pages.
+        let limits = 1..=u64::MAX >> 2;
+        if self.tmpfs.iter().any(|tmpfs| !limits.contains(&tmpfs.size) || !limits.contains(&tmpfs.inodes)) {
+            return bad("tmpfs", "a size or number of files is 0 or too large".into());
         }
         if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains('\0') {
             return bad("host name", format!("{:?} is empty, or longer than 64 bytes", self.hostname));
@@ -257,8 +258,10 @@ mod tests {
     fn what_cannot_be_made_is_refused_by_name() {
         assert!(Template::host().check().is_ok());
         type Change = (&'static str, fn(&mut Template));
-        let changes: [Change; 6] = [
+        let changes: [Change; 8] = [
             ("tmpfs", |t| t.tmpfs[0].size = 0),
+            ("tmpfs", |t| t.tmpfs[0].size = u64::MAX),
+            ("tmpfs", |t| t.tmpfs[0].inodes = 0),
             ("path", |t| t.tmpfs[0].target = "w".into()),
             ("path", |t| t.binds.push(Bind { source: "/".into(), target: "/a/../b".into(), writable: false })),
             ("host name", |t| t.hostname.clear()),
