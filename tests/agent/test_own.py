@@ -391,6 +391,9 @@ def test_paths_that_are_read_only_or_masked(own, tmp_path):
     text, ended = own.done(script, **confined(readonly_paths=[str(tmp_path / "kept")],
                                               masked_paths=[str(tmp_path / "secret"), str(tmp_path / "secrets"), "/no/such"]))
     assert "Read-only file system" in text and "s3cret" not in text and "one" not in text
+    # Not by its working directory either.
+    text, _ = own.done("ls; cat one 2>&1; touch y 2>&1", cwd=str(tmp_path / "secrets"), **confined(masked_paths=[str(tmp_path / "secrets")]))
+    assert "s3cret" not in text and "No such file" in text and "Read-only" in text, text
     # For nobody else.
     assert own.done(f"cat {tmp_path}/secret")[0] == "s3cret"
     assert str(tmp_path) not in pathlib.Path("/proc/self/mountinfo").read_text()
@@ -405,6 +408,9 @@ def test_a_user_namespace(own, tmp_path):
     lines = text.splitlines()
     assert lines[0] == "0" and lines[1].split() == ["0", str(os.geteuid()), "1"] and "Read-only" in lines[2], lines
     assert lines[3] != os.readlink("/proc/self/ns/user")
+    text, _ = own.done("grep ^Cap /proc/self/status", **confined(user_namespace=True, capabilities=["CAP_CHOWN"] if ROOT else []))
+    sets = {line.split()[0]: int(line.split()[1], 16) for line in text.splitlines()}
+    assert sets["CapEff:"] == sets["CapBnd:"] == (1 if ROOT else 0), text
 
 
 @pytest.mark.skipif(not ROOT, reason="needs the right to become somebody else")
@@ -590,8 +596,10 @@ def test_tcp_goes_both_ways_and_by_address(own):
         def handle(self):
             while data := self.request.recv(65536):
                 self.request.sendall(data.upper())
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo)
-    server.daemon_threads = True
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, request_queue_size = True, 128
+    server = Server(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     target = f"127.0.0.1:{server.server_address[1]}"
 

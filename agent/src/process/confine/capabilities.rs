@@ -134,6 +134,10 @@ impl Set {
     /// Has these and no others, also after exec as whoever. In a user namespace of its own a process has those of that.
     /// Between fork and exec.
     pub(super) fn take(&self, own_namespace: bool) -> io::Result<()> {
+        if own_namespace {
+            // It has begun with all of them, and root gets what the bounding set has at exec.
+            self.bound()?;
+        }
         let header = Header { version: VERSION, pid: 0 };
         let part = |shift: u32| {
             let bits = (self.0 >> shift) as u32;

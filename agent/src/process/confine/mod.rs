@@ -13,6 +13,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -166,11 +167,16 @@ impl Confinement {
         *self == Self::default()
     }
 
-    /// Makes it ready for a process of an identity, in a group if there is one.
+    /// Makes it ready for a process of an identity, in a group if there is one, that begins in a directory.
     ///
     /// # Errors
     /// What of it makes no sense, or cannot be had here.
-    pub fn ready(&self, identity: Option<&Identity>, group: Option<&cgroup::Group>) -> io::Result<(Ready, Heard)> {
+    pub fn ready(
+        &self,
+        identity: Option<&Identity>,
+        group: Option<&cgroup::Group>,
+        cwd: &Path,
+    ) -> io::Result<(Ready, Heard)> {
         let (reader, told) = super::spawn::pipe()?;
         let seccomp = self.seccomp.as_ref().map(seccomp::compile).transpose()?;
         let capabilities = self.capabilities.as_ref().map(|names| Set::of(names)).transpose()?;
@@ -186,7 +192,7 @@ impl Confinement {
             groups: group.map(cgroup::Group::doors).transpose()?.unwrap_or_default(),
             capabilities,
             user_namespace,
-            paths: Paths::new(&self.readonly_paths, &self.masked_paths)?,
+            paths: Paths::new(&self.readonly_paths, &self.masked_paths, cwd)?,
             // Without the right to do otherwise a filter needs it; it must not depend on who one is.
             no_new_privileges: self.no_new_privileges || seccomp.is_some(),
             seccomp,

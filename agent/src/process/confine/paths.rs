@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
@@ -10,6 +11,8 @@ pub(super) struct Paths {
     readonly: Vec<CString>,
     /// With whether it is a directory.
     masked: Vec<(CString, bool)>,
+    /// The working directory: what was entered before is what it was before.
+    cwd: CString,
 }
 
 impl Paths {
@@ -17,7 +20,7 @@ impl Paths {
     ///
     /// # Errors
     /// A path that is not absolute, or that does not exist and is to be read-only.
-    pub(super) fn new(readonly: &[String], masked: &[String]) -> io::Result<Option<Self>> {
+    pub(super) fn new(readonly: &[String], masked: &[String], cwd: &Path) -> io::Result<Option<Self>> {
         if readonly.is_empty() && masked.is_empty() {
             return Ok(None);
         }
@@ -40,7 +43,8 @@ impl Paths {
                 all.push((name, meta.is_dir()));
             }
         }
-        Ok(Some(Self { readonly, masked: all }))
+        let cwd = CString::new(cwd.as_os_str().as_bytes())?;
+        Ok(Some(Self { readonly, masked: all, cwd }))
     }
 
     /// Makes the namespace and the mounts. Between fork and exec.
@@ -60,6 +64,10 @@ impl Paths {
             } else {
                 call(Some(c"/dev/null"), path, None, libc::MS_BIND)?;
             }
+        }
+        // SAFETY: the path ends with NUL.
+        if unsafe { libc::chdir(self.cwd.as_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
         }
         Ok(())
     }

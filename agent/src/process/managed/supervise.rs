@@ -97,7 +97,7 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
     let confinement = if order.confinement.is_none() {
         None
     } else {
-        Some(order.confinement.ready(order.identity.as_ref(), group.as_deref())?)
+        Some(order.confinement.ready(order.identity.as_ref(), group.as_deref(), &order.cwd)?)
     };
     let (streams, reading, input) = streams(managed)?;
     let start = Start {
