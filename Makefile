@@ -66,10 +66,10 @@ test:
 	cargo test --locked -p runx-wasm --features compiler
 	@echo "== WASM runner, as it is shipped"
 	cargo test --locked -p runx-wasm --test lean
-	@echo "== Kernel and containerd"
-	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The agent, driven by the SDKs that it is for"
 	@tests/agent/run --dist $(DIST)
+	@echo "== Kernel and containerd"
+	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The pool's server, driven by a client of go-judge"
 	@tests/pool/run --dist $(DIST)
 	@$(MAKE) --no-print-directory in-vm

@@ -8,6 +8,7 @@ mount namespace of its own that has them.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -17,11 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
 MOUNTS = 1500
 WARM = 500
+RUNNING = 50
 
 
 def timed(command, rounds):
@@ -38,7 +41,7 @@ def peers():
     """Sandboxes for one program, with as much of their own as the pool's have."""
     found = {}
     if shutil.which("bwrap"):
-        found["bwrap --unshare-all"] = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink",
+        found["bwrap --unshare-all"] = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink",
                                         "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs",
                                         "/tmp", "--tmpfs", "/w"]
     if shutil.which("unshare"):
@@ -83,51 +86,87 @@ def with_mounts(work, options, program):
     return json.loads(done.stdout)
 
 
-def memory_of_warm(options):
-    """What so many warm sandboxes take: proportional shares of pages, and what the kernel's slab grows by."""
-    def slab():
-        text = pathlib.Path("/proc/meminfo").read_text()
-        return sum(int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE).group(1)) for name in ("Slab", "KernelStack", "PageTables", "Shmem"))
-    before = slab()
-    server = subprocess.Popen([options.dist / "runx", "pool", "serve", "--address", "127.0.0.1:0", "--pool-size", str(WARM)],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    try:
-        port = re.search(r":(\d+)$", server.stdout.readline().strip()).group(1)
+def available():
+    return int(re.search(r"^MemAvailable:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE).group(1))
+
+
+def settled():
+    """Once nothing is given back any more."""
+    last = available()
+    for _ in range(50):
+        time.sleep(0.2)
+        now = available()
+        if abs(now - last) < 500:
+            return now
+        last = now
+    return last
+
+
+def ask(port, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=300) as answer:
+        return answer.read().decode()
+
+
+class Server:
+    """`runx pool serve`, with so many sandboxes ready."""
+
+    def __init__(self, options, size, *flags):
+        self.process = subprocess.Popen([options.dist / "runx", "pool", "serve", "--address", "127.0.0.1:0", "--pool-size", str(size), *flags],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        self.port = re.search(r":(\d+)$", self.process.stdout.readline().strip()).group(1)
+        self.wait("runx_pool_ready", size)
+
+    def wait(self, metric, wanted):
         until = time.monotonic() + 300
-        while True:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                ready = int(re.search(r"^runx_pool_ready (\d+)", answer.read().decode(), re.MULTILINE).group(1))
-            if ready >= WARM:
-                break
+        while int(re.search(rf"^{metric} (\d+)", ask(self.port, "/metrics"), re.MULTILINE).group(1)) < wanted:
             if time.monotonic() > until:
-                return {"error": f"{ready} of {WARM} sandboxes are ready after 300 s"}
+                sys.exit(f"bench_pool: {metric} is not {wanted} after 300 s")
             time.sleep(0.2)
-        parents = {}
-        for entry in pathlib.Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit():
-                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-        own, more = set(), {server.pid}
-        while more:
-            own |= more
-            more = {pid for pid, parent in parents.items() if parent in more} - own
-        # The spawner is cloned as a sibling of the one that made it, and is found by its name.
-        pss = 0
-        for pid in set(parents):
-            try:
-                name = pathlib.Path("/proc", str(pid), "cmdline").read_bytes()
-                if pid in own or b"pool" in name:
-                    found = re.search(r"^Pss:\s+(\d+)", pathlib.Path("/proc", str(pid), "smaps_rollup").read_text(), re.MULTILINE)
-                    pss += int(found.group(1)) if found else 0
-            except OSError:
-                continue
-        return {"sandboxes": WARM, "processes_kib": pss, "kernel_kib": slab() - before,
-                "kib_per_sandbox": (pss + slab() - before) / WARM}
-    finally:
-        server.terminate()
-        server.wait(60)
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def memory(options):
+    """What sandboxes take, by the kernel's count of memory that is available; shared pages count once."""
+    rows = {}
+    begun = settled()
+    server = Server(options, WARM)
+    rows[f"{WARM} warm sandboxes"] = (begun - settled()) / WARM
+    server.end()
+    sleep = ["sleep", "1000"]
+    begun = settled()
+    server = Server(options, RUNNING, "--parallelism", str(RUNNING))
+    body = {"cmd": [{"args": sleep, "env": ["PATH=/usr/bin:/bin"], "clockLimit": 900_000_000_000, "cpuLimit": 900_000_000_000}]}
+    threads = [threading.Thread(target=quietly, args=(server.port, body), daemon=True) for _ in range(RUNNING)]
+    for thread in threads:
+        thread.start()
+    server.wait("runx_judge_running", RUNNING)
+    rows[f"{RUNNING} that run sleep in one pool"] = (begun - settled()) / RUNNING
+    server.end()
+    begun = settled()
+    running = [subprocess.Popen([options.dist / "runx", "pool", "exec", "--", *sleep], stdin=subprocess.DEVNULL) for _ in range(RUNNING)]
+    rows[f"{RUNNING} that run sleep, each made for it"] = (begun - settled()) / RUNNING
+    for one in running:
+        one.terminate()
+    for one in running:
+        one.wait(60)
+    for name, command in peers().items():
+        begun = settled()
+        running = [subprocess.Popen([*command, *sleep], stdin=subprocess.DEVNULL) for _ in range(RUNNING)]
+        rows[f"{RUNNING} that run sleep by {name}"] = (begun - settled()) / RUNNING
+        for one in running:
+            one.kill()
+        for one in running:
+            one.wait(60)
+    return rows
+
+
+def quietly(port, body):
+    with contextlib.suppress(OSError):
+        ask(port, "/run", body)
 
 
 def show(name, rows):
@@ -162,13 +201,15 @@ def main():
         if static:
             results[f"busybox true (static), {mounts} mounts"] = case(options, [static, "true"])
         results[f"/bin/true, {mounts + MOUNTS} mounts"] = with_mounts(work, options, ["/bin/true"])
-        memory = memory_of_warm(options)
+        kib = memory(options)
     if options.format == "json":
-        print(json.dumps({"milliseconds": results, "memory": memory}, indent=1))
+        print(json.dumps({"milliseconds": results, "kib_of_memory": kib}, indent=1))
         return
     for name, rows in results.items():
         show(name, rows)
-    print("\n" + ", ".join(f"{key.replace('_', ' ')} {value:,.0f}" if isinstance(value, (int, float)) else f"{key} {value}" for key, value in memory.items()))
+    print("\nKiB of memory for each; none of them takes anything of a disk")
+    for name, number in kib.items():
+        print(f"{name:60}{number:10.0f}")
 
 
 if __name__ == "__main__":

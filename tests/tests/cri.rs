@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_cri::v1 as api;
@@ -475,6 +475,16 @@ fn an_annotated_pod_has_an_agent_and_others_have_none() {
     assert!(answered.stdout.starts_with("HTTP/1.0 200"), "{answered:?}");
     let refused = node.sh(&third, &ask.replace("$t;", "wrong;"));
     assert!(refused.stdout.starts_with("HTTP/1.0 401"), "{refused:?}");
+    // Both SDKs drive it at once, where they are.
+    let python = agent_python();
+    if python.exists() {
+        let token = node.sh(&first, "cat /dev/.runx-agent/token /dev/shm/.runx-agent/token 2>/dev/null").stdout;
+        let address = node.pod_status(&pod).network.unwrap().ip;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent/both.py");
+        let mut both = Command::new(&python);
+        both.arg(script).args([address.as_str(), "44772", "49983"]).env("AGENT_TOKEN", token.trim());
+        assert_eq!(run(both.env("PYTHONDONTWRITEBYTECODE", "1")).ok().stdout, "both\n");
+    }
     // Another one with the same port is refused, and nothing of it is left.
     let fourth = node.try_create(&pod, &user("fourth"), &config).unwrap();
     let refused = node.start_container(&fourth).unwrap_err().message;
@@ -530,6 +540,13 @@ fn an_agent_takes_its_token_from_a_secret_and_shares_the_pids_of_its_pod() {
     node.stop_container(&app, 0);
     node.remove_pod(&pod);
     node.assert_nothing_left();
+}
+
+/// The Python that has the SDKs, which `tests/agent/run` makes.
+fn agent_python() -> PathBuf {
+    let made = std::env::var_os("RUNX_AGENT_ENV").map(PathBuf::from);
+    let made = made.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/agent-env"));
+    made.join("bin/python")
 }
 
 /// The first number in a text.
