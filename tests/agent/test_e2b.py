@@ -455,3 +455,14 @@ def test_all_is_frozen_and_goes_on(agent, box, tmp_path):
     assert ask(agent, "POST", "/freeze?maxWaitMs=x", b"", token)[0] == 400
     command.kill()
     (tmp_path / "run").unlink()
+
+
+@pytest.mark.skipif(not ROOT, reason="needs the right to become somebody else")
+def test_a_user_without_a_home_begins_at_the_root(box):
+    nobody = next(line.split(":") for line in pathlib.Path("/etc/passwd").read_text().splitlines() if line.startswith("nobody:"))
+    if os.path.isdir(nobody[5]):
+        pytest.skip("nobody has a home here")
+    assert box.commands.run("pwd", user="nobody").stdout == "/\n"
+    # Who asks for a directory that is not there is told so.
+    with pytest.raises(InvalidArgumentException):
+        box.commands.run("pwd", user="nobody", cwd="/no/such")

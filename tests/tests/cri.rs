@@ -482,7 +482,7 @@ fn an_annotated_pod_has_an_agent_and_others_have_none() {
         let address = node.pod_status(&pod).network.unwrap().ip;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent/both.py");
         let mut both = Command::new(&python);
-        both.arg(script).args([address.as_str(), "44772", "49983"]).env("AGENT_TOKEN", token.trim());
+        both.arg(script).args([address.as_str(), "44772", "49983", "/dev/shm"]).env("AGENT_TOKEN", token.trim());
         assert_eq!(run(both.env("PYTHONDONTWRITEBYTECODE", "1")).ok().stdout, "both\n");
     }
     // Another one with the same port is refused, and nothing of it is left.

@@ -235,7 +235,12 @@ fn begin(app: &App, call: Call, user: &User, message: &Value) -> Result<(Arc<Liv
     if argv[0].is_empty() || argv.iter().any(|word| word.contains('\0')) {
         return Err(fail("invalid_argument", "cmd must not be empty, and nothing of it hold a NUL byte"));
     }
-    let cwd = user.path(app, config["cwd"].as_str().unwrap_or_default())?;
+    let asked = config["cwd"].as_str().unwrap_or_default();
+    let mut cwd = user.path(app, asked)?;
+    if asked.is_empty() && app.state().workdir.is_none() && !cwd.is_dir() {
+        // Many an image has a user whose home it lacks, and nobody has asked for it.
+        cwd = "/".into();
+    }
     if !cwd.is_dir() {
         return Err(fail("invalid_argument", format!("cwd '{}' does not exist", cwd.display())));
     }
