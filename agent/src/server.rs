@@ -31,13 +31,15 @@ const PREFACE: &[u8] = b"PRI";
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut begin = [0; PREFACE.len()];
     let look = async {
+        let mut pause = Duration::from_millis(2);
         loop {
             let length = stream.peek(&mut begin).await?;
             if length == 0 || length == PREFACE.len() || !PREFACE.starts_with(&begin[..length]) {
                 return Ok(begin[..length] == *PREFACE);
             }
             // The kernel says at once that there is something: the same, mostly.
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(HEAD);
         }
     };
     tokio::time::timeout(HEAD, look).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -457,6 +457,25 @@ def test_all_is_frozen_and_goes_on(agent, box, tmp_path):
     (tmp_path / "run").unlink()
 
 
+def test_freezing_while_others_are_started_holds_nobody_up(agent, box):
+    token, over = {"X-Access-Token": TOKEN}, threading.Event()
+
+    def start(_):
+        own = sandbox(agent)
+        while not over.is_set():
+            own.commands.run("true", timeout=60)
+    starters = [threading.Thread(target=start, args=(number,)) for number in range(3)]
+    for starter in starters:
+        starter.start()
+    for _ in range(15):
+        assert ask(agent, "POST", "/freeze", b"", token)[0] == 204
+        assert ask(agent, "POST", "/unfreeze", b"", token)[0] == 204
+    over.set()
+    for starter in starters:
+        starter.join(60)
+        assert not starter.is_alive()
+
+
 @pytest.mark.skipif(not ROOT, reason="needs the right to become somebody else")
 def test_a_user_without_a_home_begins_at_the_root(box):
     nobody = next(line.split(":") for line in pathlib.Path("/etc/passwd").read_text().splitlines() if line.startswith("nobody:"))

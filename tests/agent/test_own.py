@@ -369,6 +369,45 @@ def test_a_seccomp_filter(own):
     assert "Operation not permitted" in text and "Seccomp:\t2" in text and "NoNewPrivs:\t1" in text
 
 
+def test_the_default_filter_cannot_be_gone_round(own):
+    script = """
+import ctypes, os, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    return libc.syscall(*args), ctypes.get_errno()
+if os.uname().machine == "x86_64":
+    print(call(0x40000000 | 39), call(56, 0x10000000 | 17, 0, 0, 0, 0), call(435, 0, 0))
+done = []
+thread = threading.Thread(target=lambda: done.append(1))
+thread.start(); thread.join()
+print(len(done), os.spawnlp(os.P_WAIT, "true", "true"))
+"""
+    text, ended = own.done([sys.executable, "-c", script], **confined(seccomp="default"))
+    lines = text.splitlines()
+    assert lines[-1] == "1 0", (text, ended)
+    if os.uname().machine == "x86_64":
+        assert lines[0] == "(-1, 1) (-1, 1) (-1, 38)", text
+
+
+def test_a_confined_program_that_is_not_there_holds_nobody_up(own):
+    for _ in range(4):
+        refused = own.refused(["/no/such/program"], status=404, **confined(no_new_privileges=True))
+        assert "no such file" in refused.lower(), refused
+    assert own.ask("GET", "/health")["status"] == "ok"
+
+
+def test_who_types_to_nobody_does_not_keep_an_end_from_being_seen(own):
+    process = own.start("sleep 30 <&0 & echo $!; exit 3", stdin=True)
+    path = f"/runx/v1/processes/{process['id']}/stdin"
+    typed = threading.Thread(target=lambda: own.agent.ask("POST", path, b"x" * (1 << 20)))
+    typed.start()
+    ended = own.wait(process)
+    assert (ended["state"], ended["exit_code"]) == ("exited", 3)
+    typed.join(30)
+    assert not typed.is_alive()
+    os.kill(int(own.text(process).split()[0]), signal.SIGKILL)
+
+
 @pytest.mark.skipif(not ROOT, reason="needs capabilities to give up")
 def test_capabilities(own):
     def sets(text):

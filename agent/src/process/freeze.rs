@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::reaper;
+
 /// How often is looked for those that were started meanwhile.
 const ROUNDS: usize = 16;
 
@@ -93,6 +95,26 @@ fn tell((pid, start): Stopped, signal: libc::c_int) -> io::Result<()> {
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Stops those that are not known yet. Returns how many they were.
+fn sweep(stopped: &mut Vec<Stopped>, known: &mut HashSet<Stopped>, report: &mut Report) -> usize {
+    let new: Vec<Seen> = descendants().into_iter().filter(|seen| known.insert((seen.pid, seen.start))).collect();
+    for seen in &new {
+        report.visited += 1;
+        if matches!(seen.state, 'T' | 't') {
+            report.before += 1;
+            continue;
+        }
+        match tell((seen.pid, seen.start), libc::SIGSTOP) {
+            Ok(()) => stopped.push((seen.pid, seen.start)),
+            // It has ended: nobody needs to stop it.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(_) => report.failed += 1,
+        }
+        report.requested += 1;
+    }
+    new.len()
+}
+
 impl Freezer {
     fn stopped(&self) -> MutexGuard<'_, Vec<Stopped>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,26 +126,11 @@ impl Freezer {
         let begun = Instant::now();
         let mut report = Report::default();
         let mut known: HashSet<Stopped> = stopped.iter().copied().collect();
-        // Whoever is told last may have started another one before.
+        // Whoever is told last may have started another one before. One who is stopped between fork and exec would hold up the
+        // one who starts him, and with him the daemon.
         for _ in 0..ROUNDS {
-            let new: Vec<Seen> =
-                descendants().into_iter().filter(|seen| known.insert((seen.pid, seen.start))).collect();
-            if new.is_empty() {
+            if reaper::exclusively(|| sweep(&mut stopped, &mut known, &mut report)) == 0 {
                 break;
-            }
-            for seen in new {
-                report.visited += 1;
-                if matches!(seen.state, 'T' | 't') {
-                    report.before += 1;
-                    continue;
-                }
-                match tell((seen.pid, seen.start), libc::SIGSTOP) {
-                    Ok(()) => stopped.push((seen.pid, seen.start)),
-                    // It has ended: nobody needs to stop it.
-                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
-                    Err(_) => report.failed += 1,
-                }
-                report.requested += 1;
             }
         }
         report.sweep = begun.elapsed();

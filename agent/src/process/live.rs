@@ -256,15 +256,23 @@ impl Live {
         if terminal != self.terminal {
             return Err(Refused::OtherKind);
         }
+        let mut ended = self.process.ended.clone();
         let mut input = self.input.lock().await;
-        match &mut *input {
-            Input::None => Err(Refused::Closed),
-            Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
-            Input::Terminal(master) => {
-                let master = master.clone();
-                drop(input);
-                master.write_all(bytes).await.map_err(failed)
+        let written = async {
+            match &mut *input {
+                Input::None => Err(Refused::Closed),
+                Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
+                Input::Terminal(master) => {
+                    let master = master.clone();
+                    drop(input);
+                    master.write_all(bytes).await.map_err(failed)
+                }
             }
+        };
+        // Others may have the other end open and never read; the process's end must be seen all the same.
+        tokio::select! {
+            written = written => written,
+            _ = ended.wait_for(Option::is_some) => Err(Refused::Closed),
         }
     }
 

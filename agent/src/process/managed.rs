@@ -345,15 +345,24 @@ impl Managed {
     /// See [`Refused`].
     pub async fn write(&self, bytes: &[u8]) -> Result<(), Refused> {
         let failed = |e: io::Error| Refused::Failed(e.to_string());
+        let process = lock(&self.state).process.clone().ok_or(Refused::Closed)?;
+        let mut ended = process.ended;
         let mut input = self.input.lock().await;
-        match &mut *input {
-            Input::None => Err(Refused::Closed),
-            Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
-            Input::Terminal(master) => {
-                let master = master.clone();
-                drop(input);
-                master.write_all(bytes).await.map_err(failed)
+        let written = async {
+            match &mut *input {
+                Input::None => Err(Refused::Closed),
+                Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
+                Input::Terminal(master) => {
+                    let master = master.clone();
+                    drop(input);
+                    master.write_all(bytes).await.map_err(failed)
+                }
             }
+        };
+        // Others may have the other end open and never read; the process's end must be seen all the same.
+        tokio::select! {
+            written = written => written,
+            _ = ended.wait_for(Option::is_some) => Err(Refused::Closed),
         }
     }
 

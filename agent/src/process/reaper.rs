@@ -109,6 +109,12 @@ pub fn signal_group(process: &Process, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Runs something while no process is being started or waited for: nobody is between fork and exec meanwhile.
+pub fn exclusively<T>(work: impl FnOnce() -> T) -> T {
+    let _nobody_starts = children().starting.write().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
 /// Sends any signal, by its number, to the process group of a child or to it alone, as long as it has not been waited for.
 ///
 /// # Errors

@@ -76,7 +76,8 @@ impl Ring {
         if offset < self.start() {
             return Err(self.start());
         }
-        let Some((source, end)) = self.runs.iter().find(|(_, end)| *end > offset) else { return Ok(None) };
+        let at = self.runs.partition_point(|(_, end)| *end <= offset);
+        let Some((source, end)) = self.runs.get(at) else { return Ok(None) };
         let from = (offset - self.start()) as usize;
         let length = ((end - offset) as usize).min(most);
         Ok(Some((*source, self.bytes.range(from..from + length).copied().collect())))

@@ -91,10 +91,12 @@ impl Place {
         {
             if let (Some(value), Some(path)) = (value, group.part(controller)) {
                 fs::write(path.join(file), value.to_string())?;
-                if file == "memory.max" {
-                    // What does not fit must not go on elsewhere.
-                    let _ = fs::write(path.join("memory.swap.max"), "0");
-                }
+                // What does not fit must not go on elsewhere. Not every kernel counts that.
+                let _ = match file {
+                    "memory.max" => fs::write(path.join("memory.swap.max"), "0"),
+                    "memory.limit_in_bytes" => fs::write(path.join("memory.memsw.limit_in_bytes"), value.to_string()),
+                    _ => Ok(()),
+                };
             }
         }
         Ok(group)
@@ -140,6 +142,11 @@ impl Group {
         found.map(|(_, path)| path.as_path())
     }
 
+    /// Whether a controller is among its own: what it cannot limit is limited otherwise.
+    pub fn has(&self, controller: &str) -> bool {
+        self.part(controller).is_some()
+    }
+
     /// The files through which a process enters, by writing `0`.
     ///
     /// # Errors
@@ -179,10 +186,16 @@ impl Group {
         if self.unified && fs::write(path.join("cgroup.kill"), "1").is_ok() {
             return;
         }
+        // Nobody starts another one meanwhile.
+        if let Some(path) = self.part("pids") {
+            let _ = fs::write(path.join("pids.max"), "0");
+        }
         // Some may be starting others meanwhile.
         for _ in 0..64 {
             let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-            let pids: Vec<i32> = procs.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+            // 0 is one of another namespace, and would mean the daemon's own group.
+            let pids: Vec<i32> =
+                procs.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0).collect();
             if pids.is_empty() {
                 break;
             }

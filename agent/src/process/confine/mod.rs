@@ -102,7 +102,7 @@ pub struct Ready {
     user_namespace: Option<(CString, CString)>,
     paths: Option<Paths>,
     no_new_privileges: bool,
-    seccomp: Option<seccompiler::BpfProgram>,
+    seccomp: Vec<seccompiler::BpfProgram>,
     told: OwnedFd,
 }
 
@@ -113,6 +113,10 @@ pub struct Heard(File);
 impl Heard {
     /// Names the step in an error.
     pub fn name(mut self, error: io::Error) -> io::Error {
+        // The child is gone, and what failed may be none of its steps: then there is nothing to read.
+        if nix::fcntl::fcntl(&self.0, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).is_err() {
+            return error;
+        }
         let mut step = [0];
         match self.0.read(&mut step) {
             Ok(1) => io::Error::new(error.kind(), format!("{}: {error}", Step::text(step[0]))),
@@ -127,18 +131,17 @@ fn rlimit(soft: u64, hard: u64) -> libc::rlimit {
 
 impl Limits {
     /// As resource limits. What a cgroup limits is left to it.
-    fn rlimits(&self, in_group: bool) -> Vec<(libc::c_uint, libc::rlimit)> {
+    fn rlimits(&self, group: Option<&cgroup::Group>) -> Vec<(libc::c_uint, libc::rlimit)> {
+        let of_group = |controller: &str| group.is_some_and(|group| group.has(controller));
         let mut out = Vec::new();
         let mut add = |resource: libc::c_uint, value: Option<u64>| {
             if let Some(value) = value {
                 out.push((resource, rlimit(value, value)));
             }
         };
-        if !in_group {
-            // What is only reserved does not count, and runtimes reserve a lot.
-            add(libc::RLIMIT_DATA, self.memory_bytes);
-            add(libc::RLIMIT_NPROC, self.processes);
-        }
+        // What is only reserved does not count, and runtimes reserve a lot.
+        add(libc::RLIMIT_DATA, self.memory_bytes.filter(|_| !of_group("memory")));
+        add(libc::RLIMIT_NPROC, self.processes.filter(|_| !of_group("pids")));
         add(libc::RLIMIT_NOFILE, self.open_files);
         add(libc::RLIMIT_FSIZE, self.file_size_bytes);
         add(libc::RLIMIT_CORE, self.core_bytes);
@@ -178,7 +181,7 @@ impl Confinement {
         cwd: &Path,
     ) -> io::Result<(Ready, Heard)> {
         let (reader, told) = super::spawn::pipe()?;
-        let seccomp = self.seccomp.as_ref().map(seccomp::compile).transpose()?;
+        let seccomp = self.seccomp.as_ref().map(seccomp::compile).transpose()?.unwrap_or_default();
         let capabilities = self.capabilities.as_ref().map(|names| Set::of(names)).transpose()?;
         if let Some(missing) = capabilities.and_then(|wanted| wanted.without(Set::own())) {
             let text = format!("capabilities: the daemon itself has no {missing}");
@@ -188,13 +191,13 @@ impl Confinement {
         let map = |id: u32| CString::new(format!("0 {id} 1\n")).map_err(io::Error::from);
         let user_namespace = if self.user_namespace { Some((map(uid)?, map(gid)?)) } else { None };
         let ready = Ready {
-            rlimits: self.limits.rlimits(group.is_some()),
+            rlimits: self.limits.rlimits(group),
             groups: group.map(cgroup::Group::doors).transpose()?.unwrap_or_default(),
             capabilities,
             user_namespace,
             paths: Paths::new(&self.readonly_paths, &self.masked_paths, cwd)?,
             // Without the right to do otherwise a filter needs it; it must not depend on who one is.
-            no_new_privileges: self.no_new_privileges || seccomp.is_some(),
+            no_new_privileges: self.no_new_privileges || !seccomp.is_empty(),
             seccomp,
             told,
         };
@@ -239,13 +242,10 @@ impl Ready {
             // SAFETY: takes numbers.
             step(Step::Privileges, check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }))?;
         }
-        match &self.seccomp {
-            Some(program) => {
-                let loaded = seccompiler::apply_filter(program);
-                step(Step::Seccomp, loaded.map_err(|_| io::Error::last_os_error()))
-            }
-            None => Ok(()),
-        }
+        self.seccomp.iter().try_for_each(|program| {
+            let loaded = seccompiler::apply_filter(program);
+            step(Step::Seccomp, loaded.map_err(|_| io::Error::last_os_error()))
+        })
     }
 
     fn limit(&self) -> io::Result<()> {
@@ -274,7 +274,11 @@ fn own_users((users, groups): &(CString, CString)) -> io::Result<()> {
     // Becoming another user has made its files in proc somebody else's.
     // SAFETY: takes numbers.
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) })?;
-    write(c"/proc/self/setgroups", b"deny")?;
-    write(c"/proc/self/uid_map", users.as_bytes())?;
-    write(c"/proc/self/gid_map", groups.as_bytes())
+    let mapped = write(c"/proc/self/setgroups", b"deny")
+        .and_then(|()| write(c"/proc/self/uid_map", users.as_bytes()))
+        .and_then(|()| write(c"/proc/self/gid_map", groups.as_bytes()));
+    // Until exec this is still the daemon's memory.
+    // SAFETY: takes numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
+    mapped
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 
+use seccompiler::{BpfProgram, sock_filter};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,6 +13,7 @@ const REFUSED: &[&str] = &[
     "acct",
     "add_key",
     "bpf",
+    "chroot",
     "clock_adjtime",
     "clock_settime",
     "delete_module",
@@ -51,6 +53,17 @@ const REFUSED: &[&str] = &[
     "unshare",
     "userfaultfd",
     "vhangup",
+];
+
+/// The flags of clone(2) that make namespaces.
+const NAMESPACES: &[libc::c_int] = &[
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWUTS,
 ];
 
 #[derive(Deserialize)]
@@ -119,19 +132,57 @@ impl Argument {
     }
 }
 
-/// The program of a profile, or of `"default"`.
+/// The programs of a profile, or of `"default"`; the kernel does what the strictest of them says.
 ///
 /// # Errors
 /// What of it is not known, or needs more than one action besides the default.
-pub fn compile(profile: &Value) -> io::Result<seccompiler::BpfProgram> {
+pub fn compile(profile: &Value) -> io::Result<Vec<BpfProgram>> {
+    let mut all = Vec::new();
+    if profile.as_str() == Some("default") {
+        // Its flags are out of a filter's sight; libraries take clone(2) when it is not there.
+        let action = json!({"errno": libc::ENOSYS});
+        all.push(build(
+            &json!({"mismatch_action": "allow", "match_action": action, "filter": [{"syscall": "clone3"}]}),
+        )?);
+    }
+    if cfg!(target_arch = "x86_64") {
+        all.push(no_x32());
+    }
+    // The last: it may refuse to load another one.
+    all.push(program(profile)?);
+    Ok(all)
+}
+
+/// Refuses the x32 numbers of system calls, which are those of the same architecture with a bit more, and match no rule.
+fn no_x32() -> BpfProgram {
+    const X32: u32 = 0x4000_0000;
+    let statement = |code: u32, k: u32| sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    vec![
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        sock_filter { code: (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, jt: 0, jf: 1, k: X32 },
+        statement(libc::BPF_RET | libc::BPF_K, refused),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+fn program(profile: &Value) -> io::Result<BpfProgram> {
     let filter = match profile.as_str() {
         Some("default") => {
-            let rules: Vec<Value> = REFUSED.iter().map(|name| json!({"syscall": name})).collect();
+            let mut rules: Vec<Value> = REFUSED.iter().map(|name| json!({"syscall": name})).collect();
+            rules.extend(NAMESPACES.iter().map(|flag| {
+                let masked = json!({"index": 0, "type": "qword", "op": {"masked_eq": flag}, "val": flag});
+                json!({"syscall": "clone", "args": [masked]})
+            }));
             json!({"mismatch_action": "allow", "match_action": {"errno": libc::EPERM}, "filter": rules})
         }
         Some(other) => return Err(wrong(format!("there is no profile of the name {other:?}"))),
         None => of_profile(&serde_json::from_value(profile.clone()).map_err(wrong)?)?,
     };
+    build(&filter)
+}
+
+fn build(filter: &Value) -> io::Result<BpfProgram> {
     let text = json!({"filter": filter}).to_string();
     let arch = std::env::consts::ARCH.try_into().map_err(wrong)?;
     let mut all: HashMap<String, _> = seccompiler::compile_from_json(text.as_bytes(), arch).map_err(wrong)?;
@@ -188,7 +239,7 @@ mod tests {
 
     #[test]
     fn profiles_become_programs_or_are_refused_by_what_is_wrong() {
-        assert!(compile(&json!("default")).unwrap().len() > REFUSED.len());
+        assert!(compile(&json!("default")).unwrap().last().unwrap().len() > REFUSED.len());
         let rule = |action: &str, name: &str| json!({"names": [name], "action": action});
         let profile = |rules: Vec<Value>| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules});
         assert!(compile(&profile(vec![rule("SCMP_ACT_ERRNO", "mkdir")])).is_ok());

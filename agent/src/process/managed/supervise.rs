@@ -65,6 +65,10 @@ pub(super) async fn begin(managed: &Arc<Managed>) -> io::Result<()> {
     match start(managed).await {
         Ok((process, reading)) => {
             tokio::spawn(keep(managed.clone(), process, reading));
+            // Somebody may have stopped it while it was being started.
+            if lock(&managed.state).stopped {
+                let _ = managed.signal(libc::SIGKILL, true);
+            }
             Ok(())
         }
         Err(e) => {
@@ -113,6 +117,7 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
     *managed.input.lock().await = input;
     let mut state = lock(&managed.state);
     state.standing = Standing::Running;
+    state.ended = None;
     state.process = Some(process.clone());
     state.group = group;
     state.started = Some(SystemTime::now());
@@ -178,17 +183,19 @@ async fn keep(managed: Arc<Managed>, mut process: Process, mut reading: Reading)
 
 /// Enters the end of a run. Whether another one follows.
 fn finish(managed: &Managed, exit: Option<Exit>) -> bool {
-    let mut state = lock(&managed.state);
-    let group = state.group.take();
+    let group = lock(&managed.state).group.take();
     if let Some(group) = &group {
+        // Nobody of it outlives it: what has left its process group neither.
+        group.kill();
+    }
+    let mut state = lock(&managed.state);
+    if let Some(group) = group.filter(|group| group.has("memory") && group.has("cpuacct")) {
         let used = group.used();
         if used.killed_for_memory > 0 {
             state.ended = Some(Ended::Memory);
         }
         state.cpu_before += used.cpu;
         state.peak_before = state.peak_before.max(used.peak_memory.unwrap_or(0));
-        // Nobody of it outlives it: what has left its process group neither.
-        group.kill();
     } else if let Some(exit) = &exit {
         state.cpu_before += exit.cpu;
         state.peak_before = state.peak_before.max(exit.peak_memory);
@@ -262,7 +269,8 @@ async fn watch_over(managed: Arc<Managed>, process: Process) {
         loop {
             tokio::time::sleep(LOOK).await;
             let group = lock(&managed.state).group.clone();
-            let used = group.map_or_else(|| usage_of(process.pid).cpu, |group| group.used().cpu);
+            let counts = group.filter(|group| group.has("cpuacct"));
+            let used = counts.map_or_else(|| usage_of(process.pid).cpu, |group| group.used().cpu);
             if used >= limit {
                 return;
             }
