@@ -268,22 +268,81 @@ def test_what_makes_no_sense_is_refused_by_its_name(server, body, word):
 
 
 def test_kept_files_have_a_limit_and_a_time():
-    server = Server("--file-limit", "1000", "--file-timeout", "1ms")
+    server = Server("--file-limit", "6000", "--file-timeout", "1ms")
     try:
         assert server.ask("POST", "/file", files={"file": ("a", b"x" * 2000)}).status_code == 507
-        assert list(server.files.iterdir()) == []
+        assert [path.name for path in server.files.iterdir()] == ["lock"]
         done = server.one("/bin/sh", "-c", "head -c 2000 /dev/zero > big", copyOutCached=["big"])
         assert done["status"] == "File Error" and done["fileError"][0]["type"] == "CopyOutCreateFile"
         kept = server.ask("POST", "/file", files={"file": ("a", b"x" * 900)}).json()
         eventually("it is forgotten", lambda: server.ask("GET", "/file").json() == {})
-        assert server.ask("GET", f"/file/{kept}").status_code == 404 and list(server.files.iterdir()) == []
+        assert server.ask("GET", f"/file/{kept}").status_code == 404 and [path.name for path in server.files.iterdir()] == ["lock"]
     finally:
         server.end()
+
+
+def test_pages_of_browsers_are_kept_out_where_there_is_no_token(server):
+    body = json.dumps({"cmd": [command("/bin/true")]})
+    for headers in ({"Origin": "http://elsewhere.example"}, {"Host": "elsewhere.example"}, {"Host": "10.0.0.1:5050"}):
+        for method, path in (("POST", "/run"), ("GET", "/file"), ("GET", "/version"), ("GET", "/ws")):
+            assert requests.request(method, server.url + path, headers=headers, data=body, timeout=30).status_code == 403
+    assert requests.get(server.url + "/version", headers={"Host": "localhost:5050"}, timeout=30).status_code == 200
+
+
+def test_answers_do_not_grow_without_end(server):
+    # A hole takes nothing of the sandbox, and would take much of the server.
+    done = server.one("/usr/bin/truncate", "-s", "200M", "hole", copyOut=["hole"])
+    assert (done["status"], done["fileError"][0]["type"]) == ("File Error", "CopyOutSizeExceeded")
+    many = [("./" * number) + "some" for number in range(40)]
+    done = server.one("/bin/sh", "-c", "head -c 2000000 /dev/zero > some", copyOut=many)
+    assert done["status"] == "File Error" and len(done["files"]) < 10
+    done = server.one("/bin/sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x", memoryLimit=64 << 20,
+                      files=[{"content": ""}, {"name": "stdout", "max": 9_000_000_000_000_000_000}])
+    assert done["status"] == "Accepted" and len(done["files"]["stdout"]) == 3_000_000
+
+
+def test_what_a_program_is_given_it_cannot_change(server, tmp_path):
+    kept = server.ask("POST", "/file", files={"file": ("x", b"the data")}).json()
+    for source in ({"fileId": kept}, {"content": "the data"}):
+        done = server.one("/bin/sh", "-c", "(echo changed > /proc/self/fd/0) 2>/dev/null; cat",
+                          files=[source, {"name": "stdout", "max": 100}])
+        assert done["files"]["stdout"] == "the data", done
+    assert server.ask("GET", f"/file/{kept}").content == b"the data"
+    server.ask("DELETE", f"/file/{kept}")
+
+
+def test_requests_of_one_id_are_all_ended_with_their_client(server):
+    client = websocket.create_connection(server.url.replace("http", "ws") + "/ws", timeout=60)
+    for _ in range(2):
+        client.send(json.dumps({"requestId": "same", "cmd": [command("/bin/sleep", "1000", clockLimit=900 * SECOND)]}))
+    eventually("one runs", lambda: server.metric("runx_judge_running") >= 1)
+    client.close()
+    eventually("none runs", lambda: server.metric("runx_judge_running") == 0)
+
+
+def test_an_end_ends_what_runs():
+    server = Server()
+    answers = []
+
+    def post():
+        try:
+            answers.append(server.one("/bin/sleep", "1000", clockLimit=900 * SECOND))
+        except (requests.RequestException, AssertionError) as error:
+            answers.append(error)
+    threads = [threading.Thread(target=post, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually("one runs", lambda: server.metric("runx_judge_running") >= 1)
+    pids = server.processes()
+    server.end()
+    assert server.process.returncode == 0 and not server.files.exists()
+    eventually("none is left", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 def test_a_queue_that_is_full_says_so():
     server = Server("--parallelism", "1", "--queue", "1")
     try:
+        assert "--parallelism" in server.run(command("/bin/true"), command("/bin/true"), status=500)
         slow = {"cmd": [command("/bin/sleep", "1000", clockLimit=900 * SECOND)]}
 
         def post():
@@ -297,6 +356,5 @@ def test_a_queue_that_is_full_says_so():
         eventually("one runs and one waits", lambda: server.metric("runx_judge_queue_free") == 0)
         answer = server.ask("POST", "/run", json=slow)
         assert answer.status_code == 500 and "queue is full" in answer.text
-        assert "--parallelism" in server.run(command("/bin/true"), command("/bin/true"), status=500)
     finally:
         server.end()

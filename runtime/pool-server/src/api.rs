@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{DefaultBodyLimit, Multipart, Path, Request as HttpRequest, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Path, Request as HttpRequest, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -38,8 +38,32 @@ pub(crate) struct App {
     pub(crate) queue: Arc<Semaphore>,
     /// The largest request, in bytes.
     pub(crate) body_limit: usize,
+    /// Whether pages of browsers, and names that others have for this machine, are kept out: where there is no token.
+    pub(crate) loopback_only: bool,
+    /// How many requests may be read, wait or run at once.
+    pub(crate) admitted: Arc<Semaphore>,
+    /// Those that run.
+    pub(crate) running: Mutex<Vec<Weak<Cancel>>>,
     /// Numbers.
     pub(crate) counters: Counters,
+}
+
+impl App {
+    /// Ends all that runs, and lets nothing more begin.
+    pub(crate) fn cancel_all(&self) {
+        self.free.close();
+        for cancel in self.running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(cancel) = cancel.upgrade() {
+                cancel.cancel();
+            }
+        }
+    }
+
+    fn register(&self, cancel: &Arc<Cancel>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|one| one.strong_count() > 0);
+        running.push(Arc::downgrade(cancel));
+    }
 }
 
 /// All of it.
@@ -54,6 +78,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), authorize))
         .route("/version", get(version))
         .route("/config", get(config))
+        .layer(middleware::from_fn_with_state(app.clone(), keep_pages_out))
         .layer(DefaultBodyLimit::max(limit))
         .with_state(app)
 }
@@ -75,6 +100,31 @@ async fn authorize(State(app): State<Arc<App>>, request: HttpRequest, next: Next
         same(token.as_bytes(), given.strip_prefix(b"Bearer ").unwrap_or_default())
     });
     if admitted { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() }
+}
+
+/// Without a token whoever reaches the loopback interface is served; a page in somebody's browser reaches it, too.
+async fn keep_pages_out(State(app): State<Arc<App>>, request: HttpRequest, next: Next) -> Response {
+    if app.loopback_only {
+        let text = |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+        // Clients that are no browsers send the server's own, or none.
+        let origin = text(header::ORIGIN).is_none_or(|text| is_loopback(text.split("://").nth(1).unwrap_or_default()));
+        if !origin || !is_loopback(text(header::HOST).unwrap_or_default()) {
+            return refuse(
+                StatusCode::FORBIDDEN,
+                "without a token, pages and other names of this machine are kept out",
+            );
+        }
+    }
+    next.run(request).await
+}
+
+/// Whether a Host header names this machine as it names itself.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn refuse(status: StatusCode, text: impl Into<String>) -> Response {
@@ -102,12 +152,13 @@ async fn execute(app: &Arc<App>, request: Request, cancel: Arc<Cancel>) -> Resul
         return Err(format!("{wanted} commands cannot run at once: --parallelism is {}", app.parallelism));
     }
     let mut abandoned = Abandoned(Some(cancel.clone()));
+    app.register(&cancel);
     let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
     let permit = match app.free.clone().try_acquire_many_owned(wanted) {
         Ok(permit) => permit,
         Err(_) => {
             let Ok(_waiting) = app.queue.clone().try_acquire_owned() else { return Err("worker queue is full".into()) };
-            app.free.clone().acquire_many_owned(wanted).await.map_err(|e| e.to_string())?
+            app.free.clone().acquire_many_owned(wanted).await.map_err(|_| "the server is ending".to_owned())?
         }
     };
     let runner = app.clone();
@@ -132,8 +183,12 @@ fn parse(app: &App, body: &[u8]) -> Result<Request, String> {
 }
 
 /// `POST /run`.
-async fn run(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Response {
-    let body = match body {
+async fn run(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
+    // Before it is read: requests that wait are in memory.
+    let Ok(_admitted) = app.admitted.clone().try_acquire_owned() else {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "worker queue is full");
+    };
+    let body = match Bytes::from_request(request, &()).await {
         Ok(body) => body,
         Err(e) => return refuse(e.status(), e.body_text()),
     };
@@ -186,28 +241,21 @@ async fn upload(State(app): State<Arc<App>>, mut form: Multipart) -> Response {
 
 /// `GET /file/{id}`.
 async fn download(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    let Ok((name, mut file)) = app.runner.store.open(&id) else { return StatusCode::NOT_FOUND.into_response() };
+    let Ok((name, file)) = app.runner.store.open(&id) else { return StatusCode::NOT_FOUND.into_response() };
     let length = file.metadata().map_or(0, |meta| meta.len());
-    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(4);
-    tokio::task::spawn_blocking(move || {
-        loop {
+    // No thread waits for a client that reads slowly.
+    let pieces = futures_util::stream::unfold(file, |mut file| async move {
+        let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; CHUNK];
-            let piece = match file.read(&mut chunk) {
-                Ok(0) => return,
-                Ok(length) => {
-                    chunk.truncate(length);
-                    Ok(chunk.into())
-                }
-                Err(e) => Err(e),
-            };
-            let over = piece.is_err();
-            if sender.blocking_send(piece).is_err() || over {
-                return;
-            }
+            file.read(&mut chunk).map(|length| {
+                chunk.truncate(length);
+                (Bytes::from(chunk), file)
+            })
+        });
+        match read.await {
+            Ok(Ok((chunk, file))) if !chunk.is_empty() => Some((Ok::<_, std::io::Error>(chunk), file)),
+            _ => None,
         }
-    });
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (piece, receiver))
     });
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();
@@ -231,12 +279,13 @@ async fn websocket(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Re
     upgrade.max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| talk(app, socket))
 }
 
-/// Requests of one WebSocket that run, by their ids.
-type Running = Arc<Mutex<HashMap<String, Arc<Cancel>>>>;
+/// Requests of one WebSocket that run, by numbers of our own: their ids, which need not differ, and what ends them.
+type Running = Arc<Mutex<HashMap<u64, (String, Arc<Cancel>)>>>;
 
 async fn talk(app: Arc<App>, mut socket: WebSocket) {
     let running = Running::default();
     let (sender, mut receiver) = mpsc::channel::<String>(64);
+    let mut number = 0;
     loop {
         let text = tokio::select! {
             message = socket.recv() => match message {
@@ -268,25 +317,36 @@ async fn talk(app: Arc<App>, mut socket: WebSocket) {
         };
         let all = || running.lock().unwrap_or_else(PoisonError::into_inner);
         if !request.cancel_request_id.is_empty() {
-            if let Some(cancel) = all().get(&request.cancel_request_id) {
-                cancel.cancel();
+            for (id, cancel) in all().values() {
+                if *id == request.cancel_request_id {
+                    cancel.cancel();
+                }
             }
             continue;
         }
         let (id, cancel) = (request.request_id.clone(), Arc::<Cancel>::default());
-        all().insert(id.clone(), cancel.clone());
+        let Ok(admitted) = app.admitted.clone().try_acquire_owned() else {
+            let answer = json!({"requestId": id, "results": [], "error": "worker queue is full"});
+            if socket.send(Message::Text(answer.to_string().into())).await.is_err() {
+                break;
+            }
+            continue;
+        };
+        number += 1;
+        all().insert(number, (id.clone(), cancel.clone()));
         let (app, sender, running) = (app.clone(), sender.clone(), running.clone());
         tokio::spawn(async move {
+            let _admitted = admitted;
             let answer = match execute(&app, request, cancel).await {
                 Ok(results) => json!({"requestId": id, "results": results}),
                 Err(error) => json!({"requestId": id, "results": [], "error": error}),
             };
-            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
             let _ = sender.send(answer.to_string()).await;
         });
     }
     // Nobody waits for the rest.
-    for cancel in running.lock().unwrap_or_else(PoisonError::into_inner).values() {
+    for (_, cancel) in running.lock().unwrap_or_else(PoisonError::into_inner).values() {
         cancel.cancel();
     }
 }

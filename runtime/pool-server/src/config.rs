@@ -19,6 +19,8 @@ pub(crate) struct Config {
     pub(crate) address: SocketAddr,
     /// What each request must have, but for those that ask for the version.
     pub(crate) token: Option<String>,
+    /// Who comes from elsewhere is served although there is no token.
+    pub(crate) open: bool,
     /// What sandboxes are like.
     pub(crate) template: Template,
     /// How the pool is run.
@@ -58,12 +60,13 @@ const FLAGS: &[Flag] = &[
     ("memory-limit", None, "BYTES", "memory where a request says nothing (536870912)"),
     ("output-limit", None, "BYTES", "the largest file that a command writes (268435456)"),
     ("copy-out-limit", None, "BYTES", "the largest file that is copied out (268435456)"),
+    ("answer-limit", None, "BYTES", "the largest answer of a command, as JSON (67108864)"),
     ("open-file-limit", None, "NUMBER", "descriptors of each process (256)"),
     ("src-prefix", None, "DIRECTORY", "let requests read files below it; may be given more than once (none)"),
     ("dir", None, "DIRECTORY", "keep files in a new directory there (/dev/shm, or the directory for temporary files)"),
     ("file-limit", None, "BYTES", "how large all kept files are together at most (1073741824)"),
     ("file-timeout", None, "DURATION", "how long a file is kept that nobody asks for; 0: for ever (1h)"),
-    ("max-body-size", None, "BYTES", "the largest request (268435456)"),
+    ("max-body-size", None, "BYTES", "the largest request (67108864)"),
 ];
 
 /// What was asked for.
@@ -177,12 +180,14 @@ impl Config {
         let file_timeout = given.duration("file-timeout", Duration::from_secs(3600))?;
         Ok(Self {
             address,
+            open: insecure,
             token,
             template: template(given)?,
             settings,
             bounds: Bounds {
                 cpu: given.duration("default-cpu-limit", Duration::from_secs(10))?,
                 copy_out: given.number("copy-out-limit", 256 << 20)?,
+                answer: given.number("answer-limit", 64 << 20)?,
                 output: given.number("output-limit", 256 << 20)?,
                 open_files: given.number("open-file-limit", 256)?,
                 sources: sources(given)?,
@@ -195,7 +200,7 @@ impl Config {
             },
             file_limit: given.number("file-limit", 1 << 30)?,
             file_timeout: (!file_timeout.is_zero()).then_some(file_timeout),
-            body_limit: given.number("max-body-size", 256 << 20)?,
+            body_limit: given.number("max-body-size", 64 << 20)?,
         })
     }
 }

@@ -40,6 +40,9 @@ const CONNECTIONS: usize = 16_384;
 /// How long an end of the server waits for what runs.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Who has the interface besides those who run something: `main`, this function, and the task that forgets files.
+const KEPT: usize = 3;
+
 /// How often it is looked for files that nobody has asked for.
 const SWEEP: Duration = Duration::from_secs(15);
 
@@ -70,6 +73,7 @@ fn run(config: Config) -> anyhow::Result<()> {
     let pool = Pool::new(config.template, config.settings).context("start the pool")?;
     let store =
         Store::new(&config.directories, config.file_limit, config.file_timeout).context("make a place for files")?;
+    let loopback_only = config.token.is_none() && !config.open;
     let app = Arc::new(App {
         runner: Runner { pool, store, bounds: config.bounds, wasm },
         token: config.token,
@@ -77,6 +81,9 @@ fn run(config: Config) -> anyhow::Result<()> {
         parallelism: config.parallelism,
         queue: Arc::new(Semaphore::new(config.queue)),
         body_limit: config.body_limit,
+        loopback_only,
+        admitted: Arc::new(Semaphore::new(config.queue + config.parallelism)),
+        running: std::sync::Mutex::default(),
         counters: metrics::Counters::default(),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -120,6 +127,14 @@ async fn serve(app: Arc<App>, address: std::net::SocketAddr) -> anyhow::Result<(
         let _ = free.acquire_many(all).await;
     })
     .await;
+    // Who has not ended by himself is ended: the pool and the files go with the last thread.
+    app.cancel_all();
+    let ended = async {
+        while Arc::strong_count(&app) > KEPT {
+            tokio::time::sleep(Duration::from_millis(20)).await
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN, ended).await;
     Ok(())
 }
 

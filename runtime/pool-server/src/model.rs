@@ -159,6 +159,9 @@ pub(crate) struct Outcome {
     /// What went wrong with files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) file_error: Vec<FileError>,
+    /// How large the contents are, as JSON in bytes.
+    #[serde(skip)]
+    pub(crate) answered: u64,
 }
 
 /// The verdict's name in this interface.
@@ -190,6 +193,7 @@ impl Outcome {
             files: BTreeMap::new(),
             file_ids: BTreeMap::new(),
             file_error,
+            answered: 0,
         }
     }
 }

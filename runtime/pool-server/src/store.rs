@@ -4,13 +4,21 @@
 //! has asked for goes after a while: clients forget to delete them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+/// What the names of such directories begin with, and the file in each that its server has locked.
+const PREFIX: &str = "runx-pool-";
+const LOCK: &str = "lock";
+
+/// What a file counts for besides its bytes: an inode, and memory for its name.
+const FILE: u64 = 4096;
 
 /// One of them.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ struct Table {
 #[derive(Debug)]
 pub(crate) struct Store {
     directory: TempDir,
+    /// Held as long as the directory is somebody's.
+    _lock: File,
     limit: u64,
     timeout: Option<Duration>,
     table: Mutex<Table>,
@@ -59,8 +69,13 @@ impl Store {
     pub(crate) fn new(places: &[PathBuf], limit: u64, timeout: Option<Duration>) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no place for files");
         for place in places {
-            match tempfile::Builder::new().prefix("runx-pool-").tempdir_in(place) {
-                Ok(directory) => return Ok(Self { directory, limit, timeout, table: Mutex::default() }),
+            remove_left(place);
+            match tempfile::Builder::new().prefix(PREFIX).tempdir_in(place) {
+                Ok(directory) => {
+                    let lock = File::create_new(directory.path().join(LOCK))?;
+                    lock.lock()?;
+                    return Ok(Self { directory, _lock: lock, limit, timeout, table: Mutex::default() });
+                }
                 Err(e) => last = e,
             }
         }
@@ -86,8 +101,10 @@ impl Store {
     /// When it cannot be made.
     pub(crate) fn draft(&self) -> io::Result<Draft<'_>> {
         let id = random_name()?;
-        let file = File::options().write(true).create_new(true).open(self.path(&id))?;
-        Ok(Draft { store: self, id, file: Some(file), size: 0 })
+        let file = File::options().write(true).create_new(true).mode(0o400).open(self.path(&id))?;
+        let mut draft = Draft { store: self, id, file: Some(file), size: 0 };
+        draft.count(FILE)?;
+        Ok(draft)
     }
 
     /// All, by their ids: their names.
@@ -101,6 +118,7 @@ impl Store {
     /// When there is none of the id.
     pub(crate) fn open(&self, id: &str) -> io::Result<(String, File)> {
         let mut table = self.table();
+        // What is no id names no file.
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no file {id}"));
         let kept = table.kept.get_mut(id).ok_or_else(missing)?;
         kept.used = Instant::now();
@@ -136,21 +154,23 @@ impl Store {
 }
 
 impl Draft<'_> {
+    fn count(&mut self, size: u64) -> io::Result<()> {
+        let mut table = self.store.table();
+        if table.bytes + size > self.store.limit {
+            let text = format!("all files together may have {} bytes", self.store.limit);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+        }
+        table.bytes += size;
+        self.size += size;
+        Ok(())
+    }
+
     /// Adds to it.
     ///
     /// # Errors
     /// When all files together would be too large; and the kernel's.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let size = bytes.len() as u64;
-        {
-            let mut table = self.store.table();
-            if table.bytes + size > self.store.limit {
-                let text = format!("all files together may have {} bytes", self.store.limit);
-                return Err(io::Error::new(io::ErrorKind::StorageFull, text));
-            }
-            table.bytes += size;
-        }
-        self.size += size;
+        self.count(bytes.len() as u64)?;
         match &mut self.file {
             Some(file) => file.write_all(bytes),
             None => Ok(()),
@@ -177,6 +197,21 @@ impl Drop for Draft<'_> {
     }
 }
 
+/// Removes the directories of servers that were killed.
+fn remove_left(place: &Path) {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // One without a lock is being made.
+        let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
+        match lock.try_lock() {
+            Ok(()) => drop(fs::remove_dir_all(entry.path())),
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_read_and_what_is_not_kept_is_gone() {
-        let store = store(100, None);
+        let store = store(10_000, None);
         let mut draft = store.draft().unwrap();
         draft.write(b"content").unwrap();
         let id = draft.keep("name");
@@ -196,20 +231,34 @@ mod tests {
         store.open(&id).unwrap().1.read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
         store.draft().unwrap().write(b"lost").unwrap();
-        assert_eq!((store.size(), fs::read_dir(store.directory()).unwrap().count()), ((1, 7), 1));
+        assert_eq!((store.size(), fs::read_dir(store.directory()).unwrap().count()), ((1, FILE + 7), 2));
         assert!(store.remove(&id) && !store.remove(&id) && store.open(&id).is_err());
-        assert_eq!((store.size(), fs::read_dir(store.directory()).unwrap().count()), ((0, 0), 0));
+        assert_eq!((store.size(), fs::read_dir(store.directory()).unwrap().count()), ((0, 0), 1));
         assert!(store.open("../../etc/passwd").is_err());
     }
 
     #[test]
+    fn what_a_server_has_left_that_was_killed_is_removed_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let used = Store::new(&[place.path().to_owned()], 1, None).unwrap();
+        let left = place.path().join("runx-pool-left");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(LOCK), "").unwrap();
+        fs::create_dir(place.path().join("runx-pool-begun")).unwrap();
+        fs::create_dir(place.path().join("other")).unwrap();
+        let second = Store::new(&[place.path().to_owned()], 1, None).unwrap();
+        assert!(!left.exists() && used.directory().exists() && second.directory().exists());
+        assert!(place.path().join("runx-pool-begun").exists() && place.path().join("other").exists());
+    }
+
+    #[test]
     fn all_together_have_a_limit_and_old_ones_go() {
-        let store = store(10, Some(Duration::ZERO));
+        let store = store(FILE + 10, Some(Duration::ZERO));
         let mut draft = store.draft().unwrap();
         draft.write(&[0; 10]).unwrap();
         assert_eq!(draft.write(&[0]).unwrap_err().kind(), io::ErrorKind::StorageFull);
         draft.keep("full");
-        assert!(store.draft().unwrap().write(&[0]).is_err());
+        assert!(store.draft().is_err());
         std::thread::sleep(Duration::from_millis(2));
         store.sweep();
         assert_eq!(store.size(), (0, 0));

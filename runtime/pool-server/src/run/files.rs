@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
+use runx_core::sys::mount;
 use runx_pool::{Lease, OpenOptions, Status};
 
 use super::Runner;
@@ -36,11 +38,38 @@ impl Runner {
         if !prefixes.into_iter().any(|prefix| real.starts_with(prefix)) {
             return Err(wrong(name, "CopyInOpenFile", format!("{name} leads out of --src-prefix")));
         }
-        let opened = fs::File::open(&real).map_err(failed)?;
+        // A FIFO would have the server wait.
+        let opened = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(&real);
+        let opened = opened.map_err(failed)?;
+        // Somebody may have put a link in its way meanwhile: what counts is what was opened.
+        let now = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(failed)?;
+        if now != real {
+            return Err(wrong(name, "CopyInOpenFile", format!("{name} has changed while it was opened")));
+        }
         if !opened.metadata().map_err(failed)?.is_file() {
             return Err(wrong(name, "CopyInOpenFile", format!("{name} is not a regular file")));
         }
         Ok(opened.into())
+    }
+
+    /// A file's content as a descriptor that a program is given. What is behind it cannot be written by it, whoever owns it.
+    pub(super) fn given(&self, file: &File) -> Result<OwnedFd, FileError> {
+        let source = self.source(file)?;
+        if file.content.is_some() {
+            return Ok(source);
+        }
+        let again = |tree: OwnedFd| fs::File::open(format!("/proc/self/fd/{}", tree.as_raw_fd())).map(OwnedFd::from);
+        let copied = || {
+            let mut bytes = Vec::new();
+            fs::File::from(source.try_clone()?).take(self.bounds.copy_out + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > self.bounds.copy_out {
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than --copy-out-limit"));
+            }
+            in_memory(&bytes)
+        };
+        // Without the right to mount, a copy does it.
+        let given = mount::read_only_clone(source.as_fd()).and_then(again).or_else(|_| copied());
+        given.map_err(|e| wrong("files", "CopyInOpenFile", format!("give a file to a program: {e}")))
     }
 
     /// A path of a request: a relative one is so to the directory that commands begin in.
@@ -114,7 +143,9 @@ impl Runner {
     fn tell(&self, cmd: &Cmd, name: &str, bytes: &[u8], outcome: &mut Outcome) {
         let kept = cmd.copy_out_cached.iter().any(|wanted| wanted.trim_end_matches('?') == name);
         if !kept {
-            outcome.files.insert(name.to_owned(), String::from_utf8_lossy(bytes).into_owned());
+            if let Err(error) = self.answer(name, bytes, outcome) {
+                fail(outcome, error);
+            }
             return;
         }
         let done = self.store.draft().and_then(|mut draft| draft.write(bytes).map(|()| draft.keep(name)));
@@ -122,6 +153,19 @@ impl Runner {
             Ok(id) => drop(outcome.file_ids.insert(name.to_owned(), id)),
             Err(e) => fail(outcome, wrong(name, "CopyOutCreateFile", e.to_string())),
         }
+    }
+
+    /// Puts a content into the answer, as long as that does not become too large: in JSON a byte may be six.
+    fn answer(&self, name: &str, bytes: &[u8], outcome: &mut Outcome) -> Result<(), FileError> {
+        let size: u64 = bytes.iter().map(|byte| if (b' '..=b'~').contains(byte) { 1 } else { 6 }).sum();
+        let so_far: u64 = outcome.answered;
+        if so_far + size > self.bounds.answer {
+            let text = format!("the answer would be larger than --answer-limit, {}", self.bounds.answer);
+            return Err(wrong(name, "CopyOutSizeExceeded", text));
+        }
+        outcome.answered += size;
+        outcome.files.insert(name.to_owned(), String::from_utf8_lossy(bytes).into_owned());
+        Ok(())
     }
 
     /// Takes out what the command was to leave.
@@ -175,6 +219,8 @@ impl Runner {
         let content = |e: io::Error| wrong(name, "CopyOutCopyContent", format!("copy {name}: {e}"));
         let size = file.metadata().map_err(content)?.len();
         let most = if cmd.copy_out_max > 0 { cmd.copy_out_max.min(self.bounds.copy_out) } else { self.bounds.copy_out };
+        // Before it is read: it may be nothing but a hole.
+        let most = if cached { most } else { most.min(self.bounds.answer) };
         if size > most && !cmd.copy_out_truncate {
             return Err(wrong(
                 name,
@@ -186,8 +232,7 @@ impl Runner {
         if !cached {
             let mut bytes = Vec::with_capacity(size.min(most) as usize);
             rest.read_to_end(&mut bytes).map_err(content)?;
-            outcome.files.insert(name.to_owned(), String::from_utf8_lossy(&bytes).into_owned());
-            return Ok(());
+            return self.answer(name, &bytes, outcome);
         }
         let create = |e: io::Error| wrong(name, "CopyOutCreateFile", format!("keep {name}: {e}"));
         let mut draft = self.store.draft().map_err(create)?;
@@ -214,11 +259,11 @@ fn fail(outcome: &mut Outcome, error: FileError) {
 
 /// Bytes as a file that cannot be changed, at its beginning.
 fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+    let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC | nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING;
     let mut file = fs::File::from(nix::sys::memfd::memfd_create(c"content", flags)?);
     file.write_all(bytes)?;
     file.rewind()?;
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_ADD_SEALS(nix::fcntl::SealFlag::all()))?;
     // Another opening of it, which cannot write.
-    use std::os::fd::AsRawFd;
     fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(OwnedFd::from)
 }

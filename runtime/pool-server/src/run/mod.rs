@@ -27,12 +27,21 @@ pub(crate) struct Bounds {
     pub(crate) cpu: Duration,
     /// The largest file that is copied out, in bytes.
     pub(crate) copy_out: u64,
+    /// The largest answer of a command, as JSON in bytes.
+    pub(crate) answer: u64,
     /// The largest file that is written, in bytes.
     pub(crate) output: u64,
     /// Descriptors.
     pub(crate) open_files: u64,
     /// Directories of the server's machine whose files may be read; none unless they are named.
     pub(crate) sources: Vec<PathBuf>,
+}
+
+impl Bounds {
+    /// How much of a pipe is kept for who wants so much.
+    fn collected(&self, max: i64) -> u64 {
+        u64::try_from(max).unwrap_or(0).min(self.copy_out)
+    }
 }
 
 /// What requests are run with.
@@ -190,7 +199,7 @@ impl Runner {
                 Err(e) => return failed(&e.to_string()),
             }
         }
-        let mut pipes = match pipes::make(request) {
+        let mut pipes = match pipes::make(request, &self.bounds) {
             Ok(pipes) => pipes,
             Err(e) => return failed(&format!("make a pipe: {e}")),
         };
@@ -245,6 +254,7 @@ impl Runner {
             files: BTreeMap::new(),
             file_ids: BTreeMap::new(),
             file_error: Vec::new(),
+            answered: 0,
         };
         let over = done.status == Status::OutputLimitExceeded;
         self.collect(cmd, collected, [done.stdout, done.stderr], over, &mut outcome);
@@ -288,10 +298,10 @@ impl Runner {
             }
             let Some(Some(file)) = cmd.files.get(fd) else { continue };
             match (fd, file.max) {
-                (1, Some(max)) => command = command.stdout(Output::Capture(max as u64)),
-                (2, Some(max)) => command = command.stderr(Output::Capture(max as u64)),
+                (1, Some(max)) => command = command.stdout(Output::Capture(self.bounds.collected(max))),
+                (2, Some(max)) => command = command.stderr(Output::Capture(self.bounds.collected(max))),
                 (fd, Some(max)) => {
-                    let (writer, reader) = pipes::collect(max as u64).map_err(|e| FileError {
+                    let (writer, reader) = pipes::collect(self.bounds.collected(max)).map_err(|e| FileError {
                         name: file.name.clone().unwrap_or_default(),
                         kind: "CopyOutCreateFile",
                         message: format!("make a pipe: {e}"),
@@ -302,7 +312,7 @@ impl Runner {
                 (0, None) if file.content.is_some() => {
                     command = command.stdin(Input::Bytes(file.content.clone().unwrap_or_default().into_bytes()));
                 }
-                (fd, None) => command = place(command, fd, self.source(file)?),
+                (fd, None) => command = place(command, fd, self.given(file)?),
             }
         }
         Ok((command, collected))
@@ -344,6 +354,7 @@ mod tests {
         let bounds = Bounds {
             cpu: Duration::from_secs(1),
             copy_out: 1,
+            answer: 1,
             output: 1,
             open_files: 1,
             sources: vec!["/srv/data".into()],

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 
+use super::Bounds;
 use crate::model::{Outcome, Request};
 
 /// How much is copied at once, in bytes.
@@ -68,7 +69,7 @@ fn copy(mut from: File, mut to: Option<File>, max: u64) -> io::Result<Collected>
 }
 
 /// Makes those of a request that was checked.
-pub(super) fn make(request: &Request) -> io::Result<Pipes> {
+pub(super) fn make(request: &Request, bounds: &Bounds) -> io::Result<Pipes> {
     let mut pipes = Pipes::default();
     for map in &request.pipe_mapping {
         let (reader, writer) = io::pipe()?;
@@ -76,7 +77,7 @@ pub(super) fn make(request: &Request) -> io::Result<Pipes> {
         if map.proxy {
             let (reader, writer) = io::pipe()?;
             let between = std::mem::replace(&mut to, reader.into());
-            let copied = copy(between.into(), Some(OwnedFd::from(writer).into()), map.max as u64)?;
+            let copied = copy(between.into(), Some(OwnedFd::from(writer).into()), bounds.collected(map.max))?;
             pipes.proxies.push(Proxy { index: map.from.index, name: map.name.clone(), copied });
         }
         pipes.ends.entry(map.from.index).or_default().insert(map.from.fd, from);
