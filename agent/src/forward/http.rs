@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
@@ -11,7 +12,7 @@ use axum::response::IntoResponse;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::Forward;
 use super::plan::{Protocol, Shared};
@@ -29,10 +30,11 @@ pub(super) async fn serve(
     forward: &Shared,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    permit: Permit,
 ) -> io::Result<()> {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let forward = forward.clone();
-        async move { Ok::<_, Infallible>(pass(&forward, request.map(Body::new), peer).await) }
+        let (forward, permit) = (forward.clone(), permit.clone());
+        async move { Ok::<_, Infallible>(pass(&forward, request.map(Body::new), peer, permit).await) }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -58,7 +60,7 @@ fn admitted(forward: &Forward, headers: &mut HeaderMap) -> bool {
     admitted
 }
 
-async fn pass(forward: &Shared, mut request: Request<Body>, peer: SocketAddr) -> Response<Body> {
+async fn pass(forward: &Shared, mut request: Request<Body>, peer: SocketAddr, permit: Permit) -> Response<Body> {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     if !admitted(forward, request.headers_mut()) {
         count(&forward.counters.refused);
@@ -77,7 +79,8 @@ async fn pass(forward: &Shared, mut request: Request<Body>, peer: SocketAddr) ->
     let secure = forward.plan.acceptor.is_some();
     let exchanged = async {
         let stream = forward.connect().await?;
-        let to = To { path: &path, peer: Some(peer), secure, host: None, end: Some(&forward.end) };
+        let to =
+            To { path: &path, peer: Some(peer), secure, host: None, end: Some(&forward.end), permit: Some(permit) };
         match &forward.plan.connector {
             Some((connector, name)) => exchange(request, connector.connect(name.clone(), stream).await?, to).await,
             None => exchange(request, stream, to).await,
@@ -101,7 +104,7 @@ async fn pass(forward: &Shared, mut request: Request<Body>, peer: SocketAddr) ->
 }
 
 /// How a request is passed on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct To<'a> {
     /// Its path and query there.
     pub path: &'a str,
@@ -113,7 +116,12 @@ pub struct To<'a> {
     pub host: Option<&'a str>,
     /// What an upgraded connection ends with, besides its two sides.
     pub end: Option<&'a watch::Sender<bool>>,
+    /// What an upgraded connection holds as long as it is open.
+    pub permit: Option<Permit>,
 }
+
+/// A place among the connections that there may be.
+pub type Permit = Arc<OwnedSemaphorePermit>;
 
 /// Passes a request on over a connection, and its answer back.
 ///
@@ -162,7 +170,9 @@ pub async fn exchange(
                 None => std::future::pending().await,
             }
         };
+        let permit = to.permit;
         tokio::spawn(async move {
+            let _permit = permit;
             match tokio::try_join!(ours, theirs) {
                 Ok((ours, theirs)) => {
                     let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -40,22 +41,21 @@ pub(super) async fn serve(forward: Shared, listener: TcpListener) {
         let _ = stream.set_nodelay(true);
         let forward = forward.clone();
         open.spawn(async move {
-            let _permit = permit;
-            if let Err(e) = one(&forward, stream, peer).await {
+            if let Err(e) = one(&forward, stream, peer, Arc::new(permit)).await {
                 log::debug!("forward {}: a connection from {peer}: {e}", forward.id);
             }
         });
     }
 }
 
-async fn one(forward: &Shared, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+async fn one(forward: &Shared, stream: TcpStream, peer: SocketAddr, permit: http::Permit) -> io::Result<()> {
     let plan = &forward.plan;
     if let Some(acceptor) = &plan.acceptor {
         let stream = idle(plan.connect_timeout, acceptor.accept(stream)).await?;
-        return http::serve(forward, stream, peer).await;
+        return http::serve(forward, stream, peer, permit).await;
     }
     if plan.is_http() {
-        return http::serve(forward, stream, peer).await;
+        return http::serve(forward, stream, peer, permit).await;
     }
     let _open = forward.open();
     let target = forward.connect().await.inspect_err(|_| {

@@ -40,5 +40,5 @@ async fn to_port(mut request: Request, port: u16, path: &str) -> anyhow::Result<
     request.headers_mut().remove(TOKEN);
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let host = format!("127.0.0.1:{port}");
-    exchange(request, stream, To { path, peer, secure: false, host: Some(&host), end: None }).await
+    exchange(request, stream, To { path, peer, secure: false, host: Some(&host), end: None, permit: None }).await
 }
