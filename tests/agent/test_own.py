@@ -433,6 +433,11 @@ def test_paths_that_are_read_only_or_masked(own, tmp_path):
     # Not by its working directory either.
     text, _ = own.done("ls; cat one 2>&1; touch y 2>&1", cwd=str(tmp_path / "secrets"), **confined(masked_paths=[str(tmp_path / "secrets")]))
     assert "s3cret" not in text and "No such file" in text and "Read-only" in text, text
+    # Nor can it take away what hides it, in a user namespace of its own either.
+    for more in ({}, {"user_namespace": True}):
+        script = f"umount {tmp_path}/secret; grep CapEff /proc/self/status; cat {tmp_path}/secret"
+        text, _ = own.done(script, **confined(masked_paths=[str(tmp_path / "secret")], **more))
+        assert "s3cret" not in text and not int(text.split()[1], 16) & 1 << 21, text
     # For nobody else.
     assert own.done(f"cat {tmp_path}/secret")[0] == "s3cret"
     assert str(tmp_path) not in pathlib.Path("/proc/self/mountinfo").read_text()

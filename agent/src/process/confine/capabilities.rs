@@ -97,6 +97,22 @@ impl Set {
         Self(bits.unwrap_or(0))
     }
 
+    /// All that the kernel has.
+    pub fn all() -> Self {
+        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+        let last: u32 = last.and_then(|text| text.trim().parse().ok()).unwrap_or(NAMES.len() as u32 - 1);
+        Self(u64::MAX >> (63 - last.min(63)))
+    }
+
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// These without the one that undoes mounts.
+    pub fn without_mounting(self) -> Self {
+        const SYS_ADMIN: u32 = 21;
+        Self(self.0 & !(1 << SYS_ADMIN))
+    }
+
     /// Their names.
     pub fn names(self) -> Vec<String> {
         let all = NAMES.iter().enumerate().filter(|(number, _)| self.0 & (1 << number) != 0);
@@ -168,6 +184,13 @@ impl Set {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_mount_loses_that_and_nothing_else() {
+        let sys_admin = Set::of(&["SYS_ADMIN".to_owned()]).unwrap();
+        assert_eq!(sys_admin.without_mounting(), Set::NONE);
+        assert_eq!(Set::all().without_mounting().0 | sys_admin.0, Set::all().0);
+    }
 
     #[test]
     fn names_are_those_of_the_kernel() {

@@ -53,7 +53,7 @@ pub struct Confinement {
     pub capabilities: Option<Vec<String>>,
     /// A user namespace of its own, in which its user is root.
     pub user_namespace: bool,
-    /// Paths that cannot be written.
+    /// Paths that cannot be written. With any of these, or masked ones, it has no CAP_SYS_ADMIN.
     pub readonly_paths: Vec<String>,
     /// Paths that are empty for it.
     pub masked_paths: Vec<String>,
@@ -188,6 +188,15 @@ impl Confinement {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
         let (uid, gid) = identity.map_or_else(users::own, |identity| (identity.uid, identity.gid));
+        let mounts = !(self.readonly_paths.is_empty() && self.masked_paths.is_empty());
+        // Who may mount could take away again what hides a path.
+        let capabilities = match capabilities {
+            Some(set) if mounts => Some(set.without_mounting()),
+            None if mounts && self.user_namespace => Some(Set::all().without_mounting()),
+            None if mounts && uid == 0 => Some(Set::own().without_mounting()),
+            None if mounts => Some(Set::NONE),
+            other => other,
+        };
         let map = |id: u32| CString::new(format!("0 {id} 1\n")).map_err(io::Error::from);
         let user_namespace = if self.user_namespace { Some((map(uid)?, map(gid)?)) } else { None };
         let ready = Ready {
