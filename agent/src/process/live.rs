@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::select_all;
 use nix::sys::signal::Signal;
-use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::commands::end_after;
+use super::input::{Input, Kind, Refused};
 use super::output::{Output, Piece, Pipes};
 use super::pty::{self, Master};
 use super::reaper::{self, Exit};
@@ -40,13 +40,6 @@ pub enum Event {
     End(Exit),
 }
 
-#[derive(Debug)]
-enum Input {
-    None,
-    Pipe(pipe::Sender),
-    Terminal(Arc<Master>),
-}
-
 /// A process that runs.
 #[derive(Debug)]
 pub struct Live {
@@ -58,19 +51,8 @@ pub struct Live {
     pub config: serde_json::Value,
     process: Process,
     terminal: bool,
-    input: tokio::sync::Mutex<Input>,
+    input: Input,
     listeners: Mutex<Vec<mpsc::Sender<Event>>>,
-}
-
-/// Why something cannot be typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// It has no input, or that is closed.
-    Closed,
-    /// It is on a terminal, or is not.
-    OtherKind,
-    /// It could not be written.
-    Failed(String),
 }
 
 #[derive(Debug, Default)]
@@ -139,7 +121,7 @@ impl Processes {
                 config,
                 process,
                 terminal,
-                input: tokio::sync::Mutex::new(input),
+                input: Input::new(input),
                 listeners: Mutex::new(vec![listener]),
             })
         };
@@ -148,7 +130,7 @@ impl Processes {
                 let (master, slave) = pty::open(columns, rows)?;
                 let process = start(Streams::Terminal(slave)).start()?;
                 let master = Arc::new(master);
-                let live = live(process, true, Input::Terminal(master.clone()));
+                let live = live(process, true, Kind::Terminal(master.clone()));
                 tokio::spawn(read_terminal(self.clone(), live.clone(), master));
                 live
             }
@@ -159,9 +141,9 @@ impl Processes {
                 let (streams, input) = if stdin {
                     let (reader, writer) = spawn::pipe()?;
                     let streams = Streams::All { stdin: reader, stdout: stdout_writer, stderr: stderr_writer };
-                    (streams, Input::Pipe(pipe::Sender::from_owned_fd(writer)?))
+                    (streams, Kind::Pipe(pipe::Sender::from_owned_fd(writer)?))
                 } else {
-                    (Streams::Output { stdout: stdout_writer, stderr: stderr_writer }, Input::None)
+                    (Streams::Output { stdout: stdout_writer, stderr: stderr_writer }, Kind::None)
                 };
                 let process = start(streams).start()?;
                 let output = pipes.of(process.ended.clone());
@@ -217,7 +199,7 @@ impl Processes {
             table.live.remove(&live.pid);
             table.ended.insert(live.pid, (live.tag.clone(), exit, Instant::now()));
         }
-        *live.input.lock().await = Input::None;
+        live.input.set(Kind::None).await;
         let listeners = std::mem::take(&mut *lock(&live.listeners));
         for listener in listeners {
             // Who is behind still hears the end, after what waits for him.
@@ -252,37 +234,15 @@ impl Live {
     /// # Errors
     /// See [`Refused`].
     pub async fn write(&self, bytes: &[u8], terminal: bool) -> Result<(), Refused> {
-        let failed = |e: io::Error| Refused::Failed(e.to_string());
         if terminal != self.terminal {
             return Err(Refused::OtherKind);
         }
-        let mut ended = self.process.ended.clone();
-        let mut input = self.input.lock().await;
-        let written = async {
-            match &mut *input {
-                Input::None => Err(Refused::Closed),
-                Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
-                Input::Terminal(master) => {
-                    let master = master.clone();
-                    drop(input);
-                    master.write_all(bytes).await.map_err(failed)
-                }
-            }
-        };
-        // Others may have the other end open and never read; the process's end must be seen all the same.
-        tokio::select! {
-            written = written => written,
-            _ = ended.wait_for(Option::is_some) => Err(Refused::Closed),
-        }
+        self.input.write(bytes, self.process.ended.clone()).await
     }
 
     /// Closes its standard input. Whether that can be: a terminal has no end of its own.
     pub async fn close_input(&self) -> bool {
-        if self.terminal {
-            return false;
-        }
-        *self.input.lock().await = Input::None;
-        true
+        self.input.close().await
     }
 
     /// Tells it of another size of its terminal.
@@ -290,10 +250,7 @@ impl Live {
     /// # Errors
     /// When it is on none.
     pub async fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
-        match &*self.input.lock().await {
-            Input::Terminal(master) => master.resize(columns, rows),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the process is not on a terminal")),
-        }
+        self.input.resize(columns, rows).await
     }
 
     async fn tell(&self, event: Event) {

@@ -14,14 +14,11 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 
 use super::confine::{Confinement, cgroup};
 use super::environment::Variables;
-use super::live::Refused;
-use super::pty::Master;
+use super::input::{Input, Kind, Refused};
 use super::reaper::{self, Exit};
 use super::ring::{Ring, Source};
 use super::spawn::{Process, Program};
@@ -139,13 +136,6 @@ struct State {
     stopped: bool,
 }
 
-#[derive(Debug)]
-enum Input {
-    None,
-    Pipe(pipe::Sender),
-    Terminal(Arc<Master>),
-}
-
 /// A process, from its order to long after its end.
 #[derive(Debug)]
 pub struct Managed {
@@ -156,7 +146,7 @@ pub struct Managed {
     /// When.
     pub created: SystemTime,
     state: Mutex<State>,
-    input: tokio::sync::Mutex<Input>,
+    input: Input,
     output: Mutex<Ring>,
     /// The ring's end, and whether there will be no more.
     grown: watch::Sender<(u64, bool)>,
@@ -225,7 +215,7 @@ impl Table {
             id: ids::uuid(),
             created: SystemTime::now(),
             state: Mutex::default(),
-            input: tokio::sync::Mutex::new(Input::None),
+            input: Input::new(Kind::None),
             output: Mutex::new(Ring::new(order.keep)),
             grown: watch::Sender::new((0, false)),
             woken: Notify::new(),
@@ -344,36 +334,13 @@ impl Managed {
     /// # Errors
     /// See [`Refused`].
     pub async fn write(&self, bytes: &[u8]) -> Result<(), Refused> {
-        let failed = |e: io::Error| Refused::Failed(e.to_string());
         let process = lock(&self.state).process.clone().ok_or(Refused::Closed)?;
-        let mut ended = process.ended;
-        let mut input = self.input.lock().await;
-        let written = async {
-            match &mut *input {
-                Input::None => Err(Refused::Closed),
-                Input::Pipe(pipe) => pipe.write_all(bytes).await.map_err(failed),
-                Input::Terminal(master) => {
-                    let master = master.clone();
-                    drop(input);
-                    master.write_all(bytes).await.map_err(failed)
-                }
-            }
-        };
-        // Others may have the other end open and never read; the process's end must be seen all the same.
-        tokio::select! {
-            written = written => written,
-            _ = ended.wait_for(Option::is_some) => Err(Refused::Closed),
-        }
+        self.input.write(bytes, process.ended).await
     }
 
     /// Closes its standard input. Whether that can be: a terminal has no end of its own.
     pub async fn close_input(&self) -> bool {
-        let mut input = self.input.lock().await;
-        let closes = !matches!(&*input, Input::Terminal(_));
-        if closes {
-            *input = Input::None;
-        }
-        closes
+        self.input.close().await
     }
 
     /// Tells it of another size of its terminal.
@@ -381,10 +348,7 @@ impl Managed {
     /// # Errors
     /// When it is on none.
     pub async fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
-        match &*self.input.lock().await {
-            Input::Terminal(master) => master.resize(columns, rows),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the process is not on a terminal")),
-        }
+        self.input.resize(columns, rows).await
     }
 
     /// The next part of its output from an offset on, of at most so many bytes.

@@ -4,6 +4,7 @@ pub mod commands;
 pub mod confine;
 pub mod environment;
 pub mod freeze;
+pub mod input;
 pub mod interactive;
 pub mod lines;
 pub mod live;

@@ -17,7 +17,8 @@ use super::schema::{self, EMPTY, EVENT_RESPONSE, INPUT_REQUEST, LIST_RESPONSE, S
 use super::schema::{START_REQUEST, STREAM_REQUEST, UPDATE_REQUEST};
 use super::user::User;
 use crate::process::environment::Variables;
-use crate::process::live::{Event, Found, Live, Refused, Selector, Wanted};
+use crate::process::input::Refused;
+use crate::process::live::{Event, Found, Live, Selector, Wanted};
 use crate::process::pty;
 use crate::process::reaper::Exit;
 use crate::process::spawn::{Program, Start};

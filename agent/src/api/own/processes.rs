@@ -20,7 +20,7 @@ use crate::api::query::Query;
 use crate::api::rfc3339;
 use crate::process::confine::Confinement;
 use crate::process::environment;
-use crate::process::live::Refused;
+use crate::process::input::Refused;
 use crate::process::managed::{Ended, Managed, Order, Restart, Snapshot, Standing};
 use crate::process::spawn::Program;
 use crate::process::users::{self, Accounts, Identity};

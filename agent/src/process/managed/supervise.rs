@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::Signal;
 use tokio::net::unix::pipe;
 
-use super::{Ended, Input, Managed, Standing, When, lock};
+use super::{Ended, Kind, Managed, Standing, When, lock};
 use crate::process::confine::cgroup;
 use crate::process::output::{Piece, Pipes};
 use crate::process::pty;
@@ -114,7 +114,7 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
         confinement,
     };
     let process = start.start()?;
-    *managed.input.lock().await = input;
+    managed.input.set(input).await;
     let mut state = lock(&managed.state);
     state.standing = Standing::Running;
     state.ended = None;
@@ -124,23 +124,23 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
     Ok((process, reading))
 }
 
-fn streams(managed: &Managed) -> io::Result<(Streams, Reading, Input)> {
+fn streams(managed: &Managed) -> io::Result<(Streams, Reading, Kind)> {
     let order = &managed.order;
     if let Some((columns, rows)) = order.terminal {
         let (master, slave) = pty::open(columns, rows)?;
         let master = Arc::new(master);
-        return Ok((Streams::Terminal(slave), Reading::Terminal(master.clone()), Input::Terminal(master)));
+        return Ok((Streams::Terminal(slave), Reading::Terminal(master.clone()), Kind::Terminal(master)));
     }
     let (stdout, stdout_writer) = spawn::pipe()?;
     let (stderr, stderr_writer) = spawn::pipe()?;
     let pipes = Reading::Pipes(Box::new(Pipes::new(stdout, Some(stderr))?));
     if !order.stdin {
         let streams = Streams::Output { stdout: stdout_writer, stderr: stderr_writer };
-        return Ok((streams, pipes, Input::None));
+        return Ok((streams, pipes, Kind::None));
     }
     let (reader, writer) = spawn::pipe()?;
     let streams = Streams::All { stdin: reader, stdout: stdout_writer, stderr: stderr_writer };
-    Ok((streams, pipes, Input::Pipe(pipe::Sender::from_owned_fd(writer)?)))
+    Ok((streams, pipes, Kind::Pipe(pipe::Sender::from_owned_fd(writer)?)))
 }
 
 /// Runs it, again and again if that is wanted, until it has ended for good.
@@ -152,7 +152,7 @@ async fn keep(managed: Arc<Managed>, mut process: Process, mut reading: Reading)
         let watching = tokio::spawn(watch_over(managed.clone(), process.clone()));
         let exit = read(&managed, &process, reading).await;
         watching.abort();
-        *managed.input.lock().await = Input::None;
+        managed.input.set(Kind::None).await;
         let again = finish(&managed, exit);
         if !again {
             managed.grown.send_modify(|(_, over)| *over = true);
