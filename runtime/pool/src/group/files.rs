@@ -11,7 +11,7 @@ use super::system;
 use crate::error::{Error, Result};
 
 /// How long the kernel may take to let go of an emptied group.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One file of a group.
 #[derive(Debug)]
@@ -76,9 +76,10 @@ pub(super) fn write(directory: &Path, name: &str, value: &str) -> io::Result<()>
     OpenOptions::new().write(true).open(directory.join(name))?.write_all(value.as_bytes())
 }
 
-/// Removes a group and those below it. The last process leaves its group a little after it has ended.
-pub(super) fn remove(path: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+/// Removes a group and those below it. The last process leaves its group a little after it has ended; for each group that
+/// is waited for as long as `patience`.
+pub(super) fn remove(path: &Path, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_micros(200);
     loop {
         match fs::remove_dir(path) {
@@ -89,7 +90,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
         }
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove(&entry.path())?;
+                remove(&entry.path(), patience)?;
             }
         }
         std::thread::sleep(pause);

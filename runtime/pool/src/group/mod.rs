@@ -11,12 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use runx_core::cgroup::{Hierarchy, Layout};
 use runx_core::sys;
 
 use crate::error::{Error, Result};
-use files::{ControlFile, Setting, remove, write};
+use files::{ControlFile, PATIENCE, Setting, remove, write};
 
 /// The group of spawners, with version 2.
 const SPAWNER: &str = "spawner";
@@ -166,7 +167,7 @@ impl PoolGroup {
             Kind::None { .. } => Vec::new(),
         };
         for path in paths {
-            if let Err(e) = remove(path) {
+            if let Err(e) = remove(path, PATIENCE) {
                 log::warn!("{e}");
             }
         }
@@ -221,7 +222,7 @@ fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>) -> Kind 
         }
     }
     if controllers.is_empty() {
-        let _ = remove(&path);
+        let _ = remove(&path, PATIENCE);
         return Kind::None { why: format!("{} has no controllers to give on", base.display()) };
     }
     give_processes(&path, spawner);
@@ -246,7 +247,7 @@ fn sweep(base: &Path) {
         let mut numbers = owner.split('-').map(|part| part.parse::<u64>().ok());
         let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
         if sys::process::start_time(pid as i32) != Some(start) {
-            let _ = remove(&entry.path());
+            let _ = remove(&entry.path(), PATIENCE);
         }
     }
 }
@@ -361,10 +362,26 @@ impl LeaseGroup {
         self.pids_current.as_ref()?.number()
     }
 
-    /// Removes it. All processes have to be gone or going.
-    pub(crate) fn remove(self) -> Result<()> {
-        let directories = self.directories.clone();
-        drop(self);
-        directories.iter().try_for_each(|path| remove(path))
+    /// Removes it. All processes have to be gone or going. What fails can be tried again later.
+    pub(crate) fn remove(&mut self, patience: Duration) -> Result<()> {
+        // Its files are closed first; nobody asks a group that goes.
+        let mut closed = Self::default();
+        std::mem::swap(&mut closed.directories, &mut self.directories);
+        *self = closed;
+        while let Some(path) = self.directories.last() {
+            remove(path, patience)?;
+            self.directories.pop();
+        }
+        Ok(())
+    }
+}
+
+/// One that was not removed, since making it failed half way or the pool goes, is tried once: the pool's own group takes the
+/// rest with it.
+impl Drop for LeaseGroup {
+    fn drop(&mut self) {
+        for path in &self.directories {
+            let _ = fs::remove_dir(path);
+        }
     }
 }

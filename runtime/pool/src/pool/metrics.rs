@@ -15,6 +15,8 @@ pub struct Metrics {
     pub leased: u64,
     /// Requests that wait for a sandbox.
     pub queued: u64,
+    /// Sandboxes that were thrown away and are not gone yet.
+    pub ending: u64,
     /// Sandboxes that were made.
     pub made: u64,
     /// Attempts to make one that failed.
@@ -85,6 +87,7 @@ impl Counters {
             ready: 0,
             leased: 0,
             queued: 0,
+            ending: 0,
             made: get(&self.made),
             failed: get(&self.failed),
             destroyed: get(&self.destroyed),
@@ -117,6 +120,7 @@ impl Metrics {
         add("ready", "gauge", "Sandboxes that wait for a lease.", &plain(self.ready));
         add("leased", "gauge", "Sandboxes that are lent.", &plain(self.leased));
         add("queued", "gauge", "Requests that wait for a sandbox.", &plain(self.queued));
+        add("ending", "gauge", "Sandboxes that were thrown away and are not gone yet.", &plain(self.ending));
         add("made_total", "counter", "Sandboxes that were made.", &plain(self.made));
         add("failed_total", "counter", "Attempts to make a sandbox that failed.", &plain(self.failed));
         let reasons = [

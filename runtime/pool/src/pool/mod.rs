@@ -10,7 +10,7 @@ mod workers;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
@@ -83,6 +83,9 @@ pub(crate) struct Shared {
     /// What the first sandbox looked like.
     look: OnceLock<Look>,
     state: Mutex<State>,
+    /// Sandboxes that were thrown away and are not gone yet. It shrinks under the lock of the state, so that who waits for
+    /// that misses nothing.
+    ending: AtomicUsize,
     /// For who makes sandboxes: there may be something to do.
     work: Condvar,
     /// For who waits until no sandbox is lent.
@@ -139,6 +142,7 @@ impl Pool {
             counters: Counters::default(),
             look: OnceLock::new(),
             state: Mutex::default(),
+            ending: AtomicUsize::new(0),
             work: Condvar::new(),
             returned: Condvar::new(),
             janitor: Mutex::new(janitor),
@@ -202,6 +206,7 @@ impl Pool {
             ready: state.ready.len() as u64,
             leased: state.leased as u64,
             queued: state.waiters.len() as u64,
+            ending: self.shared.ending.load(Ordering::Relaxed) as u64,
             ..self.shared.counters.read()
         }
     }
@@ -335,12 +340,14 @@ impl Shared {
         }
     }
 
-    /// Ends a sandbox in the background.
+    /// Ends a sandbox. That it is gone is waited for in the background, but all that are on the way end at once.
     fn throw_away(&self, sandbox: Sandbox, why: Option<&AtomicU64>) {
         count(&self.counters.destroyed);
         if let Some(why) = why {
             count(why);
         }
+        sandbox.kill();
+        self.ending.fetch_add(1, Ordering::Relaxed);
         self.janitor(ToJanitor::Destroy(sandbox));
     }
 

@@ -50,11 +50,11 @@ impl Sandbox {
     /// Makes one, and waits until it is ready.
     pub(super) fn make(shared: &Shared, spawner: &Arc<Spawner>) -> Result<Self> {
         let wait = shared.group.is_entered();
-        let group = shared.group.lease()?;
+        let mut group = shared.group.lease()?;
         let (channel, pidfd) = match spawner.make(&group, wait) {
             Ok(made) => made,
             Err(e) => {
-                log_failure(group.remove());
+                log_failure(group.remove(PATIENCE));
                 return Err(e);
             }
         };
@@ -74,7 +74,7 @@ impl Sandbox {
         match sandbox.begin(&shared.template, wait).and_then(|()| shared.agree(&sandbox)) {
             Ok(()) => Ok(sandbox),
             Err(e) => {
-                log_failure(sandbox.destroy());
+                log_failure(sandbox.destroy(PATIENCE));
                 Err(e)
             }
         }
@@ -216,15 +216,17 @@ impl Sandbox {
         let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 
-    /// Ends it and removes its group.
-    pub(super) fn destroy(mut self) -> Result<()> {
+    /// Ends it and removes its group. What fails can be tried again later.
+    pub(super) fn destroy(&mut self, patience: Duration) -> Result<()> {
         self.kill();
-        let waited = pidfd::wait_ended(self.pidfd.as_fd(), PATIENCE.as_millis() as i32);
+        let waited = pidfd::wait_ended(self.pidfd.as_fd(), patience.as_millis() as i32);
         let ended = waited.map_err(|e| runx_core::Error::system("wait for a sandbox to end", e))?;
         if !ended {
             return Err(Error::Unclean("its processes do not end".into()));
         }
-        self.group.take().map_or(Ok(()), LeaseGroup::remove)
+        self.group.as_mut().map_or(Ok(()), |group| group.remove(patience))?;
+        self.group = None;
+        Ok(())
     }
 }
 

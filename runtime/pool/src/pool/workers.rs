@@ -1,6 +1,7 @@
 //! The pool's threads: one keeps the spawner and looks after those that are ready, some make sandboxes, one resets and
 //! removes them. None of what they do is on the way of an execution.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::{Duration, Instant};
@@ -8,12 +9,15 @@ use std::time::{Duration, Instant};
 use super::metrics::count;
 use super::process::Spawner;
 use super::sandbox::Sandbox;
-use super::{Shared, State, lock};
+use super::{Settings, Shared, State, lock};
 use crate::error::{Error, Result};
 use crate::template::Tier;
 
 /// How long to wait after a sandbox could not be made.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the janitor waits for one sandbox to end before it turns to the next, and how often it comes back to it.
+const LATE: Duration = Duration::from_millis(500);
 
 /// For the thread that resets and removes.
 #[derive(Debug)]
@@ -148,7 +152,7 @@ pub(super) fn make(shared: &Arc<Shared>) {
             state = wait(shared, state, pause);
             continue;
         }
-        if !wanted(shared, &state) {
+        if !wanted(&shared.settings, &state, shared.ending.load(Ordering::Relaxed)) {
             state = wait(shared, state, Duration::from_secs(3600));
             continue;
         }
@@ -179,11 +183,13 @@ fn wait<'a>(
     }
 }
 
-fn wanted(shared: &Shared, state: &State) -> bool {
-    let settings = &shared.settings;
+/// Whether another one is to be made. Those that are `ending` still have processes, descriptors and memory: while many are,
+/// nobody makes more than is asked for, and at twice as many nobody does at all.
+fn wanted(settings: &Settings, state: &State, ending: usize) -> bool {
+    let most = settings.size + settings.burst;
     let all = state.ready.len() + state.making + state.leased;
     let missing = state.ready.len() + state.making < settings.size || state.making < state.waiters.len();
-    missing && all < settings.size + settings.burst
+    missing && all < most && ending < if state.ready.is_empty() { 2 * most } else { most }
 }
 
 fn make_one(shared: &Shared) -> Result<Sandbox> {
@@ -217,34 +223,82 @@ fn failed<'a>(shared: &'a Shared, error: &Error) -> std::sync::MutexGuard<'a, St
 
 /// Resets and removes.
 pub(super) fn clean(shared: &Shared, requests: &Receiver<ToJanitor>) {
-    while let Ok(request) = requests.recv() {
+    // Those that did not go at once.
+    let mut late = Vec::new();
+    let mut tried = Instant::now();
+    loop {
+        if tried.elapsed() >= LATE {
+            late.retain_mut(|sandbox| !destroy(shared, sandbox, Duration::ZERO));
+            tried = Instant::now();
+        }
+        let request = if late.is_empty() {
+            requests.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            requests.recv_timeout(LATE)
+        };
         match request {
-            ToJanitor::End => return,
-            ToJanitor::Destroy(sandbox) => destroy(sandbox),
-            ToJanitor::Reset(mut sandbox) => match sandbox.reset(shared.template.tier == Tier::Wipe) {
+            Ok(ToJanitor::End) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(ToJanitor::Destroy(mut sandbox)) => {
+                if !destroy(shared, &mut sandbox, LATE) {
+                    late.push(sandbox);
+                }
+            }
+            Ok(ToJanitor::Reset(mut sandbox)) => match sandbox.reset(shared.template.tier == Tier::Wipe) {
                 Ok(()) => {
                     count(&shared.counters.reset);
                     shared.offer(sandbox);
                 }
                 Err(e) => {
                     log::debug!("{e}");
-                    count(&shared.counters.destroyed);
-                    count(if matches!(e, Error::Unclean(_)) {
-                        &shared.counters.unclean
-                    } else {
-                        &shared.counters.lost
-                    });
+                    let unclean = matches!(e, Error::Unclean(_));
                     lock(&shared.state).making -= 1;
                     shared.work.notify_one();
-                    destroy(sandbox);
+                    shared.throw_away(
+                        sandbox,
+                        Some(if unclean { &shared.counters.unclean } else { &shared.counters.lost }),
+                    );
                 }
             },
         }
     }
 }
 
-fn destroy(sandbox: Sandbox) {
-    if let Err(e) = sandbox.destroy() {
-        log::warn!("{e}");
+/// Removes a sandbox; returns whether it is gone.
+fn destroy(shared: &Shared, sandbox: &mut Sandbox, patience: Duration) -> bool {
+    if let Err(e) = sandbox.destroy(patience) {
+        if !patience.is_zero() {
+            log::warn!("{e}; this is tried again");
+        }
+        return false;
+    }
+    let state = lock(&shared.state);
+    let before = shared.ending.fetch_sub(1, Ordering::Relaxed);
+    drop(state);
+    if before >= shared.settings.size + shared.settings.burst {
+        // Makers may have waited for it.
+        shared.work.notify_one();
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_many_are_ending_few_are_made() {
+        let settings = Settings { size: 2, burst: 1, ..Settings::default() };
+        let mut state = State::default();
+        let wanted = |state: &State, ending| wanted(&settings, state, ending);
+        // Nothing is ready, and may be missed.
+        assert!(wanted(&state, 5));
+        assert!(!wanted(&state, 6));
+        state.making = 2;
+        assert!(!wanted(&state, 0));
+        state.waiters.extend((0..3).map(|_| std::sync::Arc::default()));
+        assert!(wanted(&state, 0));
+        state.leased = 1;
+        assert!(!wanted(&state, 0));
     }
 }
