@@ -139,6 +139,20 @@ fn calls() {
         let done = unsafe { libc::syscall(number, a, b, 0, 0, 0) };
         println!("{name} {:?}", check(done).map_err(|e| e.raw_os_error()));
     }
+    let limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is valid, and the old one is not asked for.
+    let done = unsafe { libc::prlimit64(0, libc::RLIMIT_CORE, &limit, std::ptr::null_mut()) };
+    println!("prlimit64 {:?}", check(done.into()).map_err(|e| e.raw_os_error()));
+    // SAFETY: the limit is valid; on these machines it has 64 bits in any case.
+    let done = unsafe { libc::syscall(libc::SYS_setrlimit, libc::RLIMIT_CORE, &raw const limit) };
+    println!("setrlimit {:?}", check(done).map_err(|e| e.raw_os_error()));
+    let mut limit = limit;
+    // SAFETY: the old limit is writable.
+    let done = unsafe { libc::prlimit64(0, libc::RLIMIT_CORE, std::ptr::null(), &mut limit) };
+    println!("core {done} {} {}", limit.rlim_cur, limit.rlim_max);
+    // SAFETY: only integers are passed; what is opened ends with the program.
+    let done = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) };
+    println!("socket {:?}", check(done.into()).map_err(|e| e.raw_os_error()));
     // SAFETY: without arguments it fails in any case.
     let done = unsafe { libc::syscall(libc::SYS_clone3, 0, 0) };
     println!("clone3 {:?}", check(done).map_err(|e| e.raw_os_error()));

@@ -85,6 +85,16 @@ const NEW_NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNET,
 ];
 
+/// Kinds of sockets that no namespace keeps inside, that speak to the machine below or to the kernel's keys and crypto, or
+/// that load seldom used modules.
+const FAMILIES: [libc::c_int; 5] = [libc::AF_VSOCK, libc::AF_ALG, libc::AF_RDS, libc::AF_TIPC, AF_QIPCRTR];
+
+/// The libc crate does not have it for every C library.
+const AF_QIPCRTR: libc::c_int = 42;
+
+/// The kernel takes these arguments as 32 bits, whatever the register holds above them.
+const WORD: u64 = 0xffff_ffff;
+
 /// The program for the kernel; empty without a filter.
 pub(crate) fn compile(filter: Filter) -> Result<Vec<u8>> {
     let action = match filter {
@@ -105,6 +115,21 @@ pub(crate) fn compile(filter: Filter) -> Result<Vec<u8>> {
         let arg = json!({"index": index, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"});
         rule(json!(["clone"]), json!([arg]))
     }));
+    let is =
+        |index: u32, value: u64| json!({"index": index, "value": WORD, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"});
+    let errno = |names: Value, errno: i32, args: Value| json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, "args": args});
+    // As from a kernel without them, which programs know how to take. libseccomp also refuses a 32-bit program's socketcall to
+    // make a socket, whose arguments lie in memory.
+    rules.extend(
+        FAMILIES
+            .iter()
+            .map(|family| errno(json!(["socket", "socketpair"]), libc::EAFNOSUPPORT, json!([is(0, *family as u64)]))),
+    );
+    // It is 1 as long as nobody lowers it: see `limit_core_files`.
+    let core = u64::from(libc::RLIMIT_CORE);
+    rules.push(errno(json!(["setrlimit"]), libc::EPERM, json!([is(0, core)])));
+    let given = json!({"index": 2, "value": 0, "op": "SCMP_CMP_NE"});
+    rules.push(errno(json!(["prlimit64"]), libc::EPERM, json!([is(1, core), given])));
     // Its flags lie in memory. The C library goes back to clone.
     rules.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS}));
     let architectures = if cfg!(target_arch = "x86_64") { json!(["SCMP_ARCH_X86"]) } else { json!([]) };
@@ -140,6 +165,92 @@ mod tests {
         for program in [deny, kill] {
             let length = instructions(&program).len();
             assert!(length > 50 && length < 4096, "{length}");
+        }
+    }
+
+    /// What the kernel would do: runs a program for a call, and returns its verdict.
+    fn verdict(program: &[u8], arch: u32, number: libc::c_long, args: [u64; 3]) -> u32 {
+        let mut data = [(number as u32).to_ne_bytes(), arch.to_ne_bytes()].concat();
+        data.extend([0; 8]);
+        data.extend(args.iter().chain(&[0; 3]).flat_map(|arg| arg.to_ne_bytes()));
+        let program = instructions(program);
+        let (mut at, mut a) = (0usize, 0u32);
+        loop {
+            let libc::sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            let mut jump = |taken: bool| at += usize::from(if taken { jt } else { jf });
+            match code {
+                0x20 => a = u32::from_ne_bytes(data[k as usize..k as usize + 4].try_into().unwrap()),
+                0x05 => at += k as usize,
+                0x15 => jump(a == k),
+                0x25 => jump(a > k),
+                0x35 => jump(a >= k),
+                0x45 => jump(a & k != 0),
+                0x54 => a &= k,
+                0x06 => return k,
+                _ => panic!("instruction {code:#x}"),
+            }
+        }
+    }
+
+    const ALLOWED: u32 = 0x7fff_0000;
+
+    fn refused(errno: i32) -> u32 {
+        0x0005_0000 | errno as u32
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    const NATIVE: u32 = 0xc000_003e;
+    #[cfg(target_arch = "aarch64")]
+    const NATIVE: u32 = 0xc000_00b7;
+
+    #[test]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn sockets_to_elsewhere_cannot_be_made_and_others_can() {
+        for filter in [Filter::Deny, Filter::Kill] {
+            let program = compile(filter).unwrap();
+            let make = |number, family: u64| verdict(&program, NATIVE, number, [family, 1, 0]);
+            for number in [libc::SYS_socket, libc::SYS_socketpair] {
+                for family in [40, 38, 21, 30, 42, 40 | 7 << 32] {
+                    assert_eq!(make(number, family), refused(libc::EAFNOSUPPORT), "{filter:?} {family:#x}");
+                }
+                for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
+                    assert_eq!(make(number, family as u64), ALLOWED, "{filter:?} {family}");
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            {
+                const X86: u32 = 0x4000_0003;
+                const SOCKETCALL: libc::c_long = 102;
+                // To make a socket or a pair, and to connect one that came from elsewhere.
+                for (call, expected) in
+                    [(1, refused(libc::EAFNOSUPPORT)), (8, refused(libc::EAFNOSUPPORT)), (3, ALLOWED)]
+                {
+                    assert_eq!(verdict(&program, X86, SOCKETCALL, [call, 0, 0]), expected, "{filter:?} {call}");
+                }
+                assert_eq!(verdict(&program, X86, 359, [40, 1, 0]), refused(libc::EAFNOSUPPORT), "{filter:?}");
+                assert_eq!(verdict(&program, X86, 359, [1, 1, 0]), ALLOWED, "{filter:?}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_limit_of_core_files_cannot_be_changed() {
+        let core = u64::from(libc::RLIMIT_CORE);
+        for filter in [Filter::Deny, Filter::Kill] {
+            let program = compile(filter).unwrap();
+            // With 32 bits, the numbers of setrlimit and prlimit64 are these.
+            for (arch, set, both) in [(NATIVE, libc::SYS_setrlimit, libc::SYS_prlimit64), (0x4000_0003, 75, 340)] {
+                assert_eq!(verdict(&program, arch, set, [core, 1, 0]), refused(libc::EPERM));
+                assert_eq!(verdict(&program, arch, set, [core + 1, 1, 0]), ALLOWED);
+                assert_eq!(verdict(&program, arch, both, [0, core, 1]), refused(libc::EPERM));
+                assert_eq!(verdict(&program, arch, both, [0, core, 0]), ALLOWED);
+                assert_eq!(verdict(&program, arch, both, [0, core + 1, 1]), ALLOWED);
+            }
+            let set = |args| verdict(&program, NATIVE, libc::SYS_prlimit64, args);
+            assert_eq!(set([0, core | 1 << 32, 1]), refused(libc::EPERM));
+            assert_eq!(set([0, core, 1 << 32]), refused(libc::EPERM));
         }
     }
 }

@@ -53,6 +53,15 @@ pub(crate) fn become_root() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) }).map(drop)
 }
 
+/// Has the kernel write no core file of this process and of all that come from it, and run no handler of crashes, which
+/// `core_pattern` may name and which would run on the host: for a handler 1 means none, and 0 does not. The filter refuses
+/// another limit; without the filter a program can set 0.
+pub(crate) fn limit_core_files() -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: the limit is valid, and the old one is not asked for.
+    check(unsafe { libc::prlimit64(0, libc::RLIMIT_CORE, &limit, std::ptr::null_mut()) }.into()).map(drop)
+}
+
 /// Leaves all supplementary groups.
 pub(crate) fn drop_groups() -> io::Result<()> {
     // SAFETY: an empty list is passed.

@@ -45,7 +45,8 @@ pub enum Filter {
     #[default]
     Deny,
     /// They end the program, with the verdict [`Status::DangerousSyscall`](crate::Status::DangerousSyscall). `clone3` fails
-    /// with `ENOSYS`, since the C library calls it for threads.
+    /// with `ENOSYS`, since the C library calls it for threads, and what is refused for some arguments only fails as well:
+    /// sockets of some families, and another limit of core files.
     Kill,
     /// No filter. What a program can do then is bounded by its namespaces and its lack of capabilities.
     Off,

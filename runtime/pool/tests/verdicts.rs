@@ -109,10 +109,13 @@ fn the_filter_refuses_or_ends() {
         let template = |filter| Template { tier, filter, ..Template::host() };
         let done = outcome(template(Filter::Deny), probe(&["attack", "calls"]));
         let refused = format!("Err(Some({}))", libc::EPERM);
-        for line in text(&done).lines().filter(|line| !line.starts_with("clone3") && !line.starts_with("thread")) {
+        let others = ["clone3", "core", "socket", "thread"];
+        for line in text(&done).lines().filter(|line| !others.iter().any(|other| line.starts_with(other))) {
             assert!(line.ends_with(&refused), "{tier:?}: {line}");
         }
         assert!(text(&done).contains(&format!("clone3 Err(Some({}))", libc::ENOSYS)), "{}", text(&done));
+        assert!(text(&done).contains(&format!("socket Err(Some({}))", libc::EAFNOSUPPORT)), "{}", text(&done));
+        assert!(text(&done).contains("core 0 1 1\n"), "{}", text(&done));
         assert!(text(&done).contains("thread true"), "{}", text(&done));
         let done = outcome(template(Filter::Kill), probe(&["attack", "bpf"]));
         assert_eq!((done.status, done.signal), (Status::DangerousSyscall, Some(libc::SIGSYS)), "{tier:?}");

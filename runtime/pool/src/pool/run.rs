@@ -344,12 +344,7 @@ fn programs(command: &Command) -> Vec<Vec<u8>> {
 /// The limits of each process.
 fn rlimits(limits: &Limits, counted: bool, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
     let same = |kind, value: u64| (kind, value, value);
-    let mut list = vec![
-        // Not 0: with a handler of crashes in core_pattern, which would run on the host, only this keeps the kernel from it.
-        same(libc::RLIMIT_CORE, 1),
-        same(libc::RLIMIT_FSIZE, limits.file_size),
-        same(libc::RLIMIT_NOFILE, limits.open_files),
-    ];
+    let mut list = vec![same(libc::RLIMIT_FSIZE, limits.file_size), same(libc::RLIMIT_NOFILE, limits.open_files)];
     // Whole seconds, counted by ticks: where a group counts better, this is the last resort, and must not come first.
     list.extend(limits.cpu.map(|cpu| {
         let seconds = cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0) + u64::from(counted);

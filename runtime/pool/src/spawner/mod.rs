@@ -74,6 +74,8 @@ fn run(channel: &Channel) -> Result<()> {
     process::reset_signals().context("reset signals")?;
     own::reset_reserved_signals();
     own::umask(0o022);
+    // Here, where root may also raise it.
+    own::limit_core_files().context("limit core files")?;
     // SAFETY: this is the beginning of the program, and nothing owns a descriptor but the socket's and the streams'.
     unsafe { sys::close_all_but(3, vec![channel.as_fd().as_raw_fd()]) };
     let mut buffer = vec![0; LIMIT];
