@@ -18,9 +18,16 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct ControlFile(File);
 
 impl ControlFile {
-    /// Opens a file that the kernel may not have.
-    pub(super) fn open(directory: &Path, name: &str, writable: bool) -> Option<Self> {
-        OpenOptions::new().read(true).write(writable).open(directory.join(name)).ok().map(Self)
+    /// Opens a file that the kernel may not have, or, if `writable`, not let be written. Any other failure is one: what is
+    /// not counted only because descriptors ran out would make verdicts wrong.
+    pub(super) fn open(directory: &Path, name: &str, writable: bool) -> Result<Option<Self>> {
+        let path = directory.join(name);
+        match OpenOptions::new().read(true).write(writable).open(&path) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) if writable && e.raw_os_error() == Some(libc::EACCES) => Ok(None),
+            Err(e) => Err(system("open", &path, e)),
+        }
     }
 
     fn read<'a>(&self, buffer: &'a mut [u8; 1024]) -> Option<&'a str> {
@@ -52,14 +59,18 @@ pub(super) struct Setting(PathBuf);
 
 impl Setting {
     /// A file that the kernel may not have.
-    pub(super) fn find(directory: &Path, name: &str) -> Option<Self> {
+    pub(super) fn find(directory: &Path, name: &str) -> Result<Option<Self>> {
         let path = directory.join(name);
-        path.exists().then_some(Self(path))
+        match path.try_exists() {
+            Ok(there) => Ok(there.then_some(Self(path))),
+            Err(e) => Err(system("look for", &path, e)),
+        }
     }
 
-    /// Its only number.
-    pub(super) fn number(&self) -> Option<u64> {
-        fs::read_to_string(&self.0).ok()?.trim_end().parse().ok()
+    /// Its only number, if it is one.
+    pub(super) fn number(&self) -> Result<Option<u64>> {
+        let text = fs::read_to_string(&self.0).map_err(|e| system("read", &self.0, e))?;
+        Ok(text.trim_end().parse().ok())
     }
 
     pub(super) fn write(&self, value: u64) -> io::Result<()> {
@@ -95,5 +106,27 @@ pub(super) fn remove(path: &Path, patience: Duration) -> Result<()> {
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_there_is_none() {
+        let place = tempfile::TempDir::with_prefix("runx-pool-test-").unwrap();
+        let path = place.path();
+        std::os::unix::fs::symlink("loop", path.join("loop")).unwrap();
+        fs::write(path.join("number"), "7\n").unwrap();
+        assert!(ControlFile::open(path, "none", true).unwrap().is_none());
+        assert!(ControlFile::open(path, "loop", true).is_err());
+        assert_eq!(ControlFile::open(path, "number", true).unwrap().and_then(|file| file.number()), Some(7));
+        assert!(Setting::find(path, "none").unwrap().is_none());
+        assert!(Setting::find(path, "loop").is_err());
+        let setting = Setting::find(path, "number").unwrap().unwrap();
+        assert_eq!(setting.number().unwrap(), Some(7));
+        fs::remove_file(path.join("number")).unwrap();
+        assert!(setting.number().is_err());
     }
 }

@@ -126,29 +126,33 @@ impl PoolGroup {
                 }
                 let under = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(&name));
                 if let Some(path) = under(memory) {
-                    group.memory_peak = ControlFile::open(&path, "memory.max_usage_in_bytes", true);
-                    group.memory_limit = Setting::find(&path, "memory.limit_in_bytes");
-                    group.swap_limit = Setting::find(&path, "memory.memsw.limit_in_bytes");
-                    group.oom = ControlFile::open(&path, "memory.oom_control", false);
+                    group.memory_peak = ControlFile::open(&path, "memory.max_usage_in_bytes", true)?;
+                    group.memory_limit = Setting::find(&path, "memory.limit_in_bytes")?;
+                    group.swap_limit = Setting::find(&path, "memory.memsw.limit_in_bytes")?;
+                    group.oom = ControlFile::open(&path, "memory.oom_control", false)?;
                 }
                 if let Some(path) = under(pids) {
-                    group.pids(&path);
+                    group.pids(&path)?;
                 }
-                group.cpu = under(cpu).and_then(|path| ControlFile::open(&path, "cpuacct.usage", false));
+                if let Some(path) = under(cpu) {
+                    group.cpu = ControlFile::open(&path, "cpuacct.usage", false)?;
+                }
             }
             Kind::V2 { path, spawner, .. } => {
                 let path = path.join(&name);
                 group.make(path.clone())?;
                 give_processes(&path, *spawner);
-                group.memory_peak = ControlFile::open(&path, "memory.peak", true)
-                    .or_else(|| ControlFile::open(&path, "memory.peak", false));
-                group.memory_limit = Setting::find(&path, "memory.max");
-                if let Some(swap) = Setting::find(&path, "memory.swap.max") {
+                group.memory_peak = match ControlFile::open(&path, "memory.peak", true)? {
+                    None => ControlFile::open(&path, "memory.peak", false)?,
+                    peak => peak,
+                };
+                group.memory_limit = Setting::find(&path, "memory.max")?;
+                if let Some(swap) = Setting::find(&path, "memory.swap.max")? {
                     swap.write(0).map_err(|e| system("forbid swap in", &path, e))?;
                 }
-                group.oom = ControlFile::open(&path, "memory.events", false);
-                group.pids(&path);
-                group.cpu = ControlFile::open(&path, "cpu.stat", false);
+                group.oom = ControlFile::open(&path, "memory.events", false)?;
+                group.pids(&path)?;
+                group.cpu = ControlFile::open(&path, "cpu.stat", false)?;
                 let open = sys::open(&path, libc::O_RDONLY | libc::O_DIRECTORY);
                 group.birthplace = Some(open.map_err(|e| system("open", &path, e))?);
             }
@@ -277,10 +281,11 @@ impl LeaseGroup {
         Ok(())
     }
 
-    fn pids(&mut self, path: &Path) {
-        self.pids_peak = ControlFile::open(path, "pids.peak", false);
-        self.pids_limit = Setting::find(path, "pids.max");
-        self.pids_current = Setting::find(path, "pids.current");
+    fn pids(&mut self, path: &Path) -> Result<()> {
+        self.pids_peak = ControlFile::open(path, "pids.peak", false)?;
+        self.pids_limit = Setting::find(path, "pids.max")?;
+        self.pids_current = Setting::find(path, "pids.current")?;
+        Ok(())
     }
 
     /// The directory to be born in, with version 2.
@@ -358,8 +363,8 @@ impl LeaseGroup {
     }
 
     /// Processes now, with the init.
-    pub(crate) fn processes(&self) -> Option<u64> {
-        self.pids_current.as_ref()?.number()
+    pub(crate) fn processes(&self) -> Result<Option<u64>> {
+        self.pids_current.as_ref().map_or(Ok(None), Setting::number)
     }
 
     /// Removes it. All processes have to be gone or going. What fails can be tried again later.

@@ -197,7 +197,8 @@ impl Sandbox {
             _ => return Err(Error::Gone("it answered something else to a reset".into())),
         };
         let unclean = |what: String| Err(Error::Unclean(what));
-        if look.processes || self.group.as_ref().and_then(LeaseGroup::processes).is_some_and(|count| count != 1) {
+        let processes = self.group.as_ref().map_or(Ok(None), LeaseGroup::processes)?;
+        if look.processes || processes.is_some_and(|count| count != 1) {
             return unclean("a process is left".into());
         }
         if look.mounts != self.look.mounts || look.descriptors != self.look.descriptors {
