@@ -62,6 +62,28 @@ pub(crate) fn limit_core_files() -> io::Result<()> {
     check(unsafe { libc::prlimit64(0, libc::RLIMIT_CORE, &limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
+/// An `eventfd(2)` that nobody waits for in a read.
+pub(crate) fn event() -> io::Result<OwnedFd> {
+    // SAFETY: only integers are passed.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sets an event. It fails only where it is set as often as can be counted.
+pub(crate) fn set_event(event: BorrowedFd<'_>) {
+    let one = 1u64;
+    // SAFETY: eight bytes are read from a number that lives over the call.
+    unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+}
+
+/// Takes an event back; returns whether it was set.
+pub(crate) fn take_event(event: BorrowedFd<'_>) -> bool {
+    let mut count = 0u64;
+    // SAFETY: eight bytes are written to a number that lives over the call.
+    unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) == size_of::<u64>() as isize }
+}
+
 /// Leaves all supplementary groups.
 pub(crate) fn drop_groups() -> io::Result<()> {
     // SAFETY: an empty list is passed.

@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::settings;
-use runx_pool::{Pool, Template};
+use common::{patient, pool, probe, settings};
+use runx_pool::{Command, Lease, Limits, OpenOptions, Pool, Status, Template, Tier};
 
 #[test]
 fn what_is_thrown_away_does_not_pile_up() {
@@ -28,4 +28,72 @@ fn what_is_thrown_away_does_not_pile_up() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(pool.metrics().destroyed >= 200, "{:?}", pool.metrics());
+}
+
+fn sleep(lease: &mut Lease, limits: Limits) -> runx_pool::Outcome {
+    lease.run(probe(&["attack", "sleep"]).limits(limits)).expect("run a program")
+}
+
+#[test]
+fn a_kill_that_comes_early_is_not_lost() {
+    needs_root!();
+    let pool = pool(Template::host(), 1);
+    let mut lease = pool.acquire().expect("lend a sandbox");
+    let killer = lease.killer().expect("a killer");
+    killer.kill();
+    let done = lease.run(Command::new("touch").arg("/w/begun").env("PATH", "/usr/bin:/bin")).expect("run");
+    assert_eq!((done.status, done.signal), (Status::Signalled, Some(libc::SIGKILL)), "{done:?}");
+    assert!(lease.open(&[("/w/begun".into(), OpenOptions::Read)]).expect("open").remove(0).is_err());
+    assert_eq!(lease.run(Command::new("/bin/true")).expect("run").status, Status::Accepted);
+    // At any moment: before the message, with it, before the program is there, and when it is.
+    for round in 0..100u64 {
+        std::thread::scope(|scope| {
+            let killer = &killer;
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_micros(round * 20));
+                killer.kill();
+            });
+            let done = sleep(&mut lease, patient());
+            assert_eq!((done.status, done.signal), (Status::Signalled, Some(libc::SIGKILL)), "{done:?}");
+        });
+    }
+    assert_eq!(pool.metrics().lost, 0);
+}
+
+#[test]
+fn a_killer_does_nothing_when_its_lease_is_over() {
+    needs_root!();
+    for tier in [Tier::Wipe, Tier::None] {
+        let pool = pool(Template { tier, ..Template::host() }, 1);
+        let killer = pool.acquire().and_then(|lease| lease.killer()).expect("a killer");
+        let mut lease = pool.acquire().expect("lend it again");
+        killer.kill();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (ended, killer) = (&ended, &killer);
+            scope.spawn(move || {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    killer.kill();
+                    std::thread::yield_now();
+                }
+            });
+            let done = lease.run(Command::new("/bin/sleep").arg("0.1").limits(patient()));
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(done.expect("run").status, Status::Accepted, "{tier:?}");
+        });
+        assert_eq!(pool.metrics().made, 1, "it is the same sandbox");
+    }
+}
+
+#[test]
+fn time_that_is_over_before_the_program_begins_does_not_cost_the_sandbox() {
+    needs_root!();
+    let pool = pool(Template::host(), 1);
+    let mut lease = pool.acquire().expect("lend a sandbox");
+    for round in 0..100 {
+        let wall = Some(Duration::from_micros(round * 10));
+        let done = sleep(&mut lease, Limits { wall, ..Limits::default() });
+        assert_eq!(done.status, Status::TimeLimitExceeded, "{done:?}");
+    }
+    assert_eq!(lease.run(Command::new("/bin/true")).expect("run").status, Status::Accepted);
 }

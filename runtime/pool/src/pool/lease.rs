@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use runx_core::error::Context;
-use runx_core::sys::pidfd;
 
 use super::Shared;
 use super::sandbox::Sandbox;
+use super::stop::{Killer, Stop};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
@@ -35,31 +35,14 @@ pub struct Lease {
     shared: Arc<Shared>,
     /// Only while it is dropped there is none.
     sandbox: Option<Sandbox>,
+    /// There is one when somebody has asked for a killer.
+    stop: OnceLock<Arc<Stop>>,
     broken: bool,
-}
-
-/// Ends what runs in a sandbox, from another thread.
-#[derive(Debug)]
-pub struct Killer(OwnedFd);
-
-impl Killer {
-    /// Ends all processes of the program that is running now. Its outcome is that a signal ended it.
-    pub fn kill(&self) {
-        // Its init may be gone, and then they are.
-        let _ = pidfd::send_signal(self.0.as_fd(), libc::SIGTERM);
-    }
-}
-
-/// The sandbox's init, as a pidfd.
-impl AsFd for Killer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }
 
 impl Lease {
     pub(super) fn new(shared: Arc<Shared>, sandbox: Sandbox) -> Self {
-        Self { shared, sandbox: Some(sandbox), broken: false }
+        Self { shared, sandbox: Some(sandbox), stop: OnceLock::new(), broken: false }
     }
 
     /// Runs a program to its end, and ends all that it has left running.
@@ -68,9 +51,9 @@ impl Lease {
     /// [`Error::Command`] for what cannot be told to a sandbox, and [`Error::Gone`] if it has ended. How the program ends
     /// is no error.
     pub fn run(&mut self, command: Command) -> Result<Outcome> {
-        let Self { shared, sandbox, .. } = self;
+        let Self { shared, sandbox, stop, .. } = self;
         let outcome = match sandbox {
-            Some(sandbox) => sandbox.run(command, &shared.template),
+            Some(sandbox) => sandbox.run(command, &shared.template, stop.get().map(AsRef::as_ref)),
             None => Err(Error::Closed),
         };
         match &outcome {
@@ -132,13 +115,21 @@ impl Lease {
         self.done("delete", path, ToInit::Delete(vec![path.as_os_str().as_bytes().to_vec()]))
     }
 
-    /// What ends a program that is running, from another thread.
+    /// What ends a program, from another thread, for as long as this lease is there.
     ///
     /// # Errors
     /// When no more descriptors can be opened.
     pub fn killer(&self) -> Result<Killer> {
         let sandbox = self.sandbox.as_ref().ok_or(Error::Closed)?;
-        Ok(Killer(sandbox.pidfd.try_clone().context("duplicate a pidfd")?))
+        let stop = match self.stop.get() {
+            Some(stop) => stop,
+            None => {
+                let new = Arc::new(Stop::new()?);
+                self.stop.get_or_init(|| new)
+            }
+        };
+        let init = sandbox.pidfd.try_clone().context("duplicate a pidfd")?;
+        Ok(Killer { stop: Arc::clone(stop), init })
     }
 
     fn done(&mut self, operation: &'static str, path: &Path, message: ToInit) -> Result<()> {

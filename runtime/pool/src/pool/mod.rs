@@ -5,7 +5,9 @@ pub(crate) mod metrics;
 mod process;
 mod run;
 mod sandbox;
+pub(crate) mod stop;
 mod streams;
+mod watch;
 mod workers;
 
 use std::collections::VecDeque;

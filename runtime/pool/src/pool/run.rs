@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use runx_core::sys::pidfd;
 
 use super::sandbox::Sandbox;
+use super::stop::Stop;
 use super::streams::{self, Capture, Flow, Null};
+use super::watch::{Watch, poll};
 use crate::command::{Command, DEFAULT_PATH, Limits};
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Status};
@@ -18,12 +20,15 @@ use crate::wire::messages::{Ended, Execute, FromInit, MAX_FDS, ToInit};
 /// How long an init may take to end a program before it is ended itself.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The least time between two looks at the processor time that was used.
-const LEAST: Duration = Duration::from_millis(1);
+/// How long to wait before the init is told again to end a program. It forgets the word if it comes before the program.
+const AGAIN: Duration = Duration::from_millis(10);
 
 impl Sandbox {
-    /// Runs a program to its end.
-    pub(super) fn run(&mut self, mut command: Command, template: &Template) -> Result<Outcome> {
+    /// Runs a program to its end, or until `stop` says that it is to end.
+    pub(super) fn run(&mut self, mut command: Command, template: &Template, stop: Option<&Stop>) -> Result<Outcome> {
+        if stop.is_some_and(Stop::take) {
+            return Ok(Outcome { signal: Some(libc::SIGKILL), ..unstarted(Status::Signalled) });
+        }
         let memory = command.limits.memory.or(template.memory);
         let processes = command.limits.processes.or(template.processes);
         let (limits_memory, limits_processes) = self.limit(memory, processes)?;
@@ -76,7 +81,7 @@ impl Sandbox {
         // Only the program's copies are left, so their end is the program's.
         drop((fds, command.more, command.program, null));
         let mut watch = Watch::new(&command.limits, start, processes);
-        let (answer, captures) = self.watch(&mut watch, captures);
+        let (answer, captures) = self.watch(&mut watch, captures, stop);
         let known = Known { limits: &command.limits, memory, filter: template.filter, reason: watch.reason };
         self.judge(answer, captures, &known, start)
     }
@@ -105,10 +110,16 @@ impl Sandbox {
     }
 
     /// Waits for the answer, reads output, and ends the program when it has had enough.
-    fn watch(&mut self, watch: &mut Watch, mut captures: [Capture; 2]) -> (Result<FromInit>, [Capture; 2]) {
+    fn watch(
+        &mut self,
+        watch: &mut Watch,
+        mut captures: [Capture; 2],
+        stop: Option<&Stop>,
+    ) -> (Result<FromInit>, [Capture; 2]) {
         let mut chunk = [0u8; 16 * 1024];
         loop {
-            let mut fds = [self.channel.as_fd().as_raw_fd(), -1, -1].map(|fd| libc::pollfd {
+            let stopped = stop.map_or(-1, |stop| stop.as_fd().as_raw_fd());
+            let mut fds = [self.channel.as_fd().as_raw_fd(), -1, -1, stopped].map(|fd| libc::pollfd {
                 fd,
                 events: libc::POLLIN,
                 revents: 0,
@@ -125,6 +136,9 @@ impl Sandbox {
                         if poll.revents != 0 && capture.read(&mut chunk) == Flow::Over {
                             self.end(watch, Status::OutputLimitExceeded);
                         }
+                    }
+                    if fds[3].revents != 0 && stop.is_some_and(Stop::take) {
+                        self.end(watch, Status::Signalled);
                     }
                     if fds[0].revents != 0 {
                         let answer = self.read().map(|(answer, _)| answer);
@@ -153,9 +167,13 @@ impl Sandbox {
 
     /// A deadline has passed.
     fn late(&self, watch: &mut Watch) {
-        if watch.kill_at.is_some_and(|at| Instant::now() >= at) {
-            self.kill();
-            watch.kill_at = None;
+        if let Some(at) = watch.kill_at {
+            if Instant::now() >= at {
+                self.kill();
+                watch.kill_at = None;
+            } else {
+                self.tell_end(watch);
+            }
         } else if watch.is_over(self.cpu()) {
             self.end(watch, Status::TimeLimitExceeded);
         }
@@ -168,6 +186,12 @@ impl Sandbox {
         }
         watch.reason = Some(reason);
         watch.kill_at = Some(Instant::now() + GRACE);
+        self.tell_end(watch);
+    }
+
+    fn tell_end(&self, watch: &mut Watch) {
+        watch.again = Instant::now() + AGAIN;
+        // The init may be gone, which ends the wait as well.
         let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGTERM);
     }
 
@@ -242,7 +266,8 @@ impl Known<'_> {
         if oom || (!counted && self.memory.is_some_and(|limit| memory > limit)) {
             return Status::MemoryLimitExceeded;
         }
-        if let Some(reason) = self.reason {
+        // One that ended by itself before a killer's word came did so.
+        if let Some(reason) = self.reason.filter(|reason| *reason != Status::Signalled) {
             return reason;
         }
         if past(self.limits.cpu, cpu) || past(self.limits.wall, wall) {
@@ -259,57 +284,12 @@ impl Known<'_> {
     }
 }
 
-/// The deadlines of an execution.
-#[derive(Debug)]
-struct Watch {
-    wall: Option<Instant>,
-    cpu: Option<Duration>,
-    /// How many processors can be used at once.
-    parallel: u32,
-    reason: Option<Status>,
-    kill_at: Option<Instant>,
-}
-
-impl Watch {
-    fn new(limits: &Limits, start: Instant, processes: Option<u64>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        let parallel = processes.map_or(cores, |count| cores.min(count.clamp(1, 1024) as u32));
-        let wall = limits.wall.and_then(|wall| start.checked_add(wall));
-        Self { wall, cpu: limits.cpu, parallel, reason: None, kill_at: None }
-    }
-
-    /// When to look again. Processor time cannot pass faster than on all processors at once, so until then there is
-    /// nothing to see.
-    fn next(&self, used: impl FnOnce() -> Option<Duration>) -> Option<Instant> {
-        if self.reason.is_some() {
-            return self.kill_at;
-        }
-        let cpu = self.cpu.and_then(|limit| Some((limit, used()?))).map(|(limit, used)| {
-            let left = limit.saturating_sub(used) / self.parallel;
-            Instant::now() + left.max(LEAST)
-        });
-        self.wall.into_iter().chain(cpu).min()
-    }
-
-    fn is_over(&self, used: Option<Duration>) -> bool {
-        let cpu = self.cpu.zip(used).is_some_and(|(limit, used)| used > limit);
-        cpu || self.wall.is_some_and(|at| Instant::now() >= at)
-    }
-}
-
-/// `ppoll(2)` until an instant, or for ever.
-fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> std::io::Result<usize> {
-    let time = until.map(|until| {
-        let left = until.saturating_duration_since(Instant::now());
-        libc::timespec { tv_sec: left.as_secs() as libc::time_t, tv_nsec: left.subsec_nanos().into() }
-    });
-    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the list is valid for its length, and the time is NULL or lives over the call.
-    let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, time, std::ptr::null()) };
-    usize::try_from(ready).map_err(|_| std::io::Error::last_os_error())
-}
-
 fn failed(status: Status, error: String) -> Outcome {
+    Outcome { error: Some(error), ..unstarted(status) }
+}
+
+/// Of a program that did not begin.
+fn unstarted(status: Status) -> Outcome {
     Outcome {
         status,
         exit_code: 0,
@@ -320,7 +300,7 @@ fn failed(status: Status, error: String) -> Outcome {
         processes: None,
         stdout: Vec::new(),
         stderr: Vec::new(),
-        error: Some(error),
+        error: None,
     }
 }
 
