@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{patient, pool, probe, settings};
-use runx_pool::{Command, Lease, Limits, OpenOptions, Pool, Status, Template, Tier};
+use common::{assert_healthy, patient, pool, probe, settings};
+use runx_pool::{Bind, Command, Lease, Limits, OpenOptions, Pool, Status, Template, Tier};
 
 #[test]
 fn what_is_thrown_away_does_not_pile_up() {
@@ -96,4 +96,38 @@ fn time_that_is_over_before_the_program_begins_does_not_cost_the_sandbox() {
         assert_eq!(done.status, Status::TimeLimitExceeded, "{done:?}");
     }
     assert_eq!(lease.run(Command::new("/bin/true")).expect("run").status, Status::Accepted);
+}
+
+/// A tmpfs of the host.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn mount(&self, options: &str) {
+        let mut command = std::process::Command::new("mount");
+        let done = command.args(["-t", "tmpfs", "-o", options, "none"]).arg(self.0.path()).status();
+        assert!(done.expect("run mount").success());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_filesystem_that_the_host_mounts_otherwise_is_no_fault_of_sandboxes() {
+    needs_root!();
+    let mounted = Mounted(tempfile::TempDir::with_prefix("runx-pool-test-").expect("make a directory"));
+    mounted.mount("size=64k");
+    let mut template = Template::host();
+    template.binds.push(Bind { source: mounted.0.path().into(), target: "/bound".into(), writable: false });
+    let pool = pool(template, 1);
+    assert_healthy(&pool);
+    mounted.mount("remount,size=128k");
+    for _ in 0..10 {
+        assert_healthy(&pool);
+    }
+    let metrics = pool.metrics();
+    assert_eq!((metrics.spawners, metrics.failed), (2, 0), "{metrics:?}");
 }

@@ -55,8 +55,11 @@ fn entries(proc: &OwnedFd, path: &str) -> Result<u32> {
     crate::sys::names(directory).map(|names| names.len() as u32).on("list", path)
 }
 
+/// Filesystems that a sandbox mounts itself. The options of others are the host's business, which may remount them.
+const OWN: [&str; 2] = ["tmpfs", "proc"];
+
 /// A hash of a mount table without what differs between two sandboxes that are alike: the numbers of mounts and devices,
-/// and the user that a tmpfs belongs to.
+/// the user that a tmpfs belongs to, and options of filesystems that are bound.
 fn hash_mounts(table: &str) -> u64 {
     // FNV-1a: it only has to tell, nobody chooses what goes in.
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
@@ -70,6 +73,8 @@ fn hash_mounts(table: &str) -> u64 {
         for field in fields.split(' ').skip(3) {
             add(field.as_bytes());
         }
+        let kind = fields.rsplit(' ').nth(1).unwrap_or_default();
+        let options = if OWN.contains(&kind) { options } else { "" };
         for option in options.split(',').filter(|option| !option.starts_with("uid=") && !option.starts_with("gid=")) {
             add(option.as_bytes());
         }
@@ -94,5 +99,11 @@ mod tests {
         assert_ne!(one, hash_mounts(&table(20, 1, "5 1 0:4 / /tmp rw - tmpfs none rw\n")));
         assert_ne!(one, hash_mounts(&table(20, 1, "").replace("ro,nosuid", "rw,nosuid")));
         assert_ne!(one, hash_mounts(""));
+        assert_ne!(one, hash_mounts(&table(20, 1, "").replace("size=64k", "size=65k")));
+        // Of a bind its own options count, and not those of the filesystem.
+        let bind =
+            |own: &str, all: &str| hash_mounts(&format!("5 1 8:1 /usr /usr {own} master:1 - ext4 /dev/sda1 {all}\n"));
+        assert_eq!(bind("ro,nosuid", "rw,errors=continue"), bind("ro,nosuid", "ro"));
+        assert_ne!(bind("ro,nosuid", "rw"), bind("rw,nosuid", "rw"));
     }
 }

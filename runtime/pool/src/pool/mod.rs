@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,6 @@ use runx_core::error::Context;
 use crate::error::{Error, Result};
 use crate::group::PoolGroup;
 use crate::template::{Template, Tier};
-use crate::wire::messages::Look;
 use lease::Lease;
 use metrics::{Counters, Metrics, count};
 use process::Plan;
@@ -82,8 +81,6 @@ pub(crate) struct Shared {
     plan: Plan,
     keeper: Keeper,
     counters: Counters,
-    /// What the first sandbox looked like.
-    look: OnceLock<Look>,
     state: Mutex<State>,
     /// Sandboxes that were thrown away and are not gone yet. It shrinks under the lock of the state, so that who waits for
     /// that misses nothing.
@@ -142,7 +139,6 @@ impl Pool {
             plan,
             keeper,
             counters: Counters::default(),
-            look: OnceLock::new(),
             state: Mutex::default(),
             ending: AtomicUsize::new(0),
             work: Condvar::new(),

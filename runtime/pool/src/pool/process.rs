@@ -14,6 +14,7 @@ use runx_core::error::Context;
 use runx_core::sys::{self, mount, pidfd, socket};
 
 use super::lock;
+use super::sandbox::Looks;
 use crate::error::{Error, Result};
 use crate::filter;
 use crate::group::{LeaseGroup, PoolGroup};
@@ -130,6 +131,8 @@ pub(super) struct Spawner {
     pidfd: OwnedFd,
     users: Ids,
     used: AtomicU32,
+    /// What its sandboxes are compared with.
+    pub(super) looks: Mutex<Looks>,
 }
 
 impl Spawner {
@@ -265,7 +268,13 @@ fn begin(plan: &Plan, channel: Channel, child: &Child) -> Result<Spawner> {
         }
         if ready && let Some(pidfd) = born.take() {
             let connection = Mutex::new((channel, buffer));
-            return Ok(Spawner { connection, pidfd, users: plan.users, used: AtomicU32::new(0) });
+            return Ok(Spawner {
+                connection,
+                pidfd,
+                users: plan.users,
+                used: AtomicU32::new(0),
+                looks: Mutex::default(),
+            });
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use runx_core::sys::{self, pidfd};
 
-use super::Shared;
 use super::process::Spawner;
+use super::{Shared, lock};
 use crate::error::{Error, Result};
 use crate::group::LeaseGroup;
 use crate::template::Template;
@@ -26,8 +26,8 @@ pub(super) struct Sandbox {
     pub(super) counts: Counts,
     /// The init's pid, to know its messages by; none of one that has ended before it could be asked for.
     pid: Option<i32>,
-    /// It lives as long as the spawner.
-    _spawner: Arc<Spawner>,
+    /// It lives no longer than the spawner.
+    spawner: Arc<Spawner>,
     born: Instant,
     uses: u32,
     look: Look,
@@ -65,13 +65,13 @@ impl Sandbox {
             group: Some(group),
             counts: Counts::default(),
             pid: None,
-            _spawner: Arc::clone(spawner),
+            spawner: Arc::clone(spawner),
             born: Instant::now(),
             uses: 0,
             look: Look::default(),
             limits: (None, None),
         };
-        match sandbox.begin(&shared.template, wait).and_then(|()| shared.agree(&sandbox)) {
+        match sandbox.begin(&shared.template, wait).and_then(|()| sandbox.agree(shared)) {
             Ok(()) => Ok(sandbox),
             Err(e) => {
                 log_failure(sandbox.destroy(PATIENCE));
@@ -125,9 +125,14 @@ impl Sandbox {
         self.counts.oom_kills = group.oom_kills();
     }
 
-    /// What it looked like when it was made.
-    pub(super) fn look(&self) -> Look {
-        self.look
+    /// Whether it, being new, is like the others of its spawner. Another spawner has the host's mounts as they are by then,
+    /// so that what was changed there does not spoil the pool for ever.
+    fn agree(&self, shared: &Shared) -> Result<()> {
+        let agreed = lock(&self.spawner.looks).agree(self.look);
+        if agreed.is_err() {
+            super::count(&shared.counters.unclean);
+        }
+        agreed
     }
 
     /// How many leases it had and was reset after.
@@ -243,16 +248,33 @@ impl Drop for Sandbox {
     }
 }
 
-impl Shared {
-    /// Whether a new sandbox is like the others of its pool.
-    fn agree(&self, sandbox: &Sandbox) -> Result<()> {
-        let look = sandbox.look();
-        let first = self.look.get_or_init(|| look);
-        if look == *first {
+/// What a spawner's new sandboxes looked like.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    first: Option<Look>,
+    /// Another look, and how many had it in a row.
+    other: Option<(Look, u32)>,
+}
+
+/// How many that are alike, and not like the first, show that this is no accident.
+const MANY: u32 = 3;
+
+impl Looks {
+    /// Whether a new sandbox is like the others.
+    fn agree(&mut self, look: Look) -> Result<()> {
+        let first = *self.first.get_or_insert(look);
+        if look == first {
+            self.other = None;
             return Ok(());
         }
-        super::count(&self.counters.unclean);
-        Err(Error::Unclean(format!("it is new and not like the others: {look:?} instead of {first:?}")))
+        let times = self.other.filter(|(other, _)| *other == look).map_or(1, |(_, times)| times + 1);
+        self.other = Some((look, times));
+        let what = format!("{look:?} instead of {first:?}");
+        if times < MANY {
+            return Err(Error::Unclean(format!("it is new and not like the others: {what}")));
+        }
+        log::warn!("all new sandboxes of a pool are not like those before: {what}; another spawner begins");
+        Err(Error::Spawner(format!("its new sandboxes are not like those before: {what}")))
     }
 }
 
@@ -265,4 +287,23 @@ fn log_failure(result: Result<()>) {
 
 fn gone(error: std::io::Error) -> Error {
     Error::Gone(format!("its init cannot be reached: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_different_is_unclean_and_many_are_the_spawners_fault() {
+        let look = |mounts| Look { mounts, ..Look::default() };
+        let mut looks = Looks::default();
+        assert!(looks.agree(look(1)).is_ok() && looks.agree(look(1)).is_ok());
+        for other in [2, 2, 3, 3] {
+            assert!(matches!(looks.agree(look(other)), Err(Error::Unclean(_))), "{other}");
+        }
+        assert!(looks.agree(look(1)).is_ok());
+        assert!(matches!(looks.agree(look(3)), Err(Error::Unclean(_))));
+        assert!(matches!(looks.agree(look(3)), Err(Error::Unclean(_))));
+        assert!(matches!(looks.agree(look(3)), Err(Error::Spawner(_))));
+    }
 }

@@ -37,7 +37,8 @@ impl Watch {
         }
         let cpu = self.cpu.and_then(|limit| Some((limit, used()?))).map(|(limit, used)| {
             let left = limit.saturating_sub(used) / self.parallel;
-            Instant::now() + left.max(LEAST)
+            // What is over is over at once: a program that writes without a pause puts off whatever is later than now.
+            Instant::now() + if used > limit { Duration::ZERO } else { left.max(LEAST) }
         });
         self.wall.into_iter().chain(cpu).min()
     }

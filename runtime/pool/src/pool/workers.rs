@@ -192,6 +192,9 @@ fn wanted(settings: &Settings, state: &State, ending: usize) -> bool {
     missing && all < most && ending < if state.ready.is_empty() { 2 * most } else { most }
 }
 
+/// How often one is tried to be made, and a spawner is replaced for it.
+const ATTEMPTS: u32 = 4;
+
 fn make_one(shared: &Shared) -> Result<Sandbox> {
     let mut bad = None;
     let mut attempts = 0;
@@ -200,8 +203,9 @@ fn make_one(shared: &Shared) -> Result<Sandbox> {
         attempts += 1;
         match Sandbox::make(shared, &spawner) {
             // The spawner is gone, or going, or has no ids left: another one may do.
-            Err(Error::Spawner(_)) if attempts < 3 => bad = spawner.has_ids().then_some(spawner),
-            Err(Error::Gone(_)) if attempts < 3 => bad = (!spawner.is_alive()).then_some(spawner),
+            Err(Error::Spawner(_)) if attempts < ATTEMPTS => bad = spawner.has_ids().then_some(spawner),
+            Err(Error::Unclean(_)) if attempts < ATTEMPTS => {}
+            Err(Error::Gone(_)) if attempts < ATTEMPTS => bad = (!spawner.is_alive()).then_some(spawner),
             Err(Error::Setup { errno: libc::EACCES | libc::EPERM, .. }) if shared.group.enter_instead() => {}
             other => return other,
         }
