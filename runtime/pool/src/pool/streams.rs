@@ -1,8 +1,8 @@
 //! A program's standard streams.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use runx_core::error::Context;
 use runx_core::sys;
@@ -12,8 +12,8 @@ use crate::command::{Input, Output};
 use crate::error::{Error, Result};
 use crate::wire::messages::{FromInit, OpenFile, ToInit};
 
-/// What a pipe holds at least, so that as much can be put in before anybody reads.
-const PIPE: usize = 64 * 1024;
+/// What goes into a pipe before anybody reads. Most hold 64 KiB, but those of a user who has many hold a page or two.
+const PIPE: usize = 4096;
 
 /// A pipe that is read into memory.
 #[derive(Debug)]
@@ -85,22 +85,24 @@ pub(super) fn input(input: Input, sandbox: &mut Sandbox, null: &mut Null) -> Res
         Input::Null => null.get(),
         Input::Fd(fd) => Ok(fd),
         Input::Path(path) => open(sandbox, &path, false),
-        Input::Bytes(data) if data.len() <= PIPE => {
-            let (reader, writer) = pipe().context("make a pipe for standard input")?;
-            File::from(writer).write_all(&data).context("write a program's standard input")?;
-            Ok(reader)
-        }
-        Input::Bytes(data) => {
-            // More than fits into a pipe lies in memory, so that nobody has to stand by while it is read.
-            let write = || {
-                let mut file = sys::memfd(c"stdin")?;
-                file.write_all(&data)?;
-                file.rewind()?;
-                sys::seal(file)
-            };
-            Ok(write().context("keep a program's standard input in memory")?)
+        Input::Bytes(data) => bytes(&data).context("give a program its standard input").map_err(Error::from),
+    }
+}
+
+/// A descriptor to read these bytes from, and then the end.
+fn bytes(data: &[u8]) -> io::Result<OwnedFd> {
+    if data.len() <= PIPE {
+        let (reader, writer) = pipe()?;
+        sys::set_nonblocking(writer.as_fd())?;
+        // One that takes less is left as it is.
+        if File::from(writer).write(data).is_ok_and(|written| written == data.len()) {
+            return Ok(reader);
         }
     }
+    // More lies in memory, so that nobody has to stand by while it is read.
+    let file = sys::sealed_memfd(c"stdin", data)?;
+    // Opened anew it is at its beginning, and for reading only.
+    sys::open(format!("/proc/self/fd/{}", file.as_raw_fd()), libc::O_RDONLY)
 }
 
 /// Opens what a program writes to.
@@ -142,5 +144,22 @@ fn open(sandbox: &mut Sandbox, path: &std::path::Path, write: bool) -> Result<Ow
             (errno, _) => Err(failed(io::Error::from_raw_os_error(errno.copied().unwrap_or(0) as i32))),
         },
         _ => Err(Error::Gone("it answered something else than files".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_of_any_size_is_read_to_its_end_and_cannot_be_written() {
+        for size in [0, 1, PIPE, PIPE + 1, 64 * 1024, 300_000] {
+            let data: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            let mut file = File::from(bytes(&data).unwrap());
+            assert!(file.write(b"x").is_err(), "{size}");
+            let mut read = Vec::new();
+            file.read_to_end(&mut read).unwrap();
+            assert!(read == data, "{size}");
+        }
     }
 }
