@@ -131,3 +131,19 @@ fn a_filesystem_that_the_host_mounts_otherwise_is_no_fault_of_sandboxes() {
     let metrics = pool.metrics();
     assert_eq!((metrics.spawners, metrics.failed), (2, 0), "{metrics:?}");
 }
+
+#[test]
+fn a_sandbox_that_is_asked_whether_it_is_well_is_still_there() {
+    needs_root!();
+    let often = Duration::from_micros(1);
+    let settings = runx_pool::Settings { queue: 0, check_every: often, ..settings(1, 0) };
+    let pool = Pool::new(Template { tier: Tier::None, ..Template::host() }, settings).expect("start a pool");
+    for _ in 0..200 {
+        while pool.metrics().ready == 0 {
+            std::thread::yield_now();
+        }
+        // Nobody else takes it.
+        drop(pool.acquire().expect("lend it"));
+    }
+    assert_eq!(pool.metrics().made, 1);
+}

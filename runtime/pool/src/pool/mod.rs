@@ -98,6 +98,8 @@ struct State {
     waiters: VecDeque<Arc<Waiter>>,
     /// Sandboxes that are being made or reset.
     making: usize,
+    /// Those of them that are ready, and only asked whether they are well.
+    asked: usize,
     leased: usize,
     closing: bool,
     /// How long to wait before the next attempt, after one that failed.
@@ -279,7 +281,7 @@ impl Shared {
                 self.throw_away(sandbox, Some(&self.counters.lost));
             }
         }
-        if state.waiters.len() >= self.settings.queue {
+        if state.waiters.len() >= self.settings.queue + state.asked {
             return Err(Error::QueueFull(state.waiters.len()));
         }
         let waiter = Arc::new(Waiter::default());

@@ -124,16 +124,22 @@ fn start(shared: &Shared, bad: Option<Arc<Spawner>>) -> Result<Arc<Spawner>> {
 fn check(shared: &Shared) {
     let rounds = lock(&shared.state).ready.len();
     for _ in 0..rounds {
-        let Some(mut sandbox) = lock(&shared.state).ready.pop_front() else { return };
+        let mut state = lock(&shared.state);
+        let Some(mut sandbox) = state.ready.pop_front() else { return };
+        // It counts all the while, so that no other one is made in its place, and whoever comes may wait for it.
+        state.making += 1;
+        state.asked += 1;
+        drop(state);
         let well = sandbox.ping();
         let old = sandbox.age() >= shared.settings.max_age;
         let mut state = lock(&shared.state);
+        state.asked -= 1;
         if state.closing || well.is_err() || old {
+            state.making -= 1;
             shared.work.notify_one();
             drop(state);
             shared.throw_away(sandbox, well.is_err().then_some(&shared.counters.lost));
         } else {
-            state.making += 1;
             drop(state);
             shared.offer(sandbox);
         }
