@@ -62,6 +62,14 @@ pub(crate) fn limit_core_files() -> io::Result<()> {
     check(unsafe { libc::prlimit64(0, libc::RLIMIT_CORE, &limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
+/// The hard limit of this process for what `kind`, an `RLIMIT_*`, names.
+pub(crate) fn most(kind: u32) -> u64 {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: u64::MAX };
+    // SAFETY: the limit is writable. Of a kind that the kernel does not know it stays as it is.
+    unsafe { libc::syscall(libc::SYS_prlimit64, 0, kind, std::ptr::null::<u8>(), &raw mut limit) };
+    limit.rlim_max
+}
+
 /// An `eventfd(2)` that nobody waits for in a read.
 pub(crate) fn event() -> io::Result<OwnedFd> {
     // SAFETY: only integers are passed.

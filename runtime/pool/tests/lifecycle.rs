@@ -147,3 +147,33 @@ fn a_sandbox_that_is_asked_whether_it_is_well_is_still_there() {
     }
     assert_eq!(pool.metrics().made, 1);
 }
+
+#[test]
+fn limits_that_are_too_large_are_none_and_one_that_is_passed_already_is_exceeded() {
+    needs_root!();
+    let pool = pool(Template::host(), 1);
+    let mut lease = pool.acquire().expect("lend a sandbox");
+    let (most, time) = (Some(u64::MAX), Some(Duration::MAX));
+    let limits = Limits {
+        cpu: time,
+        wall: time,
+        memory: most,
+        processes: most,
+        file_size: u64::MAX,
+        open_files: u64::MAX,
+        stack: most,
+        address_space: most,
+    };
+    let done = lease.run(Command::new("/bin/true").limits(limits)).expect("run a program");
+    assert_eq!(done.status, Status::Accepted, "{done:?}");
+    if !runx_pool::stat().memory_limits {
+        return;
+    }
+    let fill =
+        Command::new("dd").args(["if=/dev/zero", "of=/w/fill", "bs=1M", "count=48"]).env("PATH", "/usr/bin:/bin");
+    assert_eq!(lease.run(fill).expect("fill a tmpfs").status, Status::Accepted);
+    let little = Limits { memory: Some(16 << 20), ..patient() };
+    let done = lease.run(Command::new("/bin/true").limits(little)).expect("run a program");
+    assert_eq!(done.status, Status::MemoryLimitExceeded, "{done:?}");
+    assert_eq!(lease.run(Command::new("/bin/true")).expect("run a program").status, Status::Accepted);
+}

@@ -5,19 +5,19 @@
 //! of each process.
 
 mod files;
+mod lease;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use runx_core::cgroup::{Hierarchy, Layout};
 use runx_core::sys;
 
 use crate::error::{Error, Result};
 use files::{ControlFile, PATIENCE, Setting, remove, write};
+pub(crate) use lease::LeaseGroup;
 
 /// The group of spawners, with version 2.
 const SPAWNER: &str = "spawner";
@@ -147,6 +147,7 @@ impl PoolGroup {
                     peak => peak,
                 };
                 group.memory_limit = Setting::find(&path, "memory.max")?;
+                group.memory_current = Setting::find(&path, "memory.current")?;
                 if let Some(swap) = Setting::find(&path, "memory.swap.max")? {
                     swap.write(0).map_err(|e| system("forbid swap in", &path, e))?;
                 }
@@ -252,141 +253,6 @@ fn sweep(base: &Path) {
         let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
         if sys::process::start_time(pid as i32) != Some(start) {
             let _ = remove(&entry.path(), PATIENCE);
-        }
-    }
-}
-
-/// The group of one sandbox. Without cgroups it is in none, and everything that is read is unknown.
-#[derive(Debug, Default)]
-pub(crate) struct LeaseGroup {
-    directories: Vec<PathBuf>,
-    birthplace: Option<OwnedFd>,
-    memory_peak: Option<ControlFile>,
-    memory_limit: Option<Setting>,
-    swap_limit: Option<Setting>,
-    oom: Option<ControlFile>,
-    pids_peak: Option<ControlFile>,
-    pids_limit: Option<Setting>,
-    pids_current: Option<Setting>,
-    cpu: Option<ControlFile>,
-}
-
-impl LeaseGroup {
-    fn make(&mut self, path: PathBuf) -> Result<()> {
-        if self.directories.contains(&path) {
-            return Ok(());
-        }
-        fs::create_dir(&path).map_err(|e| system("make", &path, e))?;
-        self.directories.push(path);
-        Ok(())
-    }
-
-    fn pids(&mut self, path: &Path) -> Result<()> {
-        self.pids_peak = ControlFile::open(path, "pids.peak", false)?;
-        self.pids_limit = Setting::find(path, "pids.max")?;
-        self.pids_current = Setting::find(path, "pids.current")?;
-        Ok(())
-    }
-
-    /// The directory to be born in, with version 2.
-    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
-        self.birthplace.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Puts the first process in, with version 1.
-    pub(crate) fn enter(&self, pid: i32) -> Result<()> {
-        for path in &self.directories {
-            write(path, "cgroup.procs", &pid.to_string()).map_err(|e| system("enter", path, e))?;
-        }
-        Ok(())
-    }
-
-    /// Limits memory, and with it swap, to `bytes`.
-    pub(crate) fn limit_memory(&self, bytes: u64) -> Result<()> {
-        let Some(memory) = &self.memory_limit else { return Ok(()) };
-        let first = memory.write(bytes);
-        if let Some(swap) = &self.swap_limit {
-            // Neither may pass the other, so whichever way it goes one of the two writes comes first.
-            let second = swap.write(bytes);
-            if first.is_err() {
-                memory.write(bytes).map_err(|e| memory.error("limit memory by", e))?;
-            }
-            return second.map_err(|e| swap.error("limit memory and swap by", e));
-        }
-        first.map_err(|e| memory.error("limit memory by", e))
-    }
-
-    /// Limits processes and threads beside the init.
-    pub(crate) fn limit_processes(&self, count: u64) -> Result<()> {
-        let Some(file) = &self.pids_limit else { return Ok(()) };
-        file.write(count.saturating_add(1)).map_err(|e| file.error("limit processes by", e))
-    }
-
-    /// Whether it limits memory.
-    pub(crate) fn limits_memory(&self) -> bool {
-        self.memory_limit.is_some()
-    }
-
-    /// Whether it limits processes.
-    pub(crate) fn limits_processes(&self) -> bool {
-        self.pids_limit.is_some()
-    }
-
-    /// The processor time of all its processes until now, in nanoseconds.
-    pub(crate) fn cpu_ns(&self) -> Option<u64> {
-        let file = self.cpu.as_ref()?;
-        if self.birthplace.is_some() {
-            file.pair("usage_usec").map(|us| us.saturating_mul(1000))
-        } else {
-            file.number()
-        }
-    }
-
-    /// The most memory it had, in bytes.
-    pub(crate) fn memory_peak(&self) -> Option<u64> {
-        self.memory_peak.as_ref()?.number()
-    }
-
-    /// Begins the peak anew, where the kernel can. Returns whether it did.
-    pub(crate) fn reset_memory_peak(&self) -> bool {
-        self.memory_peak.as_ref().is_some_and(|file| file.write(0).is_ok())
-    }
-
-    /// How many of its processes were ended for want of memory.
-    pub(crate) fn oom_kills(&self) -> u64 {
-        self.oom.as_ref().and_then(|file| file.pair("oom_kill")).unwrap_or(0)
-    }
-
-    /// The most processes at once, beside the init.
-    pub(crate) fn processes_peak(&self) -> Option<u64> {
-        self.pids_peak.as_ref()?.number().map(|count| count.saturating_sub(1))
-    }
-
-    /// Processes now, with the init.
-    pub(crate) fn processes(&self) -> Result<Option<u64>> {
-        self.pids_current.as_ref().map_or(Ok(None), Setting::number)
-    }
-
-    /// Removes it. All processes have to be gone or going. What fails can be tried again later.
-    pub(crate) fn remove(&mut self, patience: Duration) -> Result<()> {
-        // Its files are closed first; nobody asks a group that goes.
-        let mut closed = Self::default();
-        std::mem::swap(&mut closed.directories, &mut self.directories);
-        *self = closed;
-        while let Some(path) = self.directories.last() {
-            remove(path, patience)?;
-            self.directories.pop();
-        }
-        Ok(())
-    }
-}
-
-/// One that was not removed, since making it failed half way or the pool goes, is tried once: the pool's own group takes the
-/// rest with it.
-impl Drop for LeaseGroup {
-    fn drop(&mut self) {
-        for path in &self.directories {
-            let _ = fs::remove_dir(path);
         }
     }
 }

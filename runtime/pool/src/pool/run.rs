@@ -13,6 +13,7 @@ use super::watch::{Watch, poll};
 use crate::command::{Command, DEFAULT_PATH, Limits};
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Status};
+use crate::sys;
 use crate::template::{Filter, Template};
 use crate::wire::channel::LIMIT;
 use crate::wire::messages::{Ended, Execute, FromInit, MAX_FDS, ToInit};
@@ -31,7 +32,11 @@ impl Sandbox {
         }
         let memory = command.limits.memory.or(template.memory);
         let processes = command.limits.processes.or(template.processes);
-        let (limits_memory, limits_processes) = self.limit(memory, processes)?;
+        let (limits_memory, limits_processes) = match self.limit(memory, processes) {
+            // What is there already, in a tmpfs, is more.
+            Err(e) if e.errno() == Some(libc::EBUSY) => return Ok(unstarted(Status::MemoryLimitExceeded)),
+            limited => limited?,
+        };
         let limits = rlimits(
             &command.limits,
             self.cpu().is_some(),
@@ -91,7 +96,12 @@ impl Sandbox {
     fn limit(&mut self, memory: Option<u64>, processes: Option<u64>) -> Result<(bool, bool)> {
         let Some(group) = &self.group else { return Ok((false, false)) };
         if self.limits.0 != memory {
-            group.limit_memory(memory.unwrap_or(u64::MAX >> 1))?;
+            let limit = |memory: Option<u64>| group.limit_memory(memory.unwrap_or(u64::MAX >> 1));
+            if let Err(e) = limit(memory) {
+                // One of two files may have been written.
+                let _ = limit(self.limits.0);
+                return Err(e);
+            }
             self.limits.0 = memory;
         }
         if self.limits.1 != processes {
@@ -325,15 +335,22 @@ fn programs(command: &Command) -> Vec<Vec<u8>> {
 fn rlimits(limits: &Limits, counted: bool, memory: Option<u64>, processes: Option<u64>) -> Vec<(u32, u64, u64)> {
     let same = |kind, value: u64| (kind, value, value);
     let mut list = vec![same(libc::RLIMIT_FSIZE, limits.file_size), same(libc::RLIMIT_NOFILE, limits.open_files)];
-    // Whole seconds, counted by ticks: where a group counts better, this is the last resort, and must not come first.
+    // Whole seconds, counted by ticks: where a group counts better, this is the last resort, and must not come first. The
+    // kernel multiplies them.
     list.extend(limits.cpu.map(|cpu| {
-        let seconds = cpu.as_secs() + u64::from(cpu.subsec_nanos() > 0) + u64::from(counted);
+        let more = u64::from(cpu.subsec_nanos() > 0) + u64::from(counted);
+        let seconds = cpu.as_secs().saturating_add(more).min(u32::MAX.into());
         (libc::RLIMIT_CPU, seconds, seconds + 1)
     }));
     list.extend(limits.stack.map(|bytes| same(libc::RLIMIT_STACK, bytes)));
     list.extend(limits.address_space.map(|bytes| same(libc::RLIMIT_AS, bytes)));
     list.extend(memory.map(|bytes| same(libc::RLIMIT_DATA, bytes)));
     list.extend(processes.map(|count| same(libc::RLIMIT_NPROC, count)));
+    // More than this process may have, the kernel refuses.
+    for (kind, soft, hard) in &mut list {
+        let most = sys::most(*kind);
+        (*soft, *hard) = ((*soft).min(most), (*hard).min(most));
+    }
     list
 }
 
@@ -352,4 +369,20 @@ fn check(execute: &Execute) -> Result<()> {
         return Err(Error::Command("descriptors have each a number of its own, from 3 to 63".into()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_any_size_are_limits() {
+        let all = Some(u64::MAX);
+        let limits = Limits { cpu: Some(Duration::MAX), open_files: u64::MAX, stack: all, ..Limits::default() };
+        for (kind, soft, hard) in rlimits(&limits, true, all, all) {
+            assert!(soft <= hard && hard <= sys::most(kind), "{kind}: {soft} {hard}");
+        }
+        let cpu = |time| rlimits(&Limits { cpu: Some(time), ..Limits::default() }, false, None, None)[2];
+        assert_eq!(cpu(Duration::from_millis(1500)), (libc::RLIMIT_CPU, 2, 3));
+    }
 }

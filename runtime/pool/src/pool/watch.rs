@@ -35,10 +35,10 @@ impl Watch {
         if self.reason.is_some() {
             return self.kill_at.map(|at| at.min(self.again));
         }
-        let cpu = self.cpu.and_then(|limit| Some((limit, used()?))).map(|(limit, used)| {
+        let cpu = self.cpu.and_then(|limit| Some((limit, used()?))).and_then(|(limit, used)| {
             let left = limit.saturating_sub(used) / self.parallel;
             // What is over is over at once: a program that writes without a pause puts off whatever is later than now.
-            Instant::now() + if used > limit { Duration::ZERO } else { left.max(LEAST) }
+            Instant::now().checked_add(if used > limit { Duration::ZERO } else { left.max(LEAST) })
         });
         self.wall.into_iter().chain(cpu).min()
     }
