@@ -177,3 +177,10 @@ fn limits_that_are_too_large_are_none_and_one_that_is_passed_already_is_exceeded
     assert_eq!(done.status, Status::MemoryLimitExceeded, "{done:?}");
     assert_eq!(lease.run(Command::new("/bin/true")).expect("run a program").status, Status::Accepted);
 }
+
+/// The word that spawners are told is in its name, so that this program, which is none, runs it when it is executed as one.
+#[test]
+fn a_program_that_does_not_serve_as_a_spawner_is_told_so() {
+    let error = Pool::new(Template::host(), runx_pool::Settings::default()).expect_err("a pool").to_string();
+    assert!(error.contains("spawner_main"), "{error}");
+}

@@ -127,6 +127,10 @@ impl Pool {
     /// [`Error::Template`] for what makes no sense, [`Error::Spawner`] where the spawner cannot set itself up, and
     /// system errors.
     pub fn new(template: Template, settings: Settings) -> Result<Self> {
+        if crate::spawner::is_meant() {
+            // It would execute itself again, and so on.
+            return Err(Error::Spawner("this program was executed to be one, and does not call spawner_main".into()));
+        }
         if settings.size + settings.burst == 0 || settings.max_uses == 0 {
             return Err(Error::Template { field: "size", reason: "there would be no sandbox at all".into() });
         }

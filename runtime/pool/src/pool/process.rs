@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use runx_core::error::Context;
 use runx_core::sys::{self, mount, pidfd, socket};
@@ -25,6 +26,9 @@ use crate::wire::setup::{BindPlan, FromSpawner, Setup, TmpfsPlan, ToSpawner};
 
 /// Devices that know nothing and keep nothing.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+
+/// How long a spawner may take for each step of its beginning.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What every spawner of a pool is started with.
 #[derive(Debug)]
@@ -202,6 +206,15 @@ impl Drop for Spawner {
     }
 }
 
+/// As [`hear`], for at most `patience`.
+fn hear_within(channel: &Channel, buffer: &mut [u8], patience: Duration) -> Result<(FromSpawner, Vec<OwnedFd>)> {
+    let there = sys::poll(channel.as_fd(), libc::POLLIN, patience.as_millis() as i32);
+    if !there.map_err(|e| Error::Spawner(format!("it cannot be heard: {e}")))? {
+        return Err(Error::Spawner("it does not go on".into()));
+    }
+    hear(channel, buffer)
+}
+
 fn hear(channel: &Channel, buffer: &mut [u8]) -> Result<(FromSpawner, Vec<OwnedFd>)> {
     let received = channel.receive(buffer).map_err(|e| Error::Spawner(format!("it cannot be heard: {e}")))?;
     if received.length == 0 {
@@ -240,13 +253,22 @@ fn begin(plan: &Plan, channel: Channel, child: &Child) -> Result<Spawner> {
     let (setup, trees) = with_trees(&plan.setup)?;
     let fds: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
     let gone = |e: std::io::Error| Error::Spawner(format!("it cannot be set up: {e}"));
-    channel.send(&ToSpawner::Setup(Box::new(setup)).encode(), &fds).map_err(gone)?;
+    match channel.send(&ToSpawner::Setup(Box::new(setup)).encode(), &fds) {
+        // It has ended; what it said before is there.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+        sent => sent.map_err(gone)?,
+    }
     let mut buffer = vec![0; LIMIT];
     let (mut born, mut ready) = (None, false);
     let mut failure = None;
+    let mut said = false;
     loop {
-        let heard = match hear(&channel, &mut buffer) {
+        let heard = match hear_within(&channel, &mut buffer, PATIENCE) {
             Ok(heard) => heard,
+            Err(_) if !said => {
+                let reason = "it has ended, or waits for something else, before it said a word; its main has to call spawner_main";
+                return Err(Error::Spawner(reason.into()));
+            }
             Err(e) => {
                 // The program that was executed is not its parent any more; this process is.
                 if let Some(pidfd) = &born {
@@ -255,6 +277,7 @@ fn begin(plan: &Plan, channel: Channel, child: &Child) -> Result<Spawner> {
                 return Err(failure.unwrap_or(e));
             }
         };
+        said = true;
         match heard {
             (FromSpawner::Map, _) => {
                 map_ids(plan.users, child.id())?;
@@ -317,4 +340,16 @@ fn write(pid: u32, name: &str, text: &str) -> Result<()> {
     let mut path = OsString::from(format!("/proc/{pid}/"));
     path.push(name);
     Ok(fs::write(&path, text).with_context(|| format!("write {text:?} to {}", Path::new(&path).display()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spawner_that_says_nothing_is_not_waited_for_for_ever() {
+        let (ours, _theirs) = socket::pair().unwrap();
+        let error = hear_within(&Channel::new(ours).unwrap(), &mut [0; 16], Duration::from_millis(1)).unwrap_err();
+        assert!(error.to_string().contains("does not go on"), "{error}");
+    }
 }

@@ -30,8 +30,7 @@ pub(crate) const WORD: &str = "serve";
 /// [`Pool`](crate::Pool) without naming another one in [`Settings::spawner`](crate::Settings::spawner) calls this first in
 /// its `main`, before there are threads.
 pub fn spawner_main() {
-    let mut args = std::env::args_os();
-    if args.next().is_none_or(|name| name != NAME) || args.next().is_none_or(|word| word != WORD) {
+    if !is_meant() {
         return;
     }
     let code = match own::take_standard_input().and_then(Channel::new) {
@@ -48,6 +47,12 @@ pub fn spawner_main() {
         Err(_) => 2,
     };
     own::exit(code)
+}
+
+/// Whether this program was executed to become a spawner.
+pub(crate) fn is_meant() -> bool {
+    let mut args = std::env::args_os();
+    args.next().is_some_and(|name| name == NAME) && args.next().is_some_and(|word| word == WORD)
 }
 
 fn errno(error: &Error) -> u32 {
