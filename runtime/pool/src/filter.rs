@@ -74,6 +74,25 @@ const DENIED: &[&str] = &[
     "vhangup",
 ];
 
+/// Those of them that an old libseccomp does not know by name, which in a list of what is denied would allow them. All are
+/// newer than number 424, from which on all architectures have the same numbers.
+const DENIED_BY_NUMBER: [libc::c_long; 13] = [
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_quotactl_fd,
+    // open_tree_attr, which the libc crate does not have: 467.
+    libc::SYS_mount_setattr + 25,
+    libc::SYS_clone3,
+];
+
 /// Flags of clone(2) that make namespaces. `CLONE_NEWTIME` is none of these: its bit belongs to the exit signal there.
 const NEW_NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
@@ -136,7 +155,35 @@ pub(crate) fn compile(filter: Filter) -> Result<Vec<u8>> {
     let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": rules});
     let profile: oci_spec::runtime::LinuxSeccomp = serde_json::from_value(profile)
         .map_err(|e| Error::Template { field: "filter", reason: format!("the profile cannot be read: {e}") })?;
-    Ok(seccomp::compile(&profile)?)
+    let denied = if filter == Filter::Kill { libc::SECCOMP_RET_KILL_PROCESS } else { errno_of(libc::EPERM) };
+    Ok([by_number(denied), seccomp::compile(&profile)?].concat())
+}
+
+fn errno_of(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno as u32
+}
+
+/// What comes before the rest: refuses [`DENIED_BY_NUMBER`], on whatever architecture the call is made.
+fn by_number(denied: u32) -> Vec<u8> {
+    const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const JUMP_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const JUMP_GREATER_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let mut program = Vec::new();
+    let mut add = |code: u32, jt: u8, jf: u8, k: u32| {
+        program.extend((code as u16).to_ne_bytes());
+        program.extend([jt, jf]);
+        program.extend(k.to_ne_bytes());
+    };
+    let first = DENIED_BY_NUMBER.iter().min().copied().unwrap_or(0);
+    // The number is the first word of what a filter sees. Most are below all of these.
+    add(LOAD_WORD, 0, 0, 0);
+    add(JUMP_GREATER_EQUAL, 0, 2 * DENIED_BY_NUMBER.len() as u8, first as u32);
+    for number in DENIED_BY_NUMBER {
+        add(JUMP_EQUAL, 0, 1, number as u32);
+        add(RETURN, 0, 0, if number == libc::SYS_clone3 { errno_of(libc::ENOSYS) } else { denied });
+    }
+    program
 }
 
 /// The program as the kernel takes it. It has to outlive its loading.
@@ -230,6 +277,29 @@ mod tests {
                 }
                 assert_eq!(verdict(&program, X86, 359, [40, 1, 0]), refused(libc::EAFNOSUPPORT), "{filter:?}");
                 assert_eq!(verdict(&program, X86, 359, [1, 1, 0]), ALLOWED, "{filter:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn new_calls_are_refused_though_libseccomp_may_not_know_them() {
+        // As if it knew none, and allowed all.
+        let mut program = by_number(refused(libc::EPERM));
+        program.extend(6u16.to_ne_bytes().iter().chain(&[0, 0]).chain(&ALLOWED.to_ne_bytes()));
+        for number in DENIED_BY_NUMBER {
+            let errno = if number == libc::SYS_clone3 { libc::ENOSYS } else { libc::EPERM };
+            assert_eq!(verdict(&program, 0, number, [0; 3]), refused(errno), "{number}");
+        }
+        for number in [0, libc::SYS_pidfd_open, libc::SYS_openat2, libc::SYS_mount_setattr + 26, 0x4000_0000] {
+            assert_eq!(verdict(&program, 0, number, [0; 3]), ALLOWED, "{number}");
+        }
+        #[cfg(target_arch = "x86_64")]
+        for (filter, denied) in [(Filter::Deny, refused(libc::EPERM)), (Filter::Kill, libc::SECCOMP_RET_KILL_PROCESS)] {
+            let program = compile(filter).unwrap();
+            for arch in [NATIVE, 0x4000_0003] {
+                assert_eq!(verdict(&program, arch, libc::SYS_io_uring_setup, [0; 3]), denied);
+                assert_eq!(verdict(&program, arch, 467, [0; 3]), denied);
+                assert_eq!(verdict(&program, arch, libc::SYS_clone3, [0; 3]), refused(libc::ENOSYS));
             }
         }
     }
