@@ -33,14 +33,15 @@ pub enum Output {
     Path(PathBuf),
 }
 
-/// The limits of one execution.
+/// The limits of one execution. One that is higher than the pool's own process may have is as high as that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Processor time of all processes together. Without cgroups that of each one, in whole seconds.
     pub cpu: Option<Duration>,
     /// Time on the clock.
     pub wall: Option<Duration>,
-    /// Memory in bytes, with what is written to a tmpfs; the template's by default. Without cgroups the data of each process.
+    /// Memory in bytes, with what is written to a tmpfs; the template's by default. If the sandbox has more already, the program
+    /// does not begin, and the limit is exceeded. Without cgroups the data of each process.
     pub memory: Option<u64>,
     /// Processes and threads at once; the template's by default. Without cgroups those of the sandbox's user.
     pub processes: Option<u64>,

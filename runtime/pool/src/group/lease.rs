@@ -169,3 +169,33 @@ impl Drop for LeaseGroup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_removed_can_be_removed_later() {
+        let place = tempfile::TempDir::with_prefix("runx-pool-test-").unwrap();
+        let mut group = LeaseGroup::default();
+        for name in ["first", "second"] {
+            group.make(place.path().join(name)).unwrap();
+        }
+        let file = place.path().join("first/file");
+        fs::write(&file, "").unwrap();
+        assert!(group.remove(Duration::ZERO).is_err());
+        fs::remove_file(&file).unwrap();
+        group.remove(Duration::ZERO).unwrap();
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_that_is_given_up_half_way_leaves_nothing() {
+        let place = tempfile::TempDir::with_prefix("runx-pool-test-").unwrap();
+        let mut group = LeaseGroup::default();
+        group.make(place.path().join("first")).unwrap();
+        assert!(group.make(place.path().join("none/second")).is_err());
+        drop(group);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+}
