@@ -83,6 +83,7 @@ impl Sandbox {
     /// Puts it into its cgroups, while it mounts, and waits until it is ready.
     fn begin(&mut self, template: &Template, wait: bool) -> Result<()> {
         self.pid = pidfd::pid(self.pidfd.as_fd()).ok();
+        let mut entered = true;
         if let (Some(group), Some(pid)) = (&self.group, self.pid) {
             if let Some(memory) = template.memory {
                 group.limit_memory(memory)?;
@@ -91,11 +92,15 @@ impl Sandbox {
                 group.limit_processes(processes)?;
             }
             if wait {
-                group.enter(pid)?;
+                match group.enter(pid) {
+                    // It has failed and ended, and what it said about that is there.
+                    Err(e) if e.errno() == Some(libc::ESRCH) => entered = false,
+                    done => done?,
+                }
             }
         }
         self.limits = (template.memory, template.processes);
-        if wait {
+        if wait && entered {
             // One that has failed does not hear it, and what it said is there.
             let _ = self.say(&ToInit::Entered);
         }
