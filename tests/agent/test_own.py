@@ -133,6 +133,7 @@ def test_pages_of_processes(own):
     ({"command": "x", "confinement": {"readonly_paths": ["/no/such"]}}, "/no/such"),
     ({"command": "x", "keep_output_bytes": 1 << 40}, "keep_output_bytes"),
     ({"command": "x", "restart": {"when": "sometimes"}}, "sometimes"),
+    ({"command": "x", "terminal": {"columns": 80, "rows": 24}, "stdout": False}, "stdout"),
 ])
 def test_what_makes_no_sense_is_refused_by_its_name(own, body, word):
     assert word in own.ask("POST", "/processes", body, 400)["message"]

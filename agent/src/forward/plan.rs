@@ -59,8 +59,7 @@ pub struct Wish {
     retry_delay_ms: u64,
     #[serde(default = "connections")]
     max_connections: usize,
-    #[serde(default = "buffer")]
-    buffer_bytes: usize,
+    buffer_bytes: Option<usize>,
 }
 
 fn connect_timeout() -> u64 {
@@ -79,9 +78,8 @@ fn connections() -> usize {
     1024
 }
 
-fn buffer() -> usize {
-    8 << 10
-}
+/// How much of TCP is held for each way unless a request says otherwise, in bytes.
+const BUFFER: usize = 8 << 10;
 
 /// As it is done.
 #[derive(Clone)]
@@ -198,8 +196,15 @@ impl Wish {
         if self.max_connections == 0 || self.max_connections > 16_384 {
             return Err(format!("max_connections: {} is not from 1 to 16384", self.max_connections));
         }
-        if !(1 << 10..=1 << 20).contains(&self.buffer_bytes) {
-            return Err(format!("buffer_bytes: {} is not from 1024 to 1048576", self.buffer_bytes));
+        if self.buffer_bytes.is_some() && self.protocol != Protocol::Tcp {
+            return Err("buffer_bytes: only TCP has a buffer".into());
+        }
+        if self.retries != 0 && self.protocol == Protocol::Udp {
+            return Err("retries: datagrams have no connection that could be tried again".into());
+        }
+        let buffer = self.buffer_bytes.unwrap_or(BUFFER);
+        if !(1 << 10..=1 << 20).contains(&buffer) {
+            return Err(format!("buffer_bytes: {buffer} is not from 1024 to 1048576"));
         }
         if self.idle_timeout_ms == 0 || self.connect_timeout_ms == 0 || self.retries > 100 {
             return Err("timeouts must not be 0, and retries not more than 100".into());
@@ -220,7 +225,7 @@ impl Wish {
             retries: self.retries,
             retry_delay: Duration::from_millis(self.retry_delay_ms),
             connections: self.max_connections,
-            buffer: self.buffer_bytes,
+            buffer,
         })
     }
 }
@@ -262,6 +267,11 @@ mod tests {
                 r#"{"protocol": "http", "listen": "127.0.0.1:0", "target": "http://x:1", "target_insecure": true}"#,
                 "https",
             ),
+            (
+                r#"{"protocol": "http", "listen": "127.0.0.1:0", "target": "http://x:1", "buffer_bytes": 2048}"#,
+                "buffer_bytes",
+            ),
+            (r#"{"protocol": "udp", "listen": "127.0.0.1:0", "target": "x:1", "retries": 1}"#, "retries"),
             (r#"{"protocol": "smtp", "listen": "127.0.0.1:0", "target": "x:1"}"#, "smtp"),
         ] {
             let error = plan(text).unwrap_err();

@@ -53,6 +53,8 @@ pub struct Limits {
     pub stack: Option<u64>,
     /// Address space of each process in bytes.
     pub address_space: Option<u64>,
+    /// Data of each process in bytes, besides what a group limits.
+    pub data: Option<u64>,
 }
 
 impl Default for Limits {
@@ -66,6 +68,7 @@ impl Default for Limits {
             open_files: 256,
             stack: None,
             address_space: None,
+            data: None,
         }
     }
 }

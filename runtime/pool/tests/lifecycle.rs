@@ -163,6 +163,7 @@ fn limits_that_are_too_large_are_none_and_one_that_is_passed_already_is_exceeded
         open_files: u64::MAX,
         stack: most,
         address_space: most,
+        data: most,
     };
     let done = lease.run(Command::new("/bin/true").limits(limits)).expect("run a program");
     assert_eq!(done.status, Status::Accepted, "{done:?}");

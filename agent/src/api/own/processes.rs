@@ -145,8 +145,8 @@ impl Start {
         if keep > KEEP.1 {
             return Err(Failure::invalid(format!("keep_output_bytes: {keep} is more than {}", KEEP.1)));
         }
-        if self.terminal.is_some() && self.stdin {
-            return Err(Failure::invalid("stdin: a terminal has its own"));
+        if self.terminal.is_some() && (self.stdin || !self.stdout || !self.stderr) {
+            return Err(Failure::invalid("stdin, stdout, stderr: a terminal is all three, and is kept"));
         }
         Ok(Order {
             program,

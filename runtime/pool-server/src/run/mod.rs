@@ -332,6 +332,7 @@ impl Runner {
             open_files: self.bounds.open_files,
             stack: (cmd.stack_limit > 0).then(|| memory.map_or(cmd.stack_limit, |most| cmd.stack_limit.min(most))),
             address_space: memory.filter(|_| cmd.address_space_limit),
+            data: memory.filter(|_| cmd.data_segment_limit || cmd.strict_memory_limit),
         }
     }
 }

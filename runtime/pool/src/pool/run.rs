@@ -344,7 +344,8 @@ fn rlimits(limits: &Limits, counted: bool, memory: Option<u64>, processes: Optio
     }));
     list.extend(limits.stack.map(|bytes| same(libc::RLIMIT_STACK, bytes)));
     list.extend(limits.address_space.map(|bytes| same(libc::RLIMIT_AS, bytes)));
-    list.extend(memory.map(|bytes| same(libc::RLIMIT_DATA, bytes)));
+    let data = memory.into_iter().chain(limits.data).min();
+    list.extend(data.map(|bytes| same(libc::RLIMIT_DATA, bytes)));
     list.extend(processes.map(|count| same(libc::RLIMIT_NPROC, count)));
     // More than this process may have, the kernel refuses.
     for (kind, soft, hard) in &mut list {
