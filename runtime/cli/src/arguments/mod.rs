@@ -1,8 +1,10 @@
 //! The command line: runc's commands and flags.
 
 mod checkpoint;
+mod container;
 mod pool;
 mod scan;
+mod storage;
 mod tables;
 mod units;
 mod wasm;
@@ -17,7 +19,7 @@ pub(crate) use checkpoint::{Checkpoint, Restore};
 pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
 pub(crate) use tables::help;
-use tables::{COMMANDS, GLOBAL, GROUPS, Syntax};
+use tables::{COMMANDS, GLOBAL, GROUP_NAMES, Syntax, groups};
 use units::{bytes, duration};
 pub(crate) use wasm::{Instances, Process, Program, StatsFormat, Wasm};
 
@@ -28,6 +30,8 @@ pub(crate) struct Global {
     pub(crate) root: PathBuf,
     /// Whether that was said, or is the default.
     pub(crate) root_given: bool,
+    /// Where images are, and what containers keep, if that was said.
+    pub(crate) storage_root: Option<PathBuf>,
     /// File to write the log to, instead of standard error.
     pub(crate) log: Option<PathBuf>,
     /// Format of the log.
@@ -40,6 +44,13 @@ pub(crate) struct Global {
     pub(crate) rootless: Option<bool>,
     /// A flag that runc used to have was given.
     pub(crate) criu: bool,
+}
+
+impl Global {
+    /// Where images are, and what containers keep.
+    pub(crate) fn storage_root(&self) -> PathBuf {
+        self.storage_root.clone().unwrap_or_else(default_storage_root)
+    }
 }
 
 /// Formats of the log.
@@ -190,10 +201,12 @@ fn global(words: &Words) -> Result<Global> {
         None if root_given => PathBuf::from("/"),
         None => default_root(),
     };
-    let root = std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))?;
-    if root.components().all(|part| matches!(part, std::path::Component::RootDir)) {
-        bail!("--root must not be empty or /");
-    }
+    let root = directory("root", &root)?;
+    let storage_root = match words.path("storage-root") {
+        None if words.given("storage-root") => Some(PathBuf::from("/")),
+        other => other,
+    };
+    let storage_root = storage_root.map(|path| directory("storage-root", &path)).transpose()?;
     let log_format = match words.text("log-format")? {
         None | Some("text") => LogFormat::Text,
         Some("json") => LogFormat::Json,
@@ -211,6 +224,7 @@ fn global(words: &Words) -> Result<Global> {
     Ok(Global {
         root,
         root_given,
+        storage_root,
         log: words.path("log"),
         log_format,
         debug: words.on("debug") || words.on("verbose"),
@@ -220,15 +234,34 @@ fn global(words: &Words) -> Result<Global> {
     })
 }
 
+/// The absolute form of the directory that a flag names, which must not be everything.
+fn directory(flag: &str, path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).with_context(|| format!("--{flag} {}", path.display()))?;
+    if path.components().all(|part| matches!(part, std::path::Component::RootDir)) {
+        bail!("--{flag} must not be empty or /");
+    }
+    Ok(path)
+}
+
+/// Whether the machine is this user's. The root of a user namespace may call himself so, or still be the user who made it.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+        && (std::env::var_os("USER").is_some_and(|name| name == "root") || !runx_core::rootless::is_unprivileged())
+}
+
+/// Where people who are not root may keep data, by the XDG Base Directory Specification.
+fn default_storage_root() -> PathBuf {
+    let own = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match own("XDG_DATA_HOME").or_else(|| own("HOME").map(|home| home.join(".local/share"))) {
+        Some(data) if !is_root() => data.join("runx"),
+        _ => PathBuf::from("/var/lib/runx"),
+    }
+}
+
 /// Where people who are not root may write, as runc has it.
 fn default_root() -> PathBuf {
     let variable = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
     let user = nix::unistd::geteuid();
-    // The root of a user namespace may call himself so, or still be the user who made it.
-    let is_root = || {
-        user.is_root()
-            && (std::env::var_os("USER").is_some_and(|name| name == "root") || !runx_core::rootless::is_unprivileged())
-    };
     match variable.map(PathBuf::from) {
         Some(directory) if !is_root() => directory.join("runx"),
         None if !user.is_root() && Path::new(&format!("/run/user/{user}")).is_dir() => {
@@ -259,16 +292,16 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         return Ok(Command::Pool(Box::new(Pool::Serve { flags: rest.skip(1).collect() })));
     }
     let syntax = match name.to_str() {
-        Some(group @ ("wasm" | "process" | "pool")) => {
+        Some(group) if GROUP_NAMES.contains(&group) => {
             let name = format!("{group} {}", rest.next().unwrap_or_default().display());
-            GROUPS.iter().find(|syntax| syntax.name == name)
+            groups().find(|syntax| syntax.name == name)
         }
         name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
     };
     let Some(syntax) = syntax else {
-        if let Some(group @ ("wasm" | "process" | "pool")) = name.to_str() {
-            let of = |syntax: &&Syntax| syntax.name.starts_with(group);
-            let verbs: Vec<_> = GROUPS.iter().filter(of).filter_map(|syntax| syntax.name.split(' ').nth(1)).collect();
+        if let Some(group) = name.to_str().filter(|name| GROUP_NAMES.contains(name)) {
+            let own = groups().filter_map(|syntax| syntax.name.split_once(' '));
+            let verbs: Vec<_> = own.filter(|(of, _)| *of == group).map(|(_, verb)| verb).collect();
             bail!("{group} has the commands {} (see \"runx help {group} COMMAND\")", verbs.join(", "));
         }
         bail!("unknown command {name:?}: \"runx help\" lists all");

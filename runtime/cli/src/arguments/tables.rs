@@ -1,6 +1,7 @@
 //! The commands and their flags: runc's, and what crun's users know besides.
 
 use super::scan::{Flag, Order, option, switch};
+use super::{container, storage};
 
 /// One command.
 #[derive(Debug)]
@@ -19,12 +20,23 @@ pub(crate) struct Syntax {
     pub(crate) count: (usize, usize),
 }
 
-const NONE: &[&[Flag]] = &[];
-const ANY: usize = usize::MAX;
+/// No flags of its own.
+pub(super) const NONE: &[&[Flag]] = &[];
+/// No limit on the words.
+pub(super) const ANY: usize = usize::MAX;
+
+/// Names of groups, whose commands are two words.
+pub(super) const GROUP_NAMES: &[&str] = &["container", "storage", "wasm", "process", "pool"];
 
 /// Flags of every command, before or after its name.
 pub(crate) const GLOBAL: &[Flag] = &[
     option("root", None, "DIR", "directory for the state of containers, best on a tmpfs (default /run/runx)"),
+    option(
+        "storage-root",
+        None,
+        "DIR",
+        "directory for images and what containers keep (default /var/lib/runx; yours, unless root)",
+    ),
     option("log", None, "FILE", "write the log to this file instead of standard error"),
     option("log-format", None, "FORMAT", "format of the log: text or json (default text)"),
     switch("debug", None, "log what is done, too"),
@@ -82,9 +94,12 @@ const KILL: &[Flag] = &[switch("all", Some('a'), "to all of the container's proc
 
 const DELETE: &[Flag] = &[switch("force", Some('f'), "end it first if it runs; fine if it is not there")];
 
-const FORMAT: &[Flag] = &[option("format", Some('f'), "FORMAT", "how to print: table or json (default table)")];
+/// How listings are printed.
+pub(super) const FORMAT: &[Flag] =
+    &[option("format", Some('f'), "FORMAT", "how to print: table or json (default table)")];
 
-const QUIET: &[Flag] = &[switch("quiet", Some('q'), "print ids only")];
+/// Ids only.
+pub(super) const QUIET: &[Flag] = &[switch("quiet", Some('q'), "print ids only")];
 
 const UPDATE: &[Flag] = &[
     option("resources", Some('r'), "FILE", "JSON as linux.resources in config.json; - for standard input"),
@@ -154,7 +169,8 @@ const COMPILE: &[Flag] = &[
     switch("confined", None, "give up all privileges first and limit memory and time: the module is somebody else's"),
 ];
 
-const fn command(
+/// A row of a table.
+pub(super) const fn command(
     name: &'static str,
     words: &'static str,
     about: &'static str,
@@ -265,7 +281,7 @@ const POOL_EXEC: &[Flag] = &[
 
 /// Commands that have a command of their own.
 #[rustfmt::skip]
-pub(crate) const GROUPS: &[Syntax] = &[
+const GROUPS: &[Syntax] = &[
     command("wasm run", "FILE [ARGUMENT…]", "run a WASM module or component",
         &[PROGRAM, WASM_RUN, HOOKS], Order::BeforeFirst, (1, ANY)),
     command("wasm serve", "FILE [ARGUMENT…]", "answer HTTP requests with a component",
@@ -296,6 +312,11 @@ pub(crate) const GROUPS: &[Syntax] = &[
         &[COMPILE], Order::Anywhere, (0, 0)),
 ];
 
+/// The commands of all groups.
+pub(crate) fn groups() -> impl Iterator<Item = &'static Syntax> {
+    container::COMMANDS.iter().chain(storage::COMMANDS).chain(GROUPS)
+}
+
 fn describe(out: &mut String, flags: &[&[Flag]]) {
     let shown = || flags.iter().flat_map(|table| table.iter()).filter(|flag| !flag.help.is_empty());
     let name = |flag: &Flag| {
@@ -325,7 +346,7 @@ pub(crate) fn help(of: Option<&Syntax>) -> String {
         None => {
             out.push_str("runx: an OCI runtime for Linux containers and WASM modules\n\n");
             out.push_str("Usage: runx [FLAGS] COMMAND [FLAGS]\n\nCommands:\n");
-            for syntax in COMMANDS.iter().chain(GROUPS) {
+            for syntax in COMMANDS.iter().chain(groups()) {
                 out.push_str(&format!("  {:12}  {}\n", syntax.name, syntax.about));
             }
             out.push_str("\n\"runx help COMMAND\" tells a command's flags.\n");
@@ -342,10 +363,11 @@ mod tests {
 
     #[test]
     fn no_two_flags_of_a_command_have_the_same_name() {
-        for syntax in COMMANDS.iter().chain(GROUPS) {
-            let all = || syntax.flags.iter().chain(&[GLOBAL]).flat_map(|table| table.iter());
-            let names: Vec<_> = all().map(|flag| flag.long).collect();
-            let letters: Vec<_> = all().filter_map(|flag| flag.short).collect();
+        for syntax in COMMANDS.iter().chain(groups()) {
+            let own = || syntax.flags.iter().flat_map(|table| table.iter());
+            let names: Vec<_> = own().chain(GLOBAL).map(|flag| flag.long).collect();
+            // A command's own letters come before the global ones: `-v` may be a volume.
+            let letters: Vec<_> = own().filter_map(|flag| flag.short).collect();
             let twice = |i: usize, same: bool| assert!(!same, "{}: flag {i} is there twice", syntax.name);
             for i in 0..names.len() {
                 // `spec --rootless` is a switch of its own, as with runc.
