@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
+mod container_defaults;
 mod instances;
 mod logging;
 mod oci;
@@ -141,7 +142,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
         }
         Command::Restore(restore) => oci::checkpoint::restore(&context, *restore).map_err(|e| e.of("restore failed")),
         Command::Events { id, interval, once } => oci::events::events(&context, &id, interval, once),
-        Command::Spec { bundle, rootless } => oci::spec::spec(bundle, rootless),
+        Command::Spec { bundle, rootless, defaults } => oci::spec::spec(bundle, rootless, defaults),
         Command::Features => {
             let text = serde_json::to_string_pretty(&runx_core::features::features());
             print(&format!("{}\n", text.context("print the features")?))

@@ -89,7 +89,7 @@ pub(crate) enum Command {
     Checkpoint(Box<Checkpoint>),
     Restore(Box<Restore>),
     Events { id: String, interval: Duration, once: bool },
-    Spec { bundle: Option<PathBuf>, rootless: bool },
+    Spec { bundle: Option<PathBuf>, rootless: bool, defaults: bool },
     Features,
     Wasm(Box<Wasm>),
     Process(Box<Process>),
@@ -360,7 +360,11 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
                 words.text("interval")?.map_or(Ok(Duration::from_secs(5)), |text| duration("interval", text))?;
             Command::Events { id, interval, once: words.on("stats") }
         }
-        "spec" => Command::Spec { bundle: words.path("bundle"), rootless: words.on("rootless") },
+        "spec" => Command::Spec {
+            bundle: words.path("bundle"),
+            rootless: words.on("rootless"),
+            defaults: words.on("defaults"),
+        },
         "features" => Command::Features,
         "agent" => {
             let own = std::iter::once(id).filter(|word| !word.is_empty()).map(Ok);

@@ -161,6 +161,7 @@ const EVENTS: &[Flag] = &[
 const SPEC: &[Flag] = &[
     option("bundle", Some('b'), "DIR", "directory to write it to (default: the current one)"),
     switch("rootless", None, "for a container that is not started by root"),
+    switch("defaults", None, "with the capabilities, paths and seccomp profile that \"runx container run\" gives"),
 ];
 
 const COMPILE: &[Flag] = &[

@@ -8,18 +8,22 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::Failure;
+use crate::container_defaults::{self, seccomp};
 
 /// Capabilities that the example keeps, as runc's does.
 const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
 
 /// `runx spec`.
-pub(crate) fn spec(bundle: Option<PathBuf>, rootless: bool) -> Result<u8, Failure> {
+pub(crate) fn spec(bundle: Option<PathBuf>, rootless: bool, defaults: bool) -> Result<u8, Failure> {
     let path = bundle.unwrap_or_default().join("config.json");
     let write = || -> anyhow::Result<()> {
         if path.exists() {
             bail!("File {} exists. Remove it first", path.display());
         }
         let mut config = example();
+        if defaults {
+            set_defaults(&mut config);
+        }
         if rootless {
             make_rootless(&mut config);
         }
@@ -33,6 +37,17 @@ pub(crate) fn spec(bundle: Option<PathBuf>, rootless: bool) -> Result<u8, Failur
     };
     write()?;
     Ok(0)
+}
+
+/// Changes the example to what `runx container run` gives, which keeps more and has a seccomp profile.
+fn set_defaults(config: &mut serde_json::Value) {
+    let kept = container_defaults::CAPABILITIES;
+    config["process"]["capabilities"] = json!({"bounding": kept, "effective": kept, "permitted": kept});
+    config["process"]["noNewPrivileges"] = json!(false);
+    config["root"]["readonly"] = json!(false);
+    config["linux"]["maskedPaths"] = json!(container_defaults::MASKED_PATHS);
+    config["linux"]["readonlyPaths"] = json!(container_defaults::READONLY_PATHS);
+    config["linux"]["seccomp"] = json!(seccomp::default_profile(kept));
 }
 
 /// Changes the example so that somebody who is not root can run it: in a user namespace where he is root, on the
