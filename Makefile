@@ -12,8 +12,13 @@ PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wa
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 RELEASE = $(TARGET)/$$(rustc -vV | sed -n 's/^host: //p')/release
 
+# Where the benchmarks leave their numbers.
+MEASURED := $(CURDIR)/target/bench
+
 # For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
 VM_FLAGS ?=
+# What `make test` leaves to `make test-vm`: suites whose promises have little to do with cgroups, systemd or AppArmor.
+VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths bad_input coverage go_shim hooks podman soak)
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -29,7 +34,7 @@ help:
 	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
 	@echo "make soak      the full counts of kills, pods and probes (root, more than an hour)"
 	@echo "make test-k8s  pods on a real control plane and kubelet (root, Go; builds Kubernetes the first time)"
-	@echo "make bench     compares with runc and crun (root)"
+	@echo "make bench     compares with runc, crun and others, and writes docs/benchmarks.md (root)"
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
 
@@ -72,7 +77,7 @@ test:
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The pool's server, driven by a client of go-judge"
 	@tests/pool/run --dist $(DIST)
-	@$(MAKE) --no-print-directory in-vm
+	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
 
 test-vm:
 	@scripts/setup test
@@ -91,12 +96,14 @@ bench:
 	@echo "== Building the programs that measure"
 	cargo build --release --locked -p runx-tests --bins
 	cargo build --release --locked -p runx-wasm --example instantiate
-	@scripts/bench --dist $(DIST) --programs $(RELEASE) $(BENCH_FLAGS)
+	@rm -rf $(MEASURED) && mkdir -p $(MEASURED)
+	@scripts/bench --dist $(DIST) --programs $(RELEASE) --json $(MEASURED)/runtime.json $(BENCH_FLAGS)
 	@echo "== The agent"
-	@tests/agent/run --dist $(DIST) --figures
+	@tests/agent/run --dist $(DIST) --figures --json $(MEASURED)/agent.json
 	@echo "== The pool"
 	cargo build --release --locked -p runx-pool --example pool-bench
-	@scripts/bench_pool.py --dist $(DIST) --programs $(RELEASE)
+	@scripts/bench_pool.py --dist $(DIST) --programs $(RELEASE) --json $(MEASURED)/pool.json
+	@scripts/report --from $(MEASURED) --to docs
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.
 SOAK := RUNX_DIST=$(DIST) cargo test --locked -p runx-tests

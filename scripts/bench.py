@@ -430,6 +430,7 @@ def main():
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNX_BENCH_RUNS") or 20), help="how often")
     parser.add_argument("--gap", type=int, default=80, help="milliseconds between runs in the second mode")
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write the JSON, too")
     parser.add_argument("--only", choices=("commands", "containerd", "shim", "pods", "memory", "wasm"))
     bench = Bench(parser.parse_args())
     # As an exception, so that what is under way is cleaned up.
@@ -442,13 +443,14 @@ def main():
                        ("containerd", bench.containerd)):
         if bench.options.only in (None, name):
             work()
+    results = json.dumps({"facts": facts, "skipped": bench.skipped, "results": bench.results(), "idle": bench.idle,
+                          "wasm": bench.modules.rows if bench.modules else [],
+                          "peak_kib": [{"bundle": b, "operation": o, "runtime": r, "kib": kib}
+                                       for (b, o, r), kib in bench.memory.items()]}, indent=1)
+    if bench.options.json:
+        bench.options.json.write_text(results)
     if bench.options.format == "json":
-        json.dump({"facts": facts, "skipped": bench.skipped, "results": bench.results(),
-                   "idle": bench.idle,
-                   "wasm": bench.modules.rows if bench.modules else [],
-                   "peak_kib": [{"bundle": b, "operation": o, "runtime": r, "kib": kib}
-                                for (b, o, r), kib in bench.memory.items()]}, sys.stdout, indent=1)
-        print()
+        print(results)
     else:
         bench.table(facts)
 

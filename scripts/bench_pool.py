@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares executions in the pool with the machine's floor and with sandboxes that are made for one program, all in one run.
 
-    scripts/bench_pool.py --dist DIR --programs DIR [--rounds N] [--format table|json]
+    scripts/bench_pool.py --dist DIR --programs DIR [--rounds N] [--format table|json] [--json FILE]
 
 Each case is measured in turns with the others, so that a busy machine is busy for all; once more with 1,500 mounts on the machine, in a
 mount namespace of its own that has them.
@@ -188,6 +188,7 @@ def main():
     parser.add_argument("--programs", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write the JSON, too")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.dist, options.programs = options.dist.resolve(), options.programs.resolve()
@@ -204,8 +205,11 @@ def main():
             results[f"busybox true (static), {mounts} mounts"] = case(options, [static, "true"])
         results[f"/bin/true, {mounts + MOUNTS} mounts"] = with_mounts(work, options, ["/bin/true"])
         kib = memory(options)
+    text = json.dumps({"milliseconds": results, "kib_of_memory": kib}, indent=1)
+    if options.json:
+        options.json.write_text(text)
     if options.format == "json":
-        print(json.dumps({"milliseconds": results, "kib_of_memory": kib}, indent=1))
+        print(text)
         return
     for name, rows in results.items():
         show(name, rows)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import pathlib
-import pwd
 import re
 import signal
 import socket
@@ -25,23 +24,6 @@ from opensandbox.sync.adapters.factory import AdapterFactorySync
 
 TOKEN = "a-token-that-must-not-be-logged"
 AGENT = os.environ.get("RUNX_AGENT", "runx-agent")
-
-# What envd starts is a login shell of the user from the password file, whatever HOME is here. What this machine's
-# owner has in the profile would take part in every test: it may print, take seconds, or wait for a lock that a
-# shell killed by an earlier test has left. The daemon gets a mount namespace in which the profile is empty.
-PROFILE = """for name in .profile .bash_profile .bash_login .bashrc .zshenv .zprofile; do
-    [ ! -e "$0/$name" ] || mount --bind /dev/null "$0/$name" || exit 1
-done
-exec "$@"
-"""
-
-
-def plain():
-    """The daemon as it is started here: without the profile of the one who runs the tests, where that can be done."""
-    if os.geteuid() != 0:
-        return [AGENT]
-    home = pwd.getpwuid(os.geteuid()).pw_dir
-    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", PROFILE, home, AGENT]
 
 
 def eventually(what, check, seconds=60):
@@ -79,7 +61,7 @@ class Agent:
         if token:
             variables["EXECD_ACCESS_TOKEN"] = token
         variables.update(environment or {})
-        arguments = [*(command or plain()), "--port", "0", "--address", address or "127.0.0.1", "--log-level", "7", *flags]
+        arguments = [*(command or [AGENT]), "--port", "0", "--address", address or "127.0.0.1", "--log-level", "7", *flags]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(arguments, cwd=self.directory, env=variables, stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log)

@@ -8,7 +8,6 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -195,6 +194,7 @@ def main():
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write the JSON, too")
     options = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory(prefix="runx-figures-") as directory:
@@ -211,9 +211,11 @@ def main():
         finally:
             agent.end()
         results["e2b"] = figures_e2b.measure(directory, Agent, options.rounds)
+    text = json.dumps(results, indent=1)
+    if options.json:
+        options.json.write_text(text)
     if options.format == "json":
-        json.dump(results, sys.stdout, indent=1)
-        print()
+        print(text)
         return
     for suite, rows in results.items():
         for name, numbers in rows.items():
