@@ -41,8 +41,9 @@ class Report:
     def section(self, title, *lines):
         self.say("", f"## {title}", "", *lines, "")
 
-    def table(self, header, rows):
-        self.say("", "| " + " | ".join(header) + " |", "|" + "|".join(["---"] + ["--:"] * (len(header) - 1)) + "|")
+    def table(self, header, rows, sides="right"):
+        side = "--:" if sides == "right" else "---"
+        self.say("", "| " + " | ".join(header) + " |", "|" + "|".join(["---"] + [side] * (len(header) - 1)) + "|")
         self.say(*("| " + " | ".join(row) + " |" for row in rows), "")
 
     def bars(self, name, title, groups, series, unit):
@@ -159,12 +160,12 @@ def modules(report, rows):
     if starts:
         report.bars("wasm", "until it has run", [f"{row['what']}: {row['case']}" for row in starts],
                     {"runx": [row["median_ms"] for row in starts]}, "milliseconds")
-    report.table(["measured", "case", "result"], [[row["what"], row["case"], numbers(row, ("what", "case"))] for row in rows])
+    report.table(["measured", "case", "result"], [[row["what"], row["case"], numbers(row, ("what", "case"))] for row in rows], "left")
 
 
 def numbers(row, without=()):
-    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in row.items()
-                     if name not in without and isinstance(value, (int, float)))
+    return ", ".join(f"{name.replace('_', ' ')} {number(value) if isinstance(value, (int, float)) else value}"
+                     for name, value in row.items() if name not in without)
 
 
 def agent(report, data):
@@ -173,7 +174,8 @@ def agent(report, data):
     timed = [(f"{suite}: {name}", row["median_ms"]) for suite, rows in data.items() for name, row in rows.items() if "median_ms" in row]
     if timed:
         report.bars("agent", "median of a request", [name for name, _ in timed], {"runx": [value for _, value in timed]}, "milliseconds")
-    report.table(["measured", "case", "result"], [[suite, name, numbers(row)] for suite, rows in data.items() for name, row in rows.items()])
+    report.table(["measured", "case", "result"],
+                 [[suite, name, numbers(row)] for suite, rows in data.items() for name, row in rows.items()], "left")
 
 
 def pool(report, data):
