@@ -171,7 +171,8 @@ def numbers(row, without=()):
 def agent(report, data):
     report.section("The agent", "Requests of the unmodified SDKs, and of plain HTTP clients, against one agent on this machine. "
                    "The floor is the same program started without it; `ratio` is to the stub that answers at once.")
-    timed = [(f"{suite}: {name}", row["median_ms"]) for suite, rows in data.items() for name, row in rows.items() if "median_ms" in row]
+    timed = [(f"{suite}: {name}", row["median_ms"]) for suite, rows in data.items() for name, row in rows.items()
+             if "median_ms" in row and "MiB" not in name]
     if timed:
         report.bars("agent", "median of a request", [name for name, _ in timed], {"runx": [value for _, value in timed]}, "milliseconds")
     report.table(["measured", "case", "result"],

@@ -283,11 +283,11 @@ const POOL_EXEC: &[Flag] = &[
 /// Commands that have a command of their own.
 #[rustfmt::skip]
 const GROUPS: &[Syntax] = &[
-    command("wasm run", "FILE [ARGUMENT…]", "run a WASM module or component",
+    command("wasm run", "FILE|IMAGE [ARGUMENT…]", "run a WASM module or component, from a file or the store",
         &[PROGRAM, WASM_RUN, HOOKS], Order::BeforeFirst, (1, ANY)),
-    command("wasm serve", "FILE [ARGUMENT…]", "answer HTTP requests with a component",
+    command("wasm serve", "FILE|IMAGE [ARGUMENT…]", "answer HTTP requests with a component",
         &[PROGRAM, WASM_SERVE, HOOKS], Order::BeforeFirst, (1, ANY)),
-    command("wasm inspect", "FILE", "print what a module or component imports and exports as JSON",
+    command("wasm inspect", "FILE|IMAGE", "print what a module or component imports and exports as JSON",
         NONE, Order::Anywhere, (1, 1)),
     command("wasm ps", "", "list detached modules", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
     command("wasm state", "ID", "print the state of a detached module as JSON", NONE, Order::Anywhere, (1, 1)),

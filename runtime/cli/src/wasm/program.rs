@@ -6,10 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use runx_core::sys;
 use runx_core::workload::Kind;
 use runx_core::workload::cache::Form;
+use runx_image::Store;
 
 use crate::arguments::Program;
 use crate::instances::{self, Group};
@@ -59,7 +60,7 @@ fn command(context: &Context, program: &Program, verb: &str) -> Result<(Command,
 
 fn prepare(context: &Context, file: &Path, verb: &str, form: Form) -> Result<(Command, File)> {
     let name = file.to_string_lossy();
-    let module = File::open(file).with_context(|| format!("open {name}"))?;
+    let module = open(context, file)?;
     let kind = Kind::of(&module).with_context(|| format!("read {name}"))?;
     let (host, artifact) = context.wasm().prepare_for_host(&name, &module, form)?;
     sys::set_cloexec(artifact.as_fd(), false).context("hand the artifact over")?;
@@ -67,6 +68,25 @@ fn prepare(context: &Context, file: &Path, verb: &str, form: Form) -> Result<(Co
     command.args([verb, "--artifact", &artifact.as_raw_fd().to_string()]);
     command.args(["--kind", if kind == Kind::Component { "component" } else { "module" }]);
     Ok((command, artifact))
+}
+
+/// Opens a module: a file, or else what an image of this name in the store holds.
+fn open(context: &Context, file: &Path) -> Result<File> {
+    let name = file.to_string_lossy();
+    let missing = match File::open(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => e,
+        other => return other.with_context(|| format!("open {name}")),
+    };
+    let root = context.global.storage_root();
+    // Nothing is made only because somebody mistyped a file's name.
+    let image = if root.join("storage").is_dir() { Store::open(&root)?.find(&name).ok().flatten() } else { None };
+    let Some(image) = image else {
+        return Err(missing).with_context(|| format!("open {name}, a file or an image of \"runx storage ls\""));
+    };
+    let Some(path) = Store::open(&root)?.module(&image)? else {
+        bail!("the image {name} is not a WASM module: \"runx container run {name}\" runs it");
+    };
+    File::open(&path).with_context(|| format!("open the module of image {name}"))
 }
 
 /// Becomes the program that runs it, or watches it where that is asked for.
