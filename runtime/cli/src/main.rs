@@ -5,14 +5,17 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
+mod config;
 mod container_defaults;
 mod instances;
 mod logging;
+mod network;
 mod oci;
 mod pool;
 mod process;
 mod reexec;
 mod start;
+mod table;
 mod version;
 mod wasm;
 
@@ -27,10 +30,12 @@ use runx_core::spawn::Spawner;
 use runx_core::workload::WasmConfig;
 
 use arguments::{Command, Global};
+use config::Config;
 
 /// What every command needs.
 pub(crate) struct Context {
     global: Global,
+    config: Config,
     /// This program's own path.
     executable: PathBuf,
 }
@@ -120,7 +125,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
     if global.criu {
         log::warn!("--criu is ignored: it has no effect any more");
     }
-    let context = Context { global, executable: executable? };
+    let context = Context { global, config: Config::default(), executable: executable? };
     log::debug!("runx {} with state below {}", env!("CARGO_PKG_VERSION"), context.global.root.display());
     match command {
         Command::Create(create) => oci::create::create(&context, create).map_err(|e| e.of("runx create failed")),
@@ -149,6 +154,7 @@ fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<
         }
         Command::Agent(agent) => oci::agent::agent(&context, &agent).map_err(|e| e.of("agent")),
         Command::Process(command) => process::process(&context, &command).map_err(|e| e.of("process")),
+        Command::Network(command) => network::command::network(&context, &command).map_err(|e| e.of("network")),
         Command::Pool(command) => pool::pool(&context, &command).map_err(|e| e.of("pool")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Version => print(&version::text()),

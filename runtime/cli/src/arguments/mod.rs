@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod container;
+mod network;
 mod pool;
 mod scan;
 mod storage;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 pub(crate) use checkpoint::{Checkpoint, Restore};
+pub(crate) use network::Network;
 pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
 pub(crate) use tables::help;
@@ -95,6 +97,7 @@ pub(crate) enum Command {
     Process(Box<Process>),
     Agent(Agent),
     Pool(Box<Pool>),
+    Network(Box<Network>),
     Version,
     Help(Option<&'static Syntax>),
 }
@@ -374,6 +377,7 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         name if name.starts_with("process ") => {
             Command::Process(Box::new(wasm::build_process(name, id, others, words)?))
         }
+        name if name.starts_with("network ") => Command::Network(Box::new(network::build(name, id, others, words)?)),
         name if name.starts_with("pool ") => Command::Pool(Box::new(pool::build(name, id, others, words)?)),
         name if name.starts_with("wasm ") => Command::Wasm(Box::new(wasm::build(name, id, others, words)?)),
         other => bail!("command {other:?} has no meaning"),

@@ -1,7 +1,7 @@
 //! The commands and their flags: runc's, and what crun's users know besides.
 
 use super::scan::{Flag, Order, option, switch};
-use super::{container, storage};
+use super::{container, network, storage};
 
 /// One command.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) const NONE: &[&[Flag]] = &[];
 pub(super) const ANY: usize = usize::MAX;
 
 /// Names of groups, whose commands are two words.
-pub(super) const GROUP_NAMES: &[&str] = &["container", "storage", "wasm", "process", "pool"];
+pub(super) const GROUP_NAMES: &[&str] = &["container", "storage", "network", "wasm", "process", "pool"];
 
 /// Flags of every command, before or after its name.
 pub(crate) const GLOBAL: &[Flag] = &[
@@ -315,7 +315,7 @@ const GROUPS: &[Syntax] = &[
 
 /// The commands of all groups.
 pub(crate) fn groups() -> impl Iterator<Item = &'static Syntax> {
-    container::COMMANDS.iter().chain(storage::COMMANDS).chain(GROUPS)
+    container::COMMANDS.iter().chain(storage::COMMANDS).chain(network::COMMANDS).chain(GROUPS)
 }
 
 fn describe(out: &mut String, flags: &[&[Flag]]) {

@@ -181,6 +181,11 @@ impl Netlink {
         self.ask(message, |_, _| Ok(()))
     }
 
+    /// Removes an interface, a virtual one.
+    pub fn remove(&self, index: i32) -> io::Result<()> {
+        self.ask(Message::new(libc::RTM_DELLINK, libc::NLM_F_ACK as u16).link(index, 0, 0), |_, _| Ok(()))
+    }
+
     /// Gives an interface an address; one that it has already is fine.
     pub fn add_address(&self, index: i32, address: &Address) -> io::Result<()> {
         let flags = (libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;

@@ -1,0 +1,162 @@
+//! The host's rules for a bridge: packets of its containers pass, and leave the host with the host's address.
+//!
+//! They hold for the bridge and not for a container, as docker's do: nothing that a container does to its own address
+//! makes them wrong or leaves one behind, and the second container costs nothing. The CNI plugins for the same (`ipMasq` and
+//! `firewall`) make some for each container, by its address; `firewall` also keeps out what comes to published ports where the
+//! host forwards nothing else, as with docker beside it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::subnet::Subnet;
+
+/// The rules of one bridge.
+pub(super) struct Rules<'a> {
+    program: PathBuf,
+    bridge: &'a str,
+    /// Whether packets are let pass, beside being given the host's address.
+    forward: bool,
+}
+
+/// Where iptables is.
+pub(super) fn iptables() -> Option<PathBuf> {
+    let path = super::cni::with_system_programs();
+    std::env::split_paths(&path).map(|directory| directory.join("iptables")).find(|file| file.is_file())
+}
+
+impl<'a> Rules<'a> {
+    /// `None` without iptables, with which there cannot be any either.
+    pub(super) fn of(bridge: &'a str, forward: bool) -> Option<Self> {
+        Some(Self { program: iptables()?, bridge, forward })
+    }
+
+    /// The name of the chain, and of the others' reason to be.
+    fn chain(&self) -> String {
+        format!("RUNX-{}", self.bridge)
+    }
+
+    fn jump(&self) -> Vec<String> {
+        words(&["-m", "comment", "--comment", &self.chain(), "-j", &self.chain()])
+    }
+
+    fn masquerade(&self, subnet: Subnet) -> Vec<String> {
+        let (chain, subnet) = (self.chain(), subnet.to_string());
+        let to_others = ["-s", &subnet, "!", "-d", "224.0.0.0/4", "!", "-o", self.bridge];
+        words(&[&to_others[..], &["-m", "comment", "--comment", &chain, "-j", "MASQUERADE"]].concat())
+    }
+
+    /// Whether all of them are there.
+    pub(super) fn are_there(&self, subnet: Subnet) -> Result<bool> {
+        let there = |table: &str, chain: &str, rule: &[String]| -> Result<bool> {
+            Ok(self.iptables(table, &[&words(&["-C", chain]), rule].concat())?.status.success())
+        };
+        Ok(there("nat", "POSTROUTING", &self.masquerade(subnet))?
+            && (!self.forward || there("filter", "FORWARD", &self.jump())?))
+    }
+
+    /// Makes sure that they are.
+    pub(super) fn ensure(&self, subnet: Subnet) -> Result<()> {
+        if self.are_there(subnet)? {
+            return Ok(());
+        }
+        self.remove()?;
+        let (chain, bridge) = (self.chain(), self.bridge);
+        let mut text = format!("*nat\n-A POSTROUTING {}\nCOMMIT\n", self.masquerade(subnet).join(" "));
+        if self.forward {
+            text.push_str(&format!(
+                "*filter\n:{chain} - [0:0]\n\
+                 -A {chain} -i {bridge} -j ACCEPT\n\
+                 -A {chain} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT\n\
+                 -I FORWARD {}\nCOMMIT\n",
+                self.jump().join(" ")
+            ));
+        }
+        // All of a table at once.
+        let program = self.program.with_file_name("iptables-restore");
+        let mut command = Command::new(&program);
+        command.args(["--noflush", "--wait", "30"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(text.as_bytes()).context("tell iptables-restore the rules")?;
+        }
+        let output = child.wait_with_output().with_context(|| format!("wait for {}", program.display()))?;
+        succeeded(&program, &[], output).map(drop)
+    }
+
+    /// Removes them; what is not there is fine.
+    pub(super) fn remove(&self) -> Result<()> {
+        for (table, chain) in [("nat", "POSTROUTING"), ("filter", "FORWARD")] {
+            for rule in self.list(table, chain)?.iter().filter(|rule| self.is_ours(rule)) {
+                self.run(table, &[&words(&["-D"]), &rule[1..]].concat())?;
+            }
+        }
+        let own = self.chain();
+        if self.iptables("filter", &words(&["-S", &own]))?.status.success() {
+            self.run("filter", &words(&["-F", &own]))?;
+            self.run("filter", &words(&["-X", &own]))?;
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self, rule: &[String]) -> bool {
+        let chain = self.chain();
+        rule.first().is_some_and(|word| word == "-A")
+            && rule.windows(2).any(|pair| pair[0] == "--comment" && pair[1] == chain)
+    }
+
+    /// The rules of a chain, as words.
+    fn list(&self, table: &str, chain: &str) -> Result<Vec<Vec<String>>> {
+        let rules = self.run(table, &words(&["-S", chain]))?;
+        // Words of other people's comments may be torn; ours have no spaces.
+        let unquoted = |word: &str| word.trim_matches('"').to_owned();
+        Ok(rules.lines().map(|line| line.split_ascii_whitespace().map(unquoted).collect()).collect())
+    }
+
+    fn iptables(&self, table: &str, args: &[String]) -> Result<Output> {
+        let mut command = Command::new(&self.program);
+        command.args(["--wait", "30", "--table", table]).args(args).stdin(Stdio::null());
+        command.output().with_context(|| format!("start {}", self.program.display()))
+    }
+
+    fn run(&self, table: &str, args: &[String]) -> Result<String> {
+        succeeded(&self.program, args, self.iptables(table, args)?)
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn succeeded(program: &Path, args: &[String], output: Output) -> Result<String> {
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{} {}: {}", program.display(), args.join(" "), said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The words with which the plugin for ports marks the rules of a container.
+pub(super) fn publishes(network: &str, container: &str) -> Result<bool> {
+    let rules = Rules { program: iptables().context("iptables is not there")?, bridge: "", forward: false };
+    let listed = rules.run("nat", &words(&["-S", "CNI-HOSTPORT-DNAT"]))?;
+    Ok(listed.contains(&format!("name: \\\"{network}\\\" id: \\\"{container}\\\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_rules_are_ours() {
+        let rules = Rules { program: "/x".into(), bridge: "runx0", forward: true };
+        let ours = |line: &str| rules.is_ours(&words(&line.split(' ').collect::<Vec<_>>()));
+        assert!(ours("-A FORWARD -m comment --comment RUNX-runx0 -j RUNX-runx0"));
+        assert!(!ours("-A FORWARD -m comment --comment RUNX-runx01 -j RUNX-runx01"));
+        assert!(!ours("-N RUNX-runx0"));
+        // The longest name of an interface still makes a chain's name.
+        assert!(Rules { program: "/x".into(), bridge: "fifteen-letters", forward: true }.chain().len() <= 28);
+    }
+}
