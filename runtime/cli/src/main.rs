@@ -87,15 +87,29 @@ impl Failure {
 /// The whole of the command, on a command line without the program's name.
 fn command(args: impl Iterator<Item = OsString>, executable: Result<PathBuf>) -> u8 {
     let (global, command) = arguments::parse(args);
-    let begun = global.and_then(|global| logging::begin(&global).map(|to_file| (global, to_file)));
-    let (global, to_file) = match begun {
+    let begun = global.and_then(|mut global| {
+        // What is wrong with the config file is told where the flags say.
+        let config = Config::load(global.config_file.as_deref());
+        if let Ok(config) = &config {
+            global.complete(config);
+        }
+        logging::begin(&global).map(|to_file| (global, config, to_file))
+    });
+    let (global, config, to_file) = match begun {
         Ok(begun) => begun,
         Err(e) => {
             eprintln!("runx: {}", message(&e));
             return 1;
         }
     };
-    let done = command.map_err(Failure::from).and_then(|command| run(global, command, executable));
+    let done = match (command, config) {
+        // Help and the version are told in any case.
+        (Ok(command @ (Command::Help(_) | Command::Version)), config) => {
+            run(global, config.unwrap_or_default(), command, executable)
+        }
+        (Ok(command), Ok(config)) => run(global, config, command, executable),
+        (Err(e), _) | (_, Err(e)) => Err(e.into()),
+    };
     match done {
         Ok(code) => code,
         Err(failure) => {
@@ -121,11 +135,11 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     out
 }
 
-fn run(global: Global, command: Command, executable: Result<PathBuf>) -> Result<u8, Failure> {
+fn run(global: Global, config: Config, command: Command, executable: Result<PathBuf>) -> Result<u8, Failure> {
     if global.criu {
         log::warn!("--criu is ignored: it has no effect any more");
     }
-    let context = Context { global, config: Config::default(), executable: executable? };
+    let context = Context { global, config, executable: executable? };
     log::debug!("runx {} with state below {}", env!("CARGO_PKG_VERSION"), context.global.root.display());
     match command {
         Command::Create(create) => oci::create::create(&context, create).map_err(|e| e.of("runx create failed")),

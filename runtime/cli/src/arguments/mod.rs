@@ -16,13 +16,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::config::Config;
 pub(crate) use checkpoint::{Checkpoint, Restore};
 pub(crate) use network::Network;
 pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, GROUP_NAMES, Syntax, groups};
-use units::{bytes, duration};
+pub(crate) use units::bytes;
+use units::duration;
 pub(crate) use wasm::{Instances, Process, Program, StatsFormat, Wasm};
 
 /// What all commands share.
@@ -34,14 +36,19 @@ pub(crate) struct Global {
     pub(crate) root_given: bool,
     /// Where images are, and what containers keep, if that was said.
     pub(crate) storage_root: Option<PathBuf>,
+    /// The config file, if it is not the usual one.
+    pub(crate) config_file: Option<PathBuf>,
     /// File to write the log to, instead of standard error.
     pub(crate) log: Option<PathBuf>,
     /// Format of the log.
     pub(crate) log_format: LogFormat,
+    /// Whether that was said, or is the default.
+    log_format_given: bool,
     /// Log what is done, too.
     pub(crate) debug: bool,
     /// Let systemd manage cgroups.
     pub(crate) systemd_cgroup: bool,
+    systemd_cgroup_given: bool,
     /// Whether lacking permission on cgroups is fine; `None`: find out.
     pub(crate) rootless: Option<bool>,
     /// A flag that runc used to have was given.
@@ -49,6 +56,21 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// Takes from the config file what no flag says.
+    pub(crate) fn complete(&mut self, config: &Config) {
+        if let Some(root) = config.root.as_ref().filter(|_| !self.root_given) {
+            self.root.clone_from(root);
+        }
+        if let Some(format) = config.log_format.filter(|_| !self.log_format_given) {
+            self.log_format = format;
+        }
+        self.storage_root = self.storage_root.take().or_else(|| config.storage_root.clone());
+        self.log = self.log.take().or_else(|| config.log.clone());
+        if !self.systemd_cgroup_given {
+            self.systemd_cgroup = config.systemd_cgroup;
+        }
+    }
+
     /// Where images are, and what containers keep.
     pub(crate) fn storage_root(&self) -> PathBuf {
         self.storage_root.clone().unwrap_or_else(default_storage_root)
@@ -56,7 +78,8 @@ impl Global {
 }
 
 /// Formats of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
     /// For people.
     Text,
@@ -210,6 +233,10 @@ fn global(words: &Words) -> Result<Global> {
         other => other,
     };
     let storage_root = storage_root.map(|path| directory("storage-root", &path)).transpose()?;
+    let config_file = match words.path("config-file") {
+        None if words.given("config-file") => bail!("--config-file must not be empty"),
+        other => other,
+    };
     let log_format = match words.text("log-format")? {
         None | Some("text") => LogFormat::Text,
         Some("json") => LogFormat::Json,
@@ -228,10 +255,13 @@ fn global(words: &Words) -> Result<Global> {
         root,
         root_given,
         storage_root,
+        config_file,
         log: words.path("log"),
         log_format,
+        log_format_given: words.given("log-format"),
         debug: words.on("debug") || words.on("verbose"),
         systemd_cgroup: words.on("systemd-cgroup"),
+        systemd_cgroup_given: words.given("systemd-cgroup"),
         rootless,
         criu: words.given("criu"),
     })
@@ -247,7 +277,7 @@ fn directory(flag: &str, path: &Path) -> Result<PathBuf> {
 }
 
 /// Whether the machine is this user's. The root of a user namespace may call himself so, or still be the user who made it.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
         && (std::env::var_os("USER").is_some_and(|name| name == "root") || !runx_core::rootless::is_unprivileged())
 }

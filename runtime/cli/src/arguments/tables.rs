@@ -37,6 +37,12 @@ pub(crate) const GLOBAL: &[Flag] = &[
         "DIR",
         "directory for images and what containers keep (default /var/lib/runx; yours, unless root)",
     ),
+    option(
+        "config-file",
+        None,
+        "FILE",
+        "config file to read instead of /etc/runx/config.toml and, unless root, ~/.config/runx/config.toml",
+    ),
     option("log", None, "FILE", "write the log to this file instead of standard error"),
     option("log-format", None, "FORMAT", "format of the log: text or json (default text)"),
     switch("debug", None, "log what is done, too"),

@@ -10,7 +10,7 @@ fn with_unit(text: &str) -> (&str, &str) {
 }
 
 /// A size as Docker and runc write it: `64m`, `1.5GiB`, `4096`, and -1 for no limit.
-pub(super) fn bytes(text: &str) -> Result<i64> {
+pub(crate) fn bytes(text: &str) -> Result<i64> {
     if text == "-1" {
         return Ok(-1);
     }
