@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service as Methods};
+use nix::fcntl::{Flock, FlockArg};
 use runx_core::sys;
 use runx_core::sys::process::{prctl, raise_open_files, set_name};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,8 +54,16 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     served
 }
 
+/// A shared lock on this program's file, for as long as this process and its spawner live: whoever replaces the programs of
+/// a node (`deploy/src/stage.rs`) keeps the directory of a file that is locked, since the other programs are found beside it.
+fn lock_program() -> Option<Flock<File>> {
+    let file = File::open("/proc/self/exe").map_err(|e| log::warn!("open this program's file: {e}")).ok()?;
+    Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, e)| log::warn!("lock this program's file: {e}")).ok()
+}
+
 fn serve(flags: Flags) -> Result<()> {
     save_memory();
+    let _lock = lock_program();
     let listener = listener()?;
     let address = listener.local_addr().context("look at the socket")?;
     let socket = address.as_pathname().and_then(|path| sockets::Own::at(path.to_owned()).ok());

@@ -1,0 +1,195 @@
+//! The process of a DaemonSet: installs, looks whether it stays so, and tells others.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::arguments::Arguments;
+use crate::http::{self, Answer};
+use crate::install::{self, install};
+use crate::journal::State;
+use crate::node::Node;
+use crate::stage::Programs;
+use crate::status::{Metrics, Status};
+
+/// How often drift is repaired in a time before it is only told: somebody else wants it otherwise.
+const REPAIRS: usize = 3;
+
+/// That time.
+const REPAIRS_IN: Duration = Duration::from_secs(3600);
+
+/// How long it takes between two tries of what failed, at first; it doubles.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// The longest of these times.
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
+
+/// What the requests are answered from.
+#[derive(Default)]
+struct Shared {
+    ready: AtomicBool,
+    text: Mutex<Texts>,
+}
+
+#[derive(Default)]
+struct Texts {
+    /// Why it is not ready.
+    reason: String,
+    metrics: String,
+    repairs: u64,
+}
+
+impl Shared {
+    fn texts(&self) -> std::sync::MutexGuard<'_, Texts> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, path: &str) -> Answer {
+        match path {
+            "/healthz" => Answer::plain(200, "ok\n"),
+            "/readyz" if self.ready.load(Ordering::Relaxed) => Answer::plain(200, "ok\n"),
+            "/readyz" => Answer::plain(503, format!("{}\n", self.texts().reason)),
+            "/metrics" => Answer {
+                code: 200,
+                kind: "text/plain; version=0.0.4; charset=utf-8",
+                text: self.texts().metrics.clone(),
+            },
+            _ => Answer::plain(404, "there are /healthz, /readyz and /metrics\n"),
+        }
+    }
+}
+
+/// Waits for a signal to end, for so long. Tells whether there was one.
+fn told_to_end(signals: &SigSet, patience: Duration) -> Result<bool> {
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let time = libc::timespec { tv_sec: left.as_secs() as libc::time_t, tv_nsec: left.subsec_nanos().into() };
+        // SAFETY: the set and the time are valid for the call, and no information is asked for.
+        match unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &time) } {
+            -1 => match nix::errno::Errno::last() {
+                nix::errno::Errno::EAGAIN => return Ok(false),
+                nix::errno::Errno::EINTR => {}
+                e => return Err(e).context("wait for signals"),
+            },
+            _ => return Ok(true),
+        }
+    }
+}
+
+/// Runs until it is told to end.
+///
+/// # Errors
+/// When it cannot even begin: a flag is wrong, or the node is none that can be installed on.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let interval = arguments.seconds("interval", 30).map_err(|e| anyhow!(e))?;
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    // Before there are threads, so that all of them leave the signals to this one.
+    signals.thread_block().context("block signals")?;
+    let node = Node::open(arguments)?;
+    let address = arguments.or("listen", "0.0.0.0:8090");
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address} (--listen)"))?;
+    let shared = Arc::<Shared>::default();
+    shared.texts().reason = "it has just begun".into();
+    let served = shared.clone();
+    std::thread::Builder::new()
+        .name("http".into())
+        .spawn(move || http::serve(&listener, |path| served.answer(path)))
+        .context("start a thread")?;
+    let programs = Path::new(arguments.or("programs", "/programs"));
+    watch(&node, programs, interval, &signals, &shared)
+}
+
+fn watch(node: &Node, programs: &Path, interval: Duration, signals: &SigSet, shared: &Shared) -> Result<()> {
+    let mut repairs: Vec<Instant> = Vec::new();
+    let mut retry = RETRY;
+    let mut why = "install";
+    loop {
+        let done = Programs::read(programs).and_then(|programs| install(node, &programs, why, false));
+        let wait = match done {
+            Ok(done) => {
+                tell(done);
+                retry = RETRY;
+                interval
+            }
+            Err(e) => {
+                log::error!("{e:#}");
+                not_ready(node, shared, &format!("{e:#}"));
+                let wait = retry;
+                retry = (retry * 2).min(LONGEST_RETRY);
+                wait
+            }
+        };
+        // Until there is something to do.
+        let mut wait = wait;
+        loop {
+            let status = look(node, shared);
+            if told_to_end(signals, wait)? {
+                log::info!("told to end: runx stays installed");
+                return Ok(());
+            }
+            let status = match status {
+                Ok(status) => status,
+                Err(e) => {
+                    log::error!("{e:#}");
+                    continue;
+                }
+            };
+            if status.state != State::Installed {
+                why = "install";
+                break;
+            }
+            let Some(drift) = look(node, shared)?.drift else {
+                wait = interval;
+                continue;
+            };
+            repairs.retain(|at| at.elapsed() < REPAIRS_IN);
+            if repairs.len() >= REPAIRS {
+                log::error!("{drift}; it was repaired {REPAIRS} times within an hour, and is left alone now");
+                wait = interval;
+                continue;
+            }
+            log::warn!("{drift}: installing again");
+            repairs.push(Instant::now());
+            shared.texts().repairs += 1;
+            why = "drift";
+            break;
+        }
+    }
+}
+
+fn tell(done: install::Done) {
+    match (done.restarted, done.programs) {
+        (true, _) => log::info!("installed; containerd was restarted"),
+        (false, true) => log::info!("upgraded; containerd was not restarted"),
+        (false, false) => log::info!("installed already"),
+    }
+}
+
+fn not_ready(node: &Node, shared: &Shared, reason: &str) {
+    shared.ready.store(false, Ordering::Relaxed);
+    shared.texts().reason = reason.to_owned();
+    let _ = look(node, shared);
+}
+
+/// Looks at the node, and lets others know.
+fn look(node: &Node, shared: &Shared) -> Result<Status> {
+    let status = Status::of(node)?;
+    let well = status.is_well();
+    let mut texts = shared.texts();
+    if let Some(drift) = &status.drift {
+        texts.reason.clone_from(drift);
+    }
+    let mut metrics = Metrics(status.metrics(node));
+    metrics.family("runx_node_repairs_total", "counter", "How often drift was repaired since this process began.");
+    metrics.sample("runx_node_repairs_total", &[], texts.repairs);
+    texts.metrics = metrics.0;
+    drop(texts);
+    shared.ready.store(well, Ordering::Relaxed);
+    Ok(status)
+}
