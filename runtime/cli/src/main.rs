@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
+mod container;
 mod config;
 mod container_defaults;
 mod instances;
@@ -171,6 +172,7 @@ fn run(global: Global, config: Config, command: Command, executable: Result<Path
         Command::Network(command) => network::command::network(&context, &command).map_err(|e| e.of("network")),
         Command::Pool(command) => pool::pool(&context, &command).map_err(|e| e.of("pool")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
+        Command::Container(command) => container::container(&context, *command),
         Command::Version => print(&version::text()),
         Command::Help(of) => print(&arguments::help(of)),
     }

@@ -13,6 +13,9 @@ use crate::reexec;
 /// Commands that fork into containers.
 const MAKING_PROCESSES: [&str; 3] = ["create", "run", "exec"];
 
+/// Commands of `runx container` that do, too.
+const STARTING: [&str; 2] = ["start", "restart"];
+
 /// Runs the command and returns its exit code.
 pub(crate) fn start() -> u8 {
     // A pool executes this program again.
@@ -25,7 +28,8 @@ pub(crate) fn start() -> u8 {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     // Before the command line is understood, since it would be so twice: a word may only look like a command.
-    let makes_processes = args.iter().any(|word| MAKING_PROCESSES.iter().any(|command| word == command));
+    let is_there = |words: &[&str]| args.iter().any(|word| words.iter().any(|command| word == command));
+    let makes_processes = is_there(&MAKING_PROCESSES) || is_there(&["container"]) && is_there(&STARTING);
     let executable = if makes_processes { reexec::from_read_only_clone() } else { reexec::own_path() };
     crate::command(args.into_iter(), executable)
 }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 pub(crate) use checkpoint::{Checkpoint, Restore};
+pub(crate) use container::{Container, ContainerExec, DetachKeys, Logs, Ls, Make, Pull, Streams};
 pub(crate) use network::Network;
 pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
@@ -120,6 +121,7 @@ pub(crate) enum Command {
     Process(Box<Process>),
     Agent(Agent),
     Pool(Box<Pool>),
+    Container(Box<Container>),
     Network(Box<Network>),
     Version,
     Help(Option<&'static Syntax>),
@@ -403,6 +405,9 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
             let own = std::iter::once(id).filter(|word| !word.is_empty()).map(Ok);
             let flags = own.chain(others.map(text)).collect::<Result<Vec<_>>>()?;
             Command::Agent(Agent { container: words.text("container")?.map(str::to_owned), flags })
+        }
+        name if name.starts_with("container ") => {
+            Command::Container(Box::new(container::build(name, id, others, words)?))
         }
         name if name.starts_with("process ") => {
             Command::Process(Box::new(wasm::build_process(name, id, others, words)?))

@@ -39,8 +39,9 @@ struct UsersTerminal {
 }
 
 impl UsersTerminal {
-    /// Puts it into raw mode until this is dropped, if there is one.
-    fn raw() -> Option<Self> {
+    /// Puts it into raw mode until this is dropped, if there is one. Line ends are made for a screen here if
+    /// `line_ends`, as the container's terminal leaves them alone then.
+    fn raw(line_ends: bool) -> Option<Self> {
         // SAFETY: the standard streams stay open for as long as this program runs; they are not closed here.
         let standard = [2, 1, 0].map(|number| ManuallyDrop::new(unsafe { File::from_raw_fd(number) }));
         let controlling = File::open("/dev/tty").ok().map(ManuallyDrop::new);
@@ -48,8 +49,9 @@ impl UsersTerminal {
         let (terminal, saved) = all.find_map(|file| tcgetattr(&*file).ok().map(|saved| (file, saved)))?;
         let mut raw = saved.clone();
         cfmakeraw(&mut raw);
-        // Line ends are still made for a screen here, since the container's terminal leaves them alone.
-        raw.output_flags |= OutputFlags::OPOST;
+        if line_ends {
+            raw.output_flags |= OutputFlags::OPOST;
+        }
         tcsetattr(&*terminal, SetArg::TCSANOW, &raw).ok()?;
         Some(Self { terminal, saved })
     }
@@ -73,7 +75,7 @@ impl Drop for UsersTerminal {
 }
 
 /// A container's terminal, connected to the user's.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     master: OwnedFd,
     users: Option<UsersTerminal>,
 }
@@ -88,9 +90,31 @@ impl Terminal {
                 tcsetattr(&master, SetArg::TCSANOW, &attributes)
             })
             .context("set up the container's terminal")?;
-        let this = Self { master, users: UsersTerminal::raw() };
+        let this = Self { master, users: UsersTerminal::raw(true) };
         this.resize();
         Ok(this)
+    }
+
+    /// As [`Self::connect`], with a terminal in the container that makes line ends itself.
+    pub(crate) fn connect_raw(master: OwnedFd) -> Self {
+        let this = Self { master, users: UsersTerminal::raw(false) };
+        this.resize();
+        this
+    }
+
+    /// Connects its output only. Standard input becomes empty.
+    pub(crate) fn watch(master: OwnedFd) -> Result<Self> {
+        let null = File::open("/dev/null").context("open /dev/null")?;
+        // SAFETY: winsize is plain data for which all zeroes is a valid value.
+        let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+        // SAFETY: size is writable; on what is no terminal the first call fails, and the second is not made.
+        unsafe {
+            if libc::ioctl(1, libc::TIOCGWINSZ, &mut size) == 0 {
+                libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size);
+            }
+            libc::dup2(null.as_raw_fd(), 0);
+        }
+        Ok(Self { master, users: None })
     }
 
     /// Follows the size of the user's terminal.

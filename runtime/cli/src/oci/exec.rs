@@ -58,7 +58,7 @@ pub(crate) fn exec(context: &Context, exec: Exec) -> Result<u8, Failure> {
 }
 
 /// Enters the container's user namespace, where an ordinary user has to. Tells whether he had.
-pub(super) fn enter(container: &Container) -> Result<bool> {
+pub(crate) fn enter(container: &Container) -> Result<bool> {
     let has_one = container.state().namespaces & libc::CLONE_NEWUSER != 0;
     if !has_one || !rootless::is_ordinary_user() || container.status() == Status::Stopped {
         return Ok(false);
@@ -171,7 +171,7 @@ fn read(path: &Path) -> Result<ProcessSpec> {
 }
 
 /// Adds a variable, or gives it another value: of two with one name, programs would see the first.
-fn set_variable(env: &mut Vec<String>, variable: &str) {
+pub(crate) fn set_variable(env: &mut Vec<String>, variable: &str) {
     let name = |variable: &str| variable.split('=').next().map(str::to_owned);
     env.retain(|before| name(before) != name(variable));
     env.push(variable.to_owned());

@@ -54,7 +54,7 @@ pub(super) fn become_subreaper() -> Result<()> {
 
 /// Waits for the process's end, passing signals on to it and connecting its terminal to ours, and its word that
 /// it is ready to the service manager.
-pub(super) fn wait(
+pub(crate) fn wait(
     process: &Process,
     signals: &Signals,
     terminal: Option<&Terminal>,

@@ -11,9 +11,9 @@ pub(crate) mod ps;
 pub(crate) mod spec;
 pub(crate) mod update;
 
-mod console;
+pub(crate) mod console;
 pub(crate) mod foreground;
-mod notify;
+pub(crate) mod notify;
 mod pid_file;
 mod pidfd_socket;
 pub(crate) mod signal;

@@ -48,7 +48,7 @@ pub(super) fn add_to(spec: &mut Spec, directory: &Path) {
 
 /// The container's socket and the manager's.
 #[derive(Debug)]
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     containers: UnixDatagram,
     managers: UnixDatagram,
 }

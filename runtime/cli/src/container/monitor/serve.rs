@@ -1,0 +1,118 @@
+//! What a monitor does while its container runs.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use runx_core::sys::pidfd::{self, Exit};
+
+use super::clients::Wish;
+use super::streams::{self, Streams};
+use super::{Monitor, Running, is_ending};
+use crate::container::frames::Kind;
+use crate::container::log::{Stream, Writer};
+
+/// How long output is waited for after the end. All processes of a PID namespace go with its first one, so that is only
+/// for streams that were passed to somebody outside.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Moves what goes in and out, until the container's end.
+pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Option<Writer>) -> Result<Exit> {
+    let mut buffer = vec![0u8; 16 * 1024];
+    let mut end: Option<(Exit, Instant)> = None;
+    loop {
+        let streams = &running.streams;
+        let hold = monitor.clients.hold();
+        let raw = |fd: &Option<OwnedFd>| fd.as_ref().filter(|_| !hold).map_or(-1, |fd| fd.as_raw_fd());
+        let poll = |fd: i32, events| libc::pollfd { fd, events, revents: 0 };
+        let mut fds = vec![
+            poll(monitor.signals.as_fd().as_raw_fd(), libc::POLLIN),
+            poll(if end.is_none() { running.process.pidfd().as_raw_fd() } else { -1 }, libc::POLLIN),
+            poll(raw(&streams.output), libc::POLLIN),
+            poll(raw(&streams.error), libc::POLLIN),
+            poll(streams.waits_for().unwrap_or(-1), libc::POLLOUT),
+            poll(running.listener.as_raw_fd(), libc::POLLIN),
+        ];
+        let own = fds.len();
+        fds.extend(monitor.clients.poll(streams.is_full()));
+        let timeout = match end {
+            None => -1,
+            // What those who hold it up have not read yet is not lost.
+            Some(_) if hold => -1,
+            Some((_, at)) => (at + DRAIN).saturating_duration_since(Instant::now()).as_millis() as i32,
+        };
+        // SAFETY: fds is a valid list of that many.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+        if ready == -1 {
+            continue;
+        }
+        while let Some(signal) = monitor.signals.next() {
+            if is_ending(signal) {
+                stop(monitor, running);
+            }
+        }
+        for wish in monitor.clients.handle(&fds[own..]) {
+            fulfil(wish, running);
+        }
+        if fds[4].revents != 0 {
+            running.streams.write_input();
+        }
+        let readable = |at: usize| fds[at].revents != 0;
+        if readable(2) {
+            pass(monitor, &mut running.streams, Stream::Output, log, &mut buffer);
+        }
+        if readable(3) {
+            pass(monitor, &mut running.streams, Stream::Error, log, &mut buffer);
+        }
+        if fds[5].revents != 0
+            && let Ok((socket, _)) = running.listener.accept()
+        {
+            monitor.clients.add(socket);
+        }
+        if fds[1].revents != 0 {
+            end = Some((running.process.wait()?, Instant::now()));
+        }
+        if let Some((exit, at)) = end {
+            let open = running.streams.output.is_some() || running.streams.error.is_some();
+            if !open || !hold && ready == 0 && at.elapsed() >= DRAIN {
+                return Ok(exit);
+            }
+        }
+    }
+}
+
+fn pass(monitor: &mut Monitor, streams: &mut Streams, stream: Stream, log: &mut Option<Writer>, buffer: &mut [u8]) {
+    let (fd, kind) = match stream {
+        Stream::Output => (&mut streams.output, Kind::Output),
+        Stream::Error => (&mut streams.error, Kind::Error),
+    };
+    let Some(from) = fd else { return };
+    match streams::read(from, buffer) {
+        None => *fd = None,
+        Some([]) => {}
+        Some(data) => {
+            // A full disk shall not hold up the container.
+            let _ = log.as_mut().map(|log| log.write(stream, data));
+            monitor.clients.tell(kind, data);
+        }
+    }
+}
+
+fn fulfil(wish: Wish, running: &mut Running) {
+    match wish {
+        Wish::Input(data) => running.streams.feed(&data),
+        Wish::InputEnd => running.streams.end_input(),
+        Wish::Resize(rows, columns) => running.streams.resize(rows, columns),
+        // It may have ended in this moment.
+        Wish::Signal(number) => drop(pidfd::send_signal(running.process.pidfd().as_fd(), number)),
+    }
+}
+
+/// Somebody wants the monitor to end, such as a machine that goes down: the container is asked to stop.
+fn stop(monitor: &mut Monitor, running: &Running) {
+    if std::mem::replace(&mut monitor.stopping, true) {
+        return;
+    }
+    let signal = monitor.options.stop_signal.as_deref().and_then(|name| crate::oci::signal::parse(name).ok());
+    let _ = running.container.kill(signal.unwrap_or(libc::SIGTERM), false);
+}

@@ -1,0 +1,71 @@
+//! Taking away what was made for a container.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use runx_core::container::Runtime;
+
+use super::record::{Containers, Lock, Record};
+use super::{rootfs, volumes};
+
+/// Takes away what was made for a start: the network, and the mount of its root filesystem. Fine to repeat.
+pub(super) fn take_down(directory: &Path, record: &Record) -> Result<()> {
+    rootfs::unmount(directory, record)
+}
+
+/// What is done at the end of a container that is not started again.
+pub(super) fn after_end(containers: &Containers, directory: &Path, record: &Record) {
+    // What cannot be taken away now is tried again by the next start, or by rm.
+    let _ = take_down(directory, record);
+    if record.options.auto_remove {
+        let _ = discard(containers, directory, record, true);
+    }
+}
+
+/// Removes what a container keeps. For the holder of the lock; there are no processes and no state of the core any more.
+pub(super) fn discard(containers: &Containers, directory: &Path, record: &Record, with_volumes: bool) -> Result<()> {
+    rootfs::remove(directory, record)?;
+    if with_volumes {
+        volumes::remove(containers, &record.volumes)?;
+    }
+    remove_directory(directory)
+}
+
+/// Removes a container's directory; the record goes first, with which it is one.
+pub(super) fn remove_directory(directory: &Path) -> Result<()> {
+    // Out of the way first: another container may have this id from now on.
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let gone = directory.with_file_name(format!(".gone-{name}-{}", std::process::id()));
+    let directory = if fs::rename(directory, &gone).is_ok() { gone.as_path() } else { directory };
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes everything of a container that has no processes, even what a killed command or monitor left.
+pub(super) fn wipe(
+    runtime: &Runtime,
+    containers: &Containers,
+    id: &str,
+    lock: Lock,
+    with_volumes: bool,
+) -> Result<()> {
+    let directory = containers.directory(id);
+    let record = Record::read(&directory).ok();
+    let own = |record: &Record| {
+        runtime.load(id).map_or_else(|_| true, |core| core.state().bundle == record.bundle)
+    };
+    if record.as_ref().is_none_or(own) {
+        runtime.delete_force(id)?;
+    }
+    let record = record.unwrap_or_else(|| Record { id: id.to_owned(), ..Record::default() });
+    take_down(&directory, &record)?;
+    discard(containers, &directory, &record, with_volumes)?;
+    drop(lock);
+    Ok(())
+}
