@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::scan::{Flag, Order, Words, option, switch};
 use super::tables::{ANY, FORMAT, NONE, QUIET, Syntax, command};
 use super::{ListFormat, list_format, text};
-use crate::container::options::{Limits, Options, Restart};
+use crate::container::options::{Limits, Network, Options, Restart};
 pub(crate) use values::DetachKeys;
 use values::Selection;
 
@@ -47,6 +47,10 @@ pub(crate) enum Container {
 pub(crate) struct Make {
     pub(crate) id: Option<String>,
     pub(crate) options: Options,
+    /// `--network`, if it was given.
+    pub(crate) network: Option<Network>,
+    /// The size of a log's file, and how many there are, if they were given.
+    pub(crate) log: (Option<u64>, Option<u32>),
     pub(crate) detach: bool,
     pub(crate) streams: Streams,
     pub(crate) pull: Pull,

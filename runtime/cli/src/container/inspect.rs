@@ -16,7 +16,7 @@ pub(super) fn inspect(context: &Context, ids: &[String]) -> Result<u8, Failure> 
     let (mut all, mut failed) = (Vec::new(), None);
     for word in ids {
         match containers.find(word).and_then(|record| Seen::look(context, record)) {
-            Ok(seen) => all.push(describe(&containers, &seen)),
+            Ok(seen) => all.push(describe(context, &containers, &seen)),
             Err(e) => {
                 if let Some(before) = failed.replace(e) {
                     ::log::error!("{}", message(&before));
@@ -28,12 +28,13 @@ pub(super) fn inspect(context: &Context, ids: &[String]) -> Result<u8, Failure> 
     failed.map_or(Ok(0), |error| Err(error.into()))
 }
 
-fn describe(containers: &Containers, seen: &Seen) -> Value {
+fn describe(context: &Context, containers: &Containers, seen: &Seen) -> Value {
     let record = &seen.record;
     let options = &record.options;
     let directory = containers.directory(&record.id);
     let config = std::fs::read(record.bundle.join("config.json")).ok();
     let config: Option<Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
+    let attached = crate::network::of(&context.global.root, &record.id).ok().flatten();
     let state = seen.core.as_ref().map(|core| core.state());
     json!({
         "id": record.id,
@@ -67,7 +68,11 @@ fn describe(containers: &Containers, seen: &Seen) -> Value {
         "network": {
             "mode": options.network.to_string(),
             "ports": options.publish,
-            "result": record.network,
+            "addresses": attached.as_ref().map(|attached| {
+                attached.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+            }),
+            "gateway": attached.as_ref().and_then(|attached| attached.gateway),
+            "published": attached.as_ref().map(|attached| &attached.ports),
         },
         "mounts": config.as_ref().map(|config| &config["mounts"]),
         "volumes": record.volumes,

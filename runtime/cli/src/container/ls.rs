@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::record::{Containers, Record};
 use super::status::{Seen, Status};
 use crate::arguments::{ListFormat, Ls};
+use crate::network::{self, ports::Port};
 use crate::{Context, Failure, print};
 
 /// `runx container ls`.
@@ -29,10 +30,10 @@ pub(super) fn ls(context: &Context, ls: &Ls) -> Result<u8, Failure> {
     }
     match ls.format {
         ListFormat::Json => {
-            let list: Vec<Value> = all.iter().map(describe).collect();
+            let list: Vec<Value> = all.iter().map(|seen| describe(context, seen)).collect();
             print(&(serde_json::to_string(&list).context("print the list")? + "\n"))
         }
-        ListFormat::Table => print(&table(&all, ls.no_trunc)),
+        ListFormat::Table => print(&table(context, &all, ls.no_trunc)),
     }
 }
 
@@ -57,7 +58,7 @@ fn matches(seen: &Seen, key: &str, value: &str) -> bool {
     }
 }
 
-fn describe(seen: &Seen) -> Value {
+fn describe(context: &Context, seen: &Seen) -> Value {
     let record = &seen.record;
     json!({
         "id": record.id,
@@ -73,11 +74,21 @@ fn describe(seen: &Seen) -> Value {
         "rootfs": record.rootfs,
         "bundle": record.bundle,
         "network": record.options.network.to_string(),
-        "ports": record.options.publish,
+        "ports": ports(context, seen),
         "labels": record.labels,
         "annotations": record.options.annotations.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "restarts": record.restarts,
     })
+}
+
+/// Its published ports: while it runs, with those of the host that were chosen.
+fn ports(context: &Context, seen: &Seen) -> Vec<Port> {
+    let asked = &seen.record.options.publish;
+    if asked.is_empty() || !seen.status.is_up() {
+        return asked.clone();
+    }
+    let attached = network::of(&context.global.root, &seen.record.id).ok().flatten();
+    attached.map_or_else(|| asked.clone(), |attached| attached.ports)
 }
 
 /// The status in words for people.
@@ -118,7 +129,7 @@ fn shortened(text: &str, width: usize, keep_end: bool) -> String {
     }
 }
 
-fn table(all: &[Seen], whole: bool) -> String {
+fn table(context: &Context, all: &[Seen], whole: bool) -> String {
     let cut = |text: &str, width: usize, keep_end: bool| {
         if whole { text.to_owned() } else { shortened(text, width, keep_end) }
     };
@@ -136,7 +147,7 @@ fn table(all: &[Seen], whole: bool) -> String {
             ago(&record.created),
             match record.options.publish.is_empty() {
                 true => "-".to_owned(),
-                false => record.options.publish.join(", "),
+                false => ports(context, seen).iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             },
             cut(&record.rootfs.display().to_string(), 48, true),
         ]
@@ -144,20 +155,9 @@ fn table(all: &[Seen], whole: bool) -> String {
     format_table(&rows)
 }
 
-/// Columns as wide as what is in them; the last one ends the line.
+/// A table for a terminal, which what moves the cursor is not for.
 pub(super) fn format_table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // What moves the cursor, or is no character, is not for a terminal.
-            let cell: String = cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-            line.push_str(&format!("{cell:width$}   "));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
+    let plain = |cell: &String| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let rows: Vec<[String; N]> = rows.iter().map(|row| std::array::from_fn(|column| plain(&row[column]))).collect();
+    crate::table::render(&rows)
 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow};
 use runx_core::spec::Spec;
 
-use super::options::{MountKind, Network};
+use super::options::{LogOptions, MountKind, Network, Options};
 use super::record::{Containers, Lock, Record, now, random_id};
 use super::{attach, remove, rootfs, spec, start};
 use crate::arguments::Make;
@@ -76,7 +77,8 @@ fn run_new(context: &Context, mut make: Make) -> Result<u8, Failure> {
 
 /// Makes a container that was not started. Nothing is left when that fails.
 pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Result<(Record, Lock)> {
-    let Make { id, mut options, cidfile, pull, .. } = make;
+    let Make { id, mut options, network, log, cidfile, pull, .. } = make;
+    configured(context, &mut options, network, log)?;
     if runx_core::rootless::is_ordinary_user() {
         super::rootless::check(&options)?;
     }
@@ -114,6 +116,33 @@ pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Res
     }
 }
 
+/// What the config file says of that which no flag says.
+fn configured(
+    context: &Context,
+    options: &mut Options,
+    network: Option<Network>,
+    (max_size, max_file): (Option<u64>, Option<u32>),
+) -> Result<()> {
+    let config = &context.config.container;
+    options.network = match (network, config.network.as_deref()) {
+        (Some(given), _) => given,
+        (None, Some(text)) if options.publish.is_empty() => Network::from_str(text)?,
+        (None, _) => Network::default(),
+    };
+    let limits = &mut options.limits;
+    if limits.memory_swap.is_none() {
+        limits.memory = limits.memory.or(config.memory);
+    }
+    limits.cpus = limits.cpus.or(config.cpus.map(|cpus| (cpus * 1000.0).round().max(10.0) as i64));
+    limits.pids = limits.pids.or(config.pids_limit);
+    let usual = LogOptions::default();
+    options.log = LogOptions {
+        max_size: max_size.or(config.log.max_size.and_then(|size| u64::try_from(size).ok())).unwrap_or(usual.max_size),
+        max_file: max_file.or(config.log.max_file).unwrap_or(usual.max_file),
+    };
+    Ok(())
+}
+
 fn unused_id(containers: &Containers) -> Result<String> {
     loop {
         let id = random_id()?;
@@ -126,7 +155,7 @@ fn unused_id(containers: &Containers) -> Result<String> {
 fn fill(
     id: &str,
     directory: &Path,
-    options: super::options::Options,
+    options: Options,
     image: Option<rootfs::Image>,
 ) -> Result<Record> {
     let mut record = Record { id: id.to_owned(), created: now(), options, ..Record::default() };
@@ -185,7 +214,7 @@ fn bundle(record: &mut Record, directory: &Path) -> Result<PathBuf> {
 fn take_configuration(record: &mut Record) -> Result<()> {
     let path = record.bundle.join("config.json");
     let config: Spec = runx_core::bundle::parse_file(&path)?;
-    let plain = super::options::Options::default();
+    let plain = Options::default();
     let options = &record.options;
     let decided = [
         ("a command", !options.command.is_empty()),
@@ -201,7 +230,7 @@ fn take_configuration(record: &mut Record) -> Result<()> {
         ("--privileged", options.privileged),
         ("--device", !options.devices.is_empty()),
         ("--hostname", options.hostname.is_some()),
-        ("--network", options.network != plain.network),
+        ("--publish", !options.publish.is_empty()),
         ("--annotation", !options.annotations.is_empty()),
         ("--sysctl", !options.sysctls.is_empty()),
     ];

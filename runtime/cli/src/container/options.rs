@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Kind;
+use crate::network::ports::Port;
+
 /// What the flags of `create` and `run` ask for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -51,7 +54,7 @@ pub(crate) struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hostname: Option<String>,
     pub(crate) network: Network,
-    pub(crate) publish: Vec<String>,
+    pub(crate) publish: Vec<Port>,
     pub(crate) dns: Vec<String>,
     pub(crate) dns_search: Vec<String>,
     /// Host names and their addresses.
@@ -193,6 +196,30 @@ impl std::fmt::Display for Network {
             Self::None => f.write_str("none"),
             Self::Host => f.write_str("host"),
             Self::Container(id) => write!(f, "container:{id}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        Ok(match text.parse()? {
+            Kind::Bridge => Self::Bridge,
+            Kind::None => Self::None,
+            Kind::Host => Self::Host,
+            Kind::Container(id) => Self::Container(id),
+        })
+    }
+}
+
+impl From<&Network> for Kind {
+    fn from(network: &Network) -> Self {
+        match network {
+            Network::Bridge => Self::Bridge,
+            Network::None => Self::None,
+            Network::Host => Self::Host,
+            Network::Container(id) => Self::Container(id.clone()),
         }
     }
 }

@@ -98,9 +98,6 @@ pub(crate) struct Record {
     pub(crate) restarts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) monitor: Option<Identity>,
-    /// What the network gave it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) network: Option<serde_json::Value>,
 }
 
 impl Record {

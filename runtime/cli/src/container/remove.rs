@@ -9,16 +9,19 @@ use runx_core::container::Runtime;
 
 use super::record::{Containers, Lock, Record};
 use super::{rootfs, volumes};
+use crate::network;
 
 /// Takes away what was made for a start: the network, and the mount of its root filesystem. Fine to repeat.
-pub(super) fn take_down(directory: &Path, record: &Record) -> Result<()> {
-    rootfs::unmount(directory, record)
+pub(super) fn take_down(root: &Path, directory: &Path, record: &Record) -> Result<()> {
+    let detached = network::detach(root, &record.id);
+    rootfs::unmount(directory, record)?;
+    detached
 }
 
 /// What is done at the end of a container that is not started again.
-pub(super) fn after_end(containers: &Containers, directory: &Path, record: &Record) {
+pub(super) fn after_end(root: &Path, containers: &Containers, directory: &Path, record: &Record) {
     // What cannot be taken away now is tried again by the next start, or by rm.
-    let _ = take_down(directory, record);
+    let _ = take_down(root, directory, record);
     if record.options.auto_remove {
         let _ = discard(containers, directory, record, true);
     }
@@ -64,7 +67,7 @@ pub(super) fn wipe(
         runtime.delete_force(id)?;
     }
     let record = record.unwrap_or_else(|| Record { id: id.to_owned(), ..Record::default() });
-    take_down(&directory, &record)?;
+    take_down(runtime.root(), &directory, &record)?;
     discard(containers, &directory, &record, with_volumes)?;
     drop(lock);
     Ok(())

@@ -12,8 +12,9 @@ use super::frames::{self, Kind};
 use super::options::Network;
 use super::record::{Containers, Lock, Record};
 use super::status::{Seen, Status};
-use super::{files, monitor, rootfs, spec, volumes};
+use super::{files, monitor, remove, rootfs, spec, volumes};
 use crate::arguments::Streams;
+use crate::network::{self, Attached, NetworkOptions};
 use crate::oci::foreground::Signals;
 use crate::{Context, Failure};
 
@@ -96,7 +97,7 @@ pub(super) fn start(
     let prepared = prepare(context, containers, &record).and_then(|bundle| {
         let unmount = record.clone();
         monitor::launch(context, containers, record, lock, bundle, greeting)
-            .inspect_err(|_| drop(rootfs::unmount(&directory, &unmount)))
+            .inspect_err(|_| drop(remove::take_down(&context.global.root, &directory, &unmount)))
     });
     let mut socket = prepared.map_err(failed)?;
     match frames::receive(&mut socket).context("hear from the container's monitor").map_err(failed)? {
@@ -132,24 +133,33 @@ fn prepare(context: &Context, containers: &Containers, record: &Record) -> Resul
     }
     let rootfs = rootfs::mount(&directory, record)?;
     let made = || -> Result<Bundle> {
-        let joined = join(context, containers, record)?;
+        let attached = attach_network(context, containers, record)?;
         volumes::fill(containers, record, &rootfs)?;
-        files::write(&directory, record, &[], None)?;
-        let spec = spec::make(containers, record, &rootfs, &joined)?;
+        files::write(&directory, record, &attached)?;
+        let spec = spec::make(containers, record, &rootfs, &attached.namespace)?;
         spec::write(&spec, &record.bundle)?;
         Ok(Bundle::new(record.bundle.clone(), spec)?)
     };
-    made().inspect_err(|_| drop(rootfs::unmount(&directory, record)))
+    made().inspect_err(|_| drop(remove::take_down(runtime.root(), &directory, record)))
 }
 
-/// The namespaces of others that it joins.
-fn join(context: &Context, containers: &Containers, record: &Record) -> Result<spec::Joined> {
-    let Network::Container(other) = &record.options.network else { return Ok(spec::Joined::default()) };
-    let seen = Seen::look(context, containers.find(other).context("--network")?)?;
-    let pid = seen.pid().filter(|_| seen.status.is_up()).with_context(|| {
-        format!("--network container:{other}: it is {}; start it first: runx container start {other}", seen.status)
-    })?;
-    Ok(spec::Joined { network: Some(format!("/proc/{pid}/ns/net")) })
+/// Gives it its network.
+fn attach_network(context: &Context, containers: &Containers, record: &Record) -> Result<Attached> {
+    let runtime = context.runtime();
+    // Of an earlier start, whose monitor was killed.
+    network::detach(runtime.root(), &record.id)?;
+    if let Network::Container(other) = &record.options.network {
+        let seen = Seen::look(context, containers.find(other).context("--network")?)?;
+        if !seen.status.is_up() {
+            bail!("--network container:{other}: it is {}; start it first: runx container start {other}", seen.status);
+        }
+    }
+    let options = NetworkOptions {
+        kind: (&record.options.network).into(),
+        ports: record.options.publish.clone(),
+        settings: &context.config.network,
+    };
+    network::attach(&runtime, &record.id, &options)
 }
 
 /// The exit code of a command that was attached, and what there is to say.

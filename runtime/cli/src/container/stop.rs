@@ -158,7 +158,7 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
         record.finished.get_or_insert_with(super::record::now);
     }
     record.write(&directory)?;
-    remove::after_end(containers, &directory, &record);
+    remove::after_end(&context.global.root, containers, &directory, &record);
     lock.release();
     Ok(())
 }

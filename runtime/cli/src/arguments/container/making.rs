@@ -133,11 +133,14 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
     }
     let network = match (words.text("network")?, words.text("net")?) {
         (Some(one), Some(other)) if one != other => bail!("--network {one:?} and --net {other:?} are the same flag"),
-        (one, other) => one.or(other).map(values::network).transpose()?.unwrap_or_default(),
+        (one, other) => one.or(other).map(values::network).transpose()?,
     };
-    let publish = words.texts("publish")?;
-    if network != Default::default() && !publish.is_empty() {
-        bail!("--publish {}: ports are published with --network bridge, not {network}", publish.join(" "));
+    let mut publish = Vec::new();
+    for text in words.texts("publish")? {
+        publish.extend(crate::network::ports::parse(&text)?);
+    }
+    if let Some(other) = network.as_ref().filter(|network| **network != Default::default() && !publish.is_empty()) {
+        bail!("--publish: ports are published with --network bridge, not {other}");
     }
     let mut env = Vec::new();
     for file in words.texts("env-file")? {
@@ -195,7 +198,7 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
         privileged: words.on("privileged"),
         devices: words.texts("device")?.iter().map(|text| values::device(text)).collect::<Result<_>>()?,
         hostname: owned("hostname")?.map(|name| values::hostname(&name)).transpose()?,
-        network,
+        network: network.clone().unwrap_or_default(),
         publish,
         dns: words.texts("dns")?.iter().map(|text| values::address("dns", text)).collect::<Result<_>>()?,
         dns_search: words.texts("dns-search")?,
@@ -207,8 +210,9 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
         stop_timeout: words.number("stop-timeout")?,
         shm_size: words.text("shm-size")?.map(|text| bytes(text).context("--shm-size")).transpose()?,
         sysctls: pairs("sysctl")?,
-        log: log(&words.texts("log-opt")?)?,
+        log: LogOptions::default(),
     };
+    let log = log(&words.texts("log-opt")?)?;
     let pull = match words.text("pull")? {
         None | Some("missing") => Pull::Missing,
         Some("always") => Pull::Always,
@@ -220,7 +224,7 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
         sig_proxy: !words.given("sig-proxy") || words.on("sig-proxy"),
         detach_keys: keys.map_or_else(|| Ok(DetachKeys::default()), DetachKeys::parse)?,
     };
-    Ok(Make { id, options, detach, streams, pull, cidfile: words.path("cidfile") })
+    Ok(Make { id, options, network, log, detach, streams, pull, cidfile: words.path("cidfile") })
 }
 
 fn security(texts: &[String]) -> Result<Security> {
@@ -249,23 +253,24 @@ fn security(texts: &[String]) -> Result<Security> {
     Ok(security)
 }
 
-fn log(texts: &[String]) -> Result<LogOptions> {
-    let mut options = LogOptions::default();
+/// The size of a log's file, and how many there are, as far as they are said.
+fn log(texts: &[String]) -> Result<(Option<u64>, Option<u32>)> {
+    let (mut max_size, mut max_file) = (None, None);
     for text in texts {
         match text.split_once('=') {
             Some(("max-size", size)) => {
                 let size = bytes(size).with_context(|| format!("--log-opt {text}"))?;
-                options.max_size = u64::try_from(size).ok().filter(|size| *size >= 4096).with_context(|| {
-                    format!("--log-opt {text}: the size of a log file is at least 4k")
-                })?;
+                let size = u64::try_from(size).ok().filter(|size| *size >= 4096);
+                max_size =
+                    Some(size.with_context(|| format!("--log-opt {text}: the size of a log file is at least 4k"))?);
             }
             Some(("max-file", count)) => {
-                options.max_file = count.parse().ok().filter(|count| (1..=1000).contains(count)).with_context(|| {
-                    format!("--log-opt {text}: the number of log files is 1 to 1000")
-                })?;
+                let count = count.parse().ok().filter(|count| (1..=1000).contains(count));
+                max_file =
+                    Some(count.with_context(|| format!("--log-opt {text}: the number of log files is 1 to 1000"))?);
             }
             _ => bail!("--log-opt {text:?} is neither max-size=BYTES nor max-file=N"),
         }
     }
-    Ok(options)
+    Ok((max_size, max_file))
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::arguments::Command;
-use crate::container::options::{MountKind, Network};
+use crate::container::options::MountKind;
 
 fn parse(line: &[&str]) -> Result<Container> {
     match crate::arguments::parse(line.iter().map(OsString::from)).1? {

@@ -57,15 +57,7 @@ pub(super) fn restart(text: &str) -> Result<Restart> {
 
 /// `bridge`, `none`, `host` or `container:ID`.
 pub(super) fn network(text: &str) -> Result<Network> {
-    Ok(match text {
-        "bridge" | "default" => Network::Bridge,
-        "none" => Network::None,
-        "host" => Network::Host,
-        other => match other.strip_prefix("container:") {
-            Some(id) if !id.is_empty() => Network::Container(id.to_owned()),
-            _ => bail!("--network {text:?} is none of bridge, none, host and container:ID"),
-        },
-    })
+    text.parse()
 }
 
 /// A number of processors in thousandths.

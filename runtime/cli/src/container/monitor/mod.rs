@@ -222,7 +222,7 @@ impl Monitor {
         record.error = Some(message(error));
         record.monitor = None;
         let _ = record.write(&self.directory);
-        let _ = remove::take_down(&self.directory, &record);
+        let _ = remove::take_down(self.runtime.root(), &self.directory, &record);
         lock.release();
         let mut data = vec![code];
         data.extend(message(error).bytes().take(frames::LIMIT - 1));
@@ -257,7 +257,7 @@ impl Monitor {
         }
         drop(listener);
         if !again {
-            remove::after_end(&self.containers, &self.directory, &record);
+            remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
         }
         self.options.restart = record.options.restart;
         lock.release();
@@ -288,7 +288,7 @@ impl Monitor {
         let give_up = |mut record: Record| -> Result<Option<Running>> {
             record.phase = Phase::Exited;
             record.write(&self.directory)?;
-            remove::after_end(&self.containers, &self.directory, &record);
+            remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
             Ok(None)
         };
         if self.stopping || record.stopped {
@@ -307,7 +307,7 @@ impl Monitor {
                 record.finished = finished;
                 record.phase = Phase::Exited;
                 record.write(&self.directory)?;
-                remove::after_end(&self.containers, &self.directory, &record);
+                remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
                 Ok(None)
             }
         };

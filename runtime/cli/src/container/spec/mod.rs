@@ -18,23 +18,17 @@ use serde_json::{Value, json};
 use super::options::{Network, Options};
 use super::record::{Containers, Record};
 use super::users::{self, User};
+use crate::network::Namespace;
 pub(super) use resources::resources;
 pub(super) use security::all_capabilities;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Namespaces of other containers or of the network, by path.
-#[derive(Debug, Default)]
-pub(super) struct Joined {
-    /// The network namespace.
-    pub(super) network: Option<String>,
-}
-
 /// The configuration of a container whose root filesystem is at `rootfs`.
 ///
 /// # Errors
 /// What it is asked to be that it cannot be here.
-pub(super) fn make(containers: &Containers, record: &Record, rootfs: &Path, joined: &Joined) -> Result<Spec> {
+pub(super) fn make(containers: &Containers, record: &Record, rootfs: &Path, network: &Namespace) -> Result<Spec> {
     let options = &record.options;
     let root = sys::open(rootfs, libc::O_PATH | libc::O_DIRECTORY)
         .with_context(|| format!("open the root filesystem {}", rootfs.display()))?;
@@ -49,7 +43,7 @@ pub(super) fn make(containers: &Containers, record: &Record, rootfs: &Path, join
         "mounts": mounts::mounts(containers, record, &directory)?,
         "annotations": annotations(options),
         "linux": {
-            "namespaces": namespaces(options, joined),
+            "namespaces": namespaces(network),
             "sysctl": options.sysctls.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             "resources": resources(&options.limits),
         }
@@ -148,12 +142,12 @@ fn annotations(options: &Options) -> std::collections::BTreeMap<String, String> 
     options.annotations.iter().cloned().collect()
 }
 
-fn namespaces(options: &Options, joined: &Joined) -> Value {
+fn namespaces(network: &Namespace) -> Value {
     let mut all: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind})).to_vec();
-    match (&joined.network, &options.network) {
-        (Some(path), _) => all.push(json!({"type": "network", "path": path})),
-        (None, Network::Host) => {}
-        (None, _) => all.push(json!({"type": "network"})),
+    match network {
+        Namespace::Path(path) => all.push(json!({"type": "network", "path": path})),
+        Namespace::Host => {}
+        Namespace::New => all.push(json!({"type": "network"})),
     }
     Value::Array(all)
 }

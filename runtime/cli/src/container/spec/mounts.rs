@@ -17,9 +17,9 @@ const SHM_SIZE: i64 = 64 << 20;
 pub(super) fn mounts(containers: &Containers, record: &Record, directory: &Path) -> Result<Vec<Value>> {
     let options = &record.options;
     let mut all = usual(options);
-    for (name, target) in files::BOUND {
+    for (source, target) in files::bound(containers, record, directory) {
         all.push(json!({
-            "destination": target, "type": "bind", "source": directory.join(name), "options": ["rbind", "rprivate"],
+            "destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate"],
         }));
     }
     for mount in &options.mounts {
