@@ -10,6 +10,7 @@ pub mod bench;
 pub mod bundle;
 pub mod cgroup;
 pub mod command;
+pub mod container;
 pub mod containerd;
 pub mod coverage;
 pub mod cri;
