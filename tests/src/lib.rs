@@ -17,6 +17,7 @@ pub mod cri;
 pub mod descriptors;
 pub mod image;
 pub mod leftovers;
+pub mod network;
 pub mod podman;
 pub mod random;
 pub mod running;

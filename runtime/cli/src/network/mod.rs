@@ -173,8 +173,5 @@ pub(crate) fn check(root: &Path, id: &str) -> Result<()> {
         place::Place::open(root, id, false)?.with_context(|| format!("container {id:?} is attached to no bridge"))?;
     let record = place.record()?.filter(|record| record.complete);
     let record = record.with_context(|| format!("container {id:?} was never attached completely: detach it"))?;
-    record
-        .attachment
-        .check(&place.netns(), &place.lock)
-        .with_context(|| format!("check the network of container {id:?}"))
+    bridge::check(&place, &record).with_context(|| format!("check the network of container {id:?}"))
 }
