@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
@@ -26,6 +27,7 @@ pub struct Ingest {
     store: Store,
     activity: Option<File>,
     committed: AtomicBool,
+    interrupted: Arc<AtomicBool>,
     counter: AtomicU64,
     boot: String,
 }
@@ -50,8 +52,14 @@ impl Store {
             self.clear_ingest(false)?;
         }
         activity.lock_shared().on("lock", &path)?;
-        let (committed, counter) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Ingest { store: self.clone(), activity: Some(activity), committed, counter, boot })
+        Ok(Ingest {
+            store: self.clone(),
+            activity: Some(activity),
+            committed: AtomicBool::new(false),
+            interrupted: Arc::default(),
+            counter: AtomicU64::new(0),
+            boot,
+        })
     }
 }
 
@@ -137,7 +145,19 @@ impl Ingest {
             .on("read", &path)?;
         }
         let to = self.store.blob_path(&blob.digest);
-        Ok(BlobWriter { file, path, to, blob: blob.clone(), hasher, written, done: false })
+        let interrupted = self.interrupted.clone();
+        Ok(BlobWriter { file, path, to, blob: blob.clone(), hasher, written, done: false, interrupted })
+    }
+
+    /// Begins to bring a blob whose digest turns out at its end.
+    ///
+    /// # Errors
+    /// When its file cannot be made.
+    pub fn fresh_blob(&self) -> Result<FreshBlob> {
+        let path = self.fresh("blob");
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).on("make", &path)?;
+        let blobs = self.store.path("blobs/sha256");
+        Ok(FreshBlob { file, path, blobs, hasher: Sha256::new(), written: 0, done: false })
     }
 
     /// An unpacked layer that can be used, by its key.
@@ -215,6 +235,11 @@ impl Ingest {
         Ok(stored)
     }
 
+    /// It will end because somebody does not want to wait: then blobs stay, so that the next one goes on from there.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+    }
+
     fn fresh(&self, kind: &str) -> PathBuf {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         // A process that had this pid before has left nothing: trees of the dead are removed before others are made, or
@@ -228,7 +253,10 @@ impl Drop for Ingest {
     fn drop(&mut self) {
         self.activity = None;
         let committed = self.committed.load(Ordering::Relaxed);
-        if let Err(e) = self.store.collect_after(committed) {
+        // What is complete stays, too; `prune` takes it away.
+        let interrupted = self.interrupted.load(Ordering::Relaxed);
+        let done = if interrupted { Ok(()) } else { self.store.collect_after(committed) };
+        if let Err(e) = done {
             log::warn!("remove what nobody needs: {e}");
         }
     }
@@ -244,6 +272,7 @@ pub struct BlobWriter {
     hasher: Sha256,
     written: u64,
     done: bool,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl BlobWriter {
@@ -300,6 +329,52 @@ impl BlobWriter {
 }
 
 impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if !self.done && !self.interrupted.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A blob that is made here. It is removed if it is given up.
+#[derive(Debug)]
+pub struct FreshBlob {
+    file: File,
+    path: PathBuf,
+    blobs: PathBuf,
+    hasher: Sha256,
+    written: u64,
+    done: bool,
+}
+
+impl FreshBlob {
+    /// It is complete, and takes its place. Gives its digest and length.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn commit(mut self) -> Result<(Digest, u64)> {
+        let digest = Digest::finish(std::mem::take(&mut self.hasher));
+        let to = self.blobs.join(digest.hex());
+        fs::rename(&self.path, &to).on("make", &to)?;
+        self.done = true;
+        Ok((digest, self.written))
+    }
+}
+
+impl Write for FreshBlob {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..length]);
+        self.written += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for FreshBlob {
     fn drop(&mut self) {
         if !self.done {
             let _ = fs::remove_file(&self.path);

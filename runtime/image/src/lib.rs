@@ -29,5 +29,5 @@ pub use config::ImageConfiguration;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use index::{Image, LayerRecord};
-pub use ingest::{BlobWriter, Held, Ingest, LayerPlace};
+pub use ingest::{BlobWriter, FreshBlob, Held, Ingest, LayerPlace};
 pub use store::Store;

@@ -28,6 +28,19 @@ pub mod media_type {
     pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
     /// A WASM module or component as a layer.
     pub const WASM: &str = "application/wasm";
+
+    /// Whether a layer is a WASM module or component, also in the forms before there was a common one.
+    pub fn is_wasm(kind: &str) -> bool {
+        kind == WASM || (kind.starts_with("application/vnd.") && kind.ends_with("+wasm"))
+    }
+
+    /// Whether a layer is an archive of files.
+    pub fn is_files(kind: &str) -> bool {
+        let archive = kind.starts_with("application/vnd.oci.image.layer.")
+            || (kind.starts_with("application/vnd.docker.") && kind.contains(".diff.tar"))
+            || kind == "application/vnd.docker.image.rootfs.diff.tar";
+        archive && !kind.contains("encrypted")
+    }
 }
 
 /// The largest manifest, index or configuration that is read, in bytes: what registries accept, too.

@@ -6,7 +6,6 @@ use rustix::fs::{AtFlags, CWD, FileType, statat};
 
 use crate::error::Result;
 use crate::index::Image;
-use crate::manifest::media_type;
 use crate::store::Store;
 
 impl Store {
@@ -17,8 +16,7 @@ impl Store {
     /// When the image is not complete in the store.
     pub fn module(&self, image: &Image) -> Result<Option<PathBuf>> {
         if image.is_module() {
-            let wasm = image.layers.iter().find(|layer| layer.descriptor.media_type == media_type::WASM);
-            return Ok(wasm.map(|layer| self.blob_path(&layer.descriptor.digest)));
+            return Ok(image.layers.first().map(|layer| self.blob_path(&layer.descriptor.digest)));
         }
         let run = self.configuration(image)?.config;
         let Some(program) = run.entrypoint.first().or(run.cmd.first()).filter(|program| program.ends_with(".wasm"))

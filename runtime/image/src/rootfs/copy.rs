@@ -32,10 +32,18 @@ pub(super) fn apply(tree: &Path, target: &Path, opaque: &str) -> Result<()> {
 }
 
 /// Gives a directory the owner, mode, attributes and times of another one.
+///
+/// # Errors
+/// The kernel's.
+pub fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    Ok(dress(&this(from), &this(to), to, c".", &stat)?)
+}
+
+/// The same for directories by their paths.
 pub(super) fn attributes(from: &Path, to: &Path) -> Result<()> {
     let (source, target) = (open_dir(CWD, from).on("open", from)?, open_dir(CWD, to).on("open", to)?);
-    let stat = rustix::fs::fstat(&source).on("look at", from)?;
-    dress(&this(source.as_fd()), &this(target.as_fd()), target.as_fd(), c".", &stat).on("copy attributes to", to)
+    copy_attributes(source.as_fd(), target.as_fd()).on("copy attributes to", to)
 }
 
 type Failure = (Vec<u8>, io::Error);

@@ -13,6 +13,8 @@
 mod copy;
 mod overlay;
 
+pub use copy::copy_attributes;
+
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
