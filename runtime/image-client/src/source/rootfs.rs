@@ -1,11 +1,11 @@
 //! An image of one layer from a root filesystem: a directory, or an archive of one.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek as _, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use flate2::write::GzEncoder;
 use runx_image::config::{Empty, History, ImageConfiguration, RootFs};
 use runx_image::manifest::{Descriptor, Manifest, Platform, media_type};
@@ -47,7 +47,9 @@ pub(crate) fn import_tarball(
     limit: Option<u64>,
 ) -> Result<Image> {
     let mut blob = ingest.fresh_blob()?;
-    io::copy(&mut file, &mut blob).context("store the archive")?;
+    // It was looked at before.
+    file.rewind().context("read the archive")?;
+    ensure!(io::copy(&mut file, &mut blob).context("store the archive")? > 0, "the archive is empty");
     let (digest, size) = blob.commit()?;
     let path = ingest.store().blob_path(&digest);
     let stored = File::open(&path).with_context(|| format!("open {}", path.display()))?;
