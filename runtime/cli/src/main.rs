@@ -16,6 +16,7 @@ mod pool;
 mod process;
 mod reexec;
 mod start;
+mod system;
 mod table;
 mod version;
 mod wasm;
@@ -105,7 +106,7 @@ fn command(args: impl Iterator<Item = OsString>, executable: Result<PathBuf>) ->
     };
     let done = match (command, config) {
         // Help and the version are told in any case.
-        (Ok(command @ (Command::Help(_) | Command::Version)), config) => {
+        (Ok(command @ (Command::Help(_) | Command::Version { .. })), config) => {
             run(global, config.unwrap_or_default(), command, executable)
         }
         (Ok(command), Ok(config)) => run(global, config, command, executable),
@@ -173,7 +174,9 @@ fn run(global: Global, config: Config, command: Command, executable: Result<Path
         Command::Pool(command) => pool::pool(&context, &command).map_err(|e| e.of("pool")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Container(command) => container::container(&context, *command),
-        Command::Version => print(&version::text()),
+        Command::Check { format } => system::check::check(&context, format),
+        Command::Info { format } => system::info::info(&context, format),
+        Command::Version { format } => system::info::version(format),
         Command::Help(of) => print(&arguments::help(of)),
     }
 }

@@ -3,6 +3,16 @@
 /// The commit that this program was built from, if the build said so in `RUNX_COMMIT`.
 const COMMIT: Option<&str> = option_env!("RUNX_COMMIT");
 
+/// The same for programs.
+pub(crate) fn value() -> serde_json::Value {
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": COMMIT.filter(|commit| !commit.is_empty()),
+        "spec": runx_core::features::features()["ociVersionMax"],
+        "libseccomp": runx_core::seccomp::library_version(),
+    })
+}
+
 /// Name and version, commit, version of the runtime-spec, version of libseccomp.
 pub(crate) fn text() -> String {
     let mut out = format!("runx version {}\n", env!("CARGO_PKG_VERSION"));

@@ -123,7 +123,9 @@ pub(crate) enum Command {
     Pool(Box<Pool>),
     Container(Box<Container>),
     Network(Box<Network>),
-    Version,
+    Check { format: ListFormat },
+    Info { format: ListFormat },
+    Version { format: ListFormat },
     Help(Option<&'static Syntax>),
 }
 
@@ -209,6 +211,9 @@ pub(crate) struct Update {
     pub(crate) l3_cache_schema: Option<String>,
     pub(crate) mem_bw_schema: Option<String>,
 }
+
+/// What `-v` and `--version` mean.
+const VERSION: Command = Command::Version { format: ListFormat::Table };
 
 /// Reads the command line, without the program's name. The global flags come back even if there is a mistake
 /// in the rest, so that it is reported where they say.
@@ -309,11 +314,11 @@ fn default_root() -> PathBuf {
 fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
     let mut rest = rest.into_iter();
     if words.on("version") {
-        return Ok(Command::Version);
+        return Ok(VERSION);
     }
     let Some(mut name) = rest.next() else {
         let version = words.on("verbose") && !words.on("help");
-        return Ok(if version { Command::Version } else { Command::Help(None) });
+        return Ok(if version { VERSION } else { Command::Help(None) });
     };
     let asked = words.on("help") || matches!(name.to_str(), Some("help" | "h"));
     if matches!(name.to_str(), Some("help" | "h")) {
@@ -401,6 +406,9 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
             defaults: words.on("defaults"),
         },
         "features" => Command::Features,
+        "check" => Command::Check { format: list_format(words)? },
+        "info" => Command::Info { format: list_format(words)? },
+        "version" => Command::Version { format: list_format(words)? },
         "agent" => {
             let own = std::iter::once(id).filter(|word| !word.is_empty()).map(Ok);
             let flags = own.chain(others.map(text)).collect::<Result<Vec<_>>>()?;
@@ -508,8 +516,8 @@ mod tests {
 
     #[test]
     fn a_lone_v_is_the_version_and_one_before_a_command_is_verbose() {
-        assert!(matches!(parse(&["-v"]).1, Ok(Command::Version)));
-        assert!(matches!(parse(&["--version"]).1, Ok(Command::Version)));
+        assert!(matches!(parse(&["-v"]).1, Ok(Command::Version { .. })));
+        assert!(matches!(parse(&["--version"]).1, Ok(Command::Version { .. })));
         let (global, command) = parse(&["-v", "state", "c"]);
         assert!(global.unwrap().debug && matches!(command, Ok(Command::State { .. })));
     }

@@ -218,6 +218,10 @@ pub(crate) const COMMANDS: &[Syntax] = &[
     command("agent", "[-- FLAG…]", "run the daemon for agents here, or in a running container; its flags: runx agent -- --help",
         &[AGENT], Order::BeforeFirst, (0, ANY)),
     command("features", "", "print what this runtime implements as JSON", NONE, Order::Anywhere, (0, 0)),
+    command("check", "", "tell what this machine offers to containers, what is missing, and how to get it",
+        &[FORMAT], Order::Anywhere, (0, 0)),
+    command("info", "", "tell about this program, its directories, and what is in them", &[FORMAT], Order::Anywhere, (0, 0)),
+    command("version", "", "print the version", &[FORMAT], Order::Anywhere, (0, 0)),
 ];
 
 const PROGRAM: &[Flag] = &[

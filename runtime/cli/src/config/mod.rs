@@ -111,6 +111,8 @@ impl Config {
     pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
         let read = |path: &Path| match fs::read_to_string(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && file.is_none() => Ok(None),
+            // The environment may name another user's home.
+            Err(_) if file.is_none() && is_denied(fs::metadata(path)) => Ok(None),
             other => other.map(Some).with_context(|| format!("read config file {}", path.display())),
         };
         let paths = file.map_or_else(usual_files, |file| vec![file.to_owned()]);
@@ -176,6 +178,10 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn is_denied<T>(result: std::io::Result<T>) -> bool {
+    result.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// The machine's, and that of a user who is not root.

@@ -1,0 +1,5 @@
+//! What people ask about this machine and this program.
+
+pub(crate) mod check;
+pub(crate) mod info;
+mod probe;
