@@ -5,8 +5,8 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
-mod container;
 mod config;
+mod container;
 mod container_defaults;
 mod instances;
 mod logging;
@@ -16,6 +16,7 @@ mod pool;
 mod process;
 mod reexec;
 mod start;
+mod storage;
 mod system;
 mod table;
 mod version;
@@ -171,6 +172,7 @@ fn run(global: Global, config: Config, command: Command, executable: Result<Path
         Command::Agent(agent) => oci::agent::agent(&context, &agent).map_err(|e| e.of("agent")),
         Command::Process(command) => process::process(&context, &command).map_err(|e| e.of("process")),
         Command::Network(command) => network::command::network(&context, &command).map_err(|e| e.of("network")),
+        Command::Storage(command) => storage::storage(&context, *command).map_err(|e| e.of("storage")),
         Command::Pool(command) => pool::pool(&context, &command).map_err(|e| e.of("pool")),
         Command::Wasm(command) => wasm::wasm(&context, &command).map_err(|e| e.of("wasm")),
         Command::Container(command) => container::container(&context, *command),

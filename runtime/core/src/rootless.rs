@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType};
 
 use crate::bundle::{Bundle, empty_path};
 use crate::error::{Context, Error, Result};
@@ -87,6 +87,51 @@ pub fn join(namespace: BorrowedFd<'_>) -> Result<()> {
     remember_caller();
     process::setns(namespace, libc::CLONE_NEWUSER).context("join the user namespace")?;
     process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace")
+}
+
+/// Enters a new user namespace with all ids that are the user's: he is its root, and its other users are his subordinate
+/// ids as /etc/subuid and /etc/subgid have them. As for [`enter`], this process must have one thread.
+///
+/// # Errors
+/// As for [`enter`]. That he has no subordinate ids is none: then there is nobody but root in it.
+pub fn enter_own() -> Result<()> {
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let name = nix::unistd::User::from_uid(user).ok().flatten().map(|user| user.name).unwrap_or_default();
+    let number = user.to_string();
+    let ranges = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        subordinate(&text, &[&name, &number])
+    };
+    make(&own_mappings(user.as_raw(), &ranges("/etc/subuid"))?, &own_mappings(group.as_raw(), &ranges("/etc/subgid"))?)
+}
+
+/// The ranges of subordinate ids that belong to one of these names: the first and how many.
+fn subordinate(text: &str, names: &[&str]) -> Vec<(u32, u32)> {
+    let range = |line: &str| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next().filter(|owner| !owner.is_empty())?;
+        let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        (names.contains(&owner) && count > 0).then_some((first, count))
+    };
+    text.lines().filter_map(range).collect()
+}
+
+/// Root is the user himself, and the ranges follow.
+fn own_mappings(own: u32, ranges: &[(u32, u32)]) -> Result<Vec<LinuxIdMapping>> {
+    let mapping = |inside: u32, outside: u32, size: u32| {
+        let mapping = LinuxIdMappingBuilder::default().container_id(inside).host_id(outside).size(size).build();
+        mapping.map_err(|e| Error::spec(format!("linux.uidMappings: {e}")))
+    };
+    let mut mappings = vec![mapping(0, own, 1)?];
+    let mut inside = 1_u32;
+    for (first, count) in ranges {
+        mappings.push(mapping(inside, *first, *count)?);
+        match inside.checked_add(*count) {
+            Some(next) => inside = next,
+            None => break,
+        }
+    }
+    Ok(mappings)
 }
 
 fn remember_caller() {
@@ -227,6 +272,17 @@ impl Drop for Lent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subordinate_ids_are_those_of_the_name_or_the_number() {
+        let text = "alice:100000:65536\n# comment\nbob:1:x\n1000:300000:10\nalice:200000:0\nmallory:5:5\n";
+        assert_eq!(subordinate(text, &["alice", "1000"]), [(100_000, 65536), (300_000, 10)]);
+        assert!(subordinate(text, &["bob", "1001"]).is_empty());
+        assert!(subordinate(":1:1\n", &["", "7"]).is_empty());
+        let mapped = own_mappings(1000, &[(100_000, 65536), (300_000, 10)]).unwrap();
+        let numbers: Vec<_> = mapped.iter().map(|m| (m.container_id(), m.host_id(), m.size())).collect();
+        assert_eq!(numbers, [(0, 1000, 1), (1, 100_000, 65536), (65537, 300_000, 10)]);
+    }
 
     #[test]
     fn only_the_own_id_alone_needs_no_help() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use runx_image::manifest::Platform;
 
@@ -108,6 +108,12 @@ pub(crate) struct Pull {
     /// Speak without TLS.
     #[arg(long)]
     plain_http: bool,
+    /// A registry whose certificate is not checked, or that needs no TLS. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<String>,
+    /// Certificates of authorities for one registry. May be repeated.
+    #[arg(long, value_name = "HOST[:PORT]=FILE")]
+    registry_ca: Vec<String>,
     /// How many layers are downloaded at the same time.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel: u8,
@@ -131,11 +137,18 @@ impl Pull {
                 cert_dir: self.cert_dir,
                 insecure: !self.tls_verify,
                 plain_http: self.plain_http,
+                insecure_registries: self.insecure_registry,
+                registry_cas: self.registry_ca.iter().map(|pair| registry_ca(pair)).collect::<Result<_>>()?,
             },
             parallel: self.parallel.into(),
             max_layer_size: self.max_layer_size,
         })
     }
+}
+
+fn registry_ca(pair: &str) -> Result<(String, PathBuf)> {
+    let (host, file) = pair.split_once('=').with_context(|| format!("--registry-ca {pair:?} is not HOST=FILE"))?;
+    Ok((host.to_owned(), file.into()))
 }
 
 /// Warnings in any case, and more if asked.

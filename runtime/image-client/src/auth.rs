@@ -102,11 +102,10 @@ fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<R
     let entry = keys.iter().find_map(|key| {
         file.auths.iter().find(|(stored, _)| plain(stored) == *key || *stored == key).map(|(_, entry)| entry)
     });
-    if let Some(entry) = entry {
-        if let Some(auth) = of_entry(entry, registry)? {
+    if let Some(entry) = entry
+        && let Some(auth) = of_entry(entry, registry)? {
             return Ok(Some(auth));
         }
-    }
     match &file.creds_store {
         // It is asked for all, and may know nobody.
         Some(helper) => Ok(ask(helper, registry).ok()),

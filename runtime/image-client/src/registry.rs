@@ -68,7 +68,7 @@ impl Registry {
                     return Err(anyhow!("the manifest of {reference} is longer than {DOCUMENT_LIMIT} bytes"));
                 }
                 Ok((content, _)) => return Ok(content),
-                Err(e) => tries.again(&e).await.or_else(|()| Err(self.explain(e, &reference)))?,
+                Err(e) => tries.again(&e).await.map_err(|()| self.explain(e, &reference))?,
             }
         }
     }
@@ -93,7 +93,7 @@ impl Registry {
             };
             match got.await {
                 Ok(()) => return Ok(content),
-                Err(e) => tries.again(&e).await.or_else(|()| Err(self.explain(e, &self.wanted.reference)))?,
+                Err(e) => tries.again(&e).await.map_err(|()| self.explain(e, &self.wanted.reference))?,
             }
         }
     }
@@ -117,7 +117,7 @@ impl Registry {
                     if writer.written() > before {
                         tries = Tries::default();
                     }
-                    tries.again(&e).await.or_else(|()| Err(self.explain(e, &self.wanted.reference)))?;
+                    tries.again(&e).await.map_err(|()| self.explain(e, &self.wanted.reference))?;
                     continue;
                 }
             }
@@ -125,9 +125,7 @@ impl Registry {
                 // Ended as if it were complete.
                 let e = OciDistributionError::IoError(std::io::ErrorKind::UnexpectedEof.into());
                 let (there, size) = (writer.written(), blob.size);
-                tries.again(&e).await.or_else(|()| {
-                    Err(anyhow!("{} sent {there} of the {size} bytes of {}", self.wanted.registry(), blob.digest))
-                })?;
+                tries.again(&e).await.map_err(|()| anyhow!("{} sent {there} of the {size} bytes of {}", self.wanted.registry(), blob.digest))?;
             }
         }
         Ok(Fetched::Whole)

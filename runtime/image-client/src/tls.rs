@@ -22,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) cert_dir: Option<PathBuf>,
     /// Take any certificate, and plain HTTP.
     pub(crate) insecure: bool,
+    /// Registries for which that holds without being said for all.
+    pub(crate) insecure_registries: Vec<String>,
+    /// Certificates of authorities for one registry.
+    pub(crate) registry_cas: Vec<(String, PathBuf)>,
     /// No TLS.
     pub(crate) plain_http: bool,
 }
@@ -32,9 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A client's settings for one registry.
 pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str)) -> Result<ClientConfig> {
     let loopback = is_loopback(host);
+    let insecure = options.insecure || options.insecure_registries.iter().any(|other| other == host);
     let plain = if options.plain_http {
         true
-    } else if loopback || options.insecure {
+    } else if loopback || insecure {
         speaks_plainly(host).await
     } else {
         false
@@ -42,11 +47,14 @@ pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str))
     if plain && !loopback {
         say(&format!("warning: {host} is spoken to without TLS: anybody between may read and change what comes"));
     }
-    if options.insecure && !plain {
+    if insecure && !plain {
         say(&format!("warning: the certificate of {host} is not checked"));
     }
     let mut extra = Vec::new();
     for file in &options.ca_files {
+        extra.extend(certificates(file)?);
+    }
+    for (_, file) in options.registry_cas.iter().filter(|(other, _)| other == host) {
         extra.extend(certificates(file)?);
     }
     for dir in cert_dirs(options.cert_dir.as_deref()) {
@@ -54,7 +62,7 @@ pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str))
     }
     Ok(ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-        accept_invalid_certificates: options.insecure,
+        accept_invalid_certificates: insecure,
         extra_root_certificates: extra,
         read_timeout: Some(PATIENCE),
         connect_timeout: Some(PATIENCE),

@@ -116,7 +116,12 @@ const LONG_ID: &[Flag] = &[option("id", None, "CONTAINER", "the container, as an
 
 const STREAMS: &[Flag] = &[
     switch("sig-proxy", None, "pass signals on to the container (default true)"),
-    option("detach-keys", None, "KEYS", "keys that leave the container alone (default ctrl-p,ctrl-q); none for no keys"),
+    option(
+        "detach-keys",
+        None,
+        "KEYS",
+        "keys that leave the container alone (default ctrl-p,ctrl-q); none for no keys",
+    ),
 ];
 
 const DETACH: &[Flag] = &[switch("detach", Some('d'), "run it in the background and print its id")];
@@ -127,7 +132,8 @@ const START: &[Flag] = &[
     switch("interactive", Some('i'), "the same, with standard input"),
 ];
 
-const TIME: &[Flag] = &[option("time", Some('t'), "SECONDS", "how long to wait before it is killed (default 10, or its --stop-timeout)")];
+const TIME: &[Flag] =
+    &[option("time", Some('t'), "SECONDS", "how long to wait before it is killed (default 10, or its --stop-timeout)")];
 const STOP: &[Flag] = &[
     option("signal", Some('s'), "SIGNAL", "what asks it to stop (default SIGTERM, or its --stop-signal)"),
     switch("all", Some('a'), "all that run"),
@@ -144,7 +150,12 @@ const LS: &[Flag] = &[
     switch("no-trunc", None, "do not shorten what is long"),
     switch("latest", Some('l'), "the newest one"),
     option("last", Some('n'), "N", "the newest so many, whether they run or not"),
-    option("filter", None, "KEY=VALUE", "those with this id, name, status, image, label, exited or ancestor; may be given more than once"),
+    option(
+        "filter",
+        None,
+        "KEY=VALUE",
+        "those with this id, name, status, image, label, exited or ancestor; may be given more than once",
+    ),
 ];
 
 const EXEC: &[Flag] = &[
@@ -162,7 +173,12 @@ const EXEC: &[Flag] = &[
 const LOGS: &[Flag] = &[
     switch("follow", Some('f'), "go on with what comes, until its end"),
     option("tail", Some('n'), "N", "the last so many lines; all (default) for all"),
-    option("since", None, "TIME", "what came since then: 2006-01-02T15:04:05Z, a number of seconds, or 10m for ten minutes ago"),
+    option(
+        "since",
+        None,
+        "TIME",
+        "what came since then: 2006-01-02T15:04:05Z, a number of seconds, or 10m for ten minutes ago",
+    ),
     option("until", None, "TIME", "what came until then"),
     switch("timestamps", Some('t'), "with the time of each line"),
 ];
@@ -170,8 +186,12 @@ const LOGS: &[Flag] = &[
 const ATTACH: &[Flag] = &[switch("no-stdin", None, "do not pass standard input on")];
 const STATS: &[Flag] = &[switch("no-stream", None, "print them once")];
 const CP: &[Flag] = &[switch("archive", Some('a'), "keep owners")];
-const RESTART_POLICY: &[Flag] =
-    &[option("restart", None, "POLICY", "when it is started again: no (default), on-failure[:N], always or unless-stopped")];
+const RESTART_POLICY: &[Flag] = &[option(
+    "restart",
+    None,
+    "POLICY",
+    "when it is started again: no (default), on-failure[:N], always or unless-stopped",
+)];
 
 /// All of them.
 #[rustfmt::skip]
@@ -260,9 +280,8 @@ pub(super) fn build(
         1 => Ok(ids.remove(0)),
         count => Err(anyhow::anyhow!("it takes one container, not {count}")),
     };
-    let time = |words: &Words| -> Result<Option<Duration>> {
-        Ok(words.number::<u64>("time")?.map(Duration::from_secs))
-    };
+    let time =
+        |words: &Words| -> Result<Option<Duration>> { Ok(words.number::<u64>("time")?.map(Duration::from_secs)) };
     Ok(match name {
         "container start" => {
             let (attach, interactive) = (words.on("attach"), words.on("interactive"));
@@ -276,9 +295,7 @@ pub(super) fn build(
             Container::Stop { ids, all, timeout: time(words)?, signal }
         }
         "container restart" => Container::Restart { ids, timeout: time(words)? },
-        "container kill" => {
-            Container::Kill { ids, signal: words.text("signal")?.unwrap_or("SIGKILL").to_owned() }
-        }
+        "container kill" => Container::Kill { ids, signal: words.text("signal")?.unwrap_or("SIGKILL").to_owned() },
         "container rm" => Container::Rm { ids, force: words.on("force"), volumes: words.on("volumes"), all },
         "container delete" => Container::Delete { ids, timeout: time(words)? },
         "container logs" => Container::Logs(logs(one(&mut ids)?, words)?),
@@ -286,9 +303,7 @@ pub(super) fn build(
             Container::Attach { id: one(&mut ids)?, no_stdin: words.on("no-stdin"), streams: streams(words)? }
         }
         "container inspect" => Container::Inspect { ids },
-        "container stats" => {
-            Container::Stats { ids, no_stream: words.on("no-stream"), format: list_format(words)? }
-        }
+        "container stats" => Container::Stats { ids, no_stream: words.on("no-stream"), format: list_format(words)? },
         "container pause" => Container::Pause { ids },
         "container unpause" => Container::Unpause { ids },
         "container wait" => Container::Wait { ids },
@@ -329,13 +344,13 @@ fn ls(words: &Words) -> Result<Container> {
 fn exec(given: Option<String>, mut others: Vec<String>, words: &Words) -> Result<Container> {
     let id = match given {
         Some(id) => id,
-        None if others.is_empty() => bail!("it needs the id of a container: \"runx container ls\" lists those that run"),
+        None if others.is_empty() => {
+            bail!("it needs the id of a container: \"runx container ls\" lists those that run")
+        }
         None => others.remove(0),
     };
     let args = match words.text("command")? {
-        Some(program) if others.is_empty() => {
-            std::iter::once(program.to_owned()).chain(words.texts("args")?).collect()
-        }
+        Some(program) if others.is_empty() => std::iter::once(program.to_owned()).chain(words.texts("args")?).collect(),
         Some(_) => bail!("--command and the command {:?} exclude each other", others.join(" ")),
         None if words.given("args") => bail!("--args needs --command"),
         None if others.is_empty() => bail!("it needs a command, as in: runx container exec {id} ls /"),

@@ -22,6 +22,7 @@ pub(crate) use container::{Container, ContainerExec, DetachKeys, Logs, Ls, Make,
 pub(crate) use network::Network;
 pub(crate) use pool::{Pool, PoolExec};
 use scan::{Order, Words};
+pub(crate) use storage::{ImageFilter, ImageMount, Images, Storage};
 pub(crate) use tables::help;
 use tables::{COMMANDS, GLOBAL, GROUP_NAMES, Syntax, groups};
 pub(crate) use units::bytes;
@@ -126,6 +127,7 @@ pub(crate) enum Command {
     Check { format: ListFormat },
     Info { format: ListFormat },
     Version { format: ListFormat },
+    Storage(Box<Storage>),
     Help(Option<&'static Syntax>),
 }
 
@@ -421,6 +423,7 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
             Command::Process(Box::new(wasm::build_process(name, id, others, words)?))
         }
         name if name.starts_with("network ") => Command::Network(Box::new(network::build(name, id, others, words)?)),
+        name if name.starts_with("storage ") => Command::Storage(Box::new(storage::build(name, id, others, words)?)),
         name if name.starts_with("pool ") => Command::Pool(Box::new(pool::build(name, id, others, words)?)),
         name if name.starts_with("wasm ") => Command::Wasm(Box::new(wasm::build(name, id, others, words)?)),
         other => bail!("command {other:?} has no meaning"),

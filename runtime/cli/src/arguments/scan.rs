@@ -177,6 +177,11 @@ impl Words {
         self.value(name).map(|value| utf8(name, value)).transpose()
     }
 
+    /// All values of a flag that can be given several times, as they are.
+    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &OsStr> {
+        self.flags.iter().filter(move |(flag, _)| *flag == name).map(|(_, value)| value.as_os_str())
+    }
+
     /// All values of a flag that can be given several times.
     pub(crate) fn texts(&self, name: &str) -> Result<Vec<String>> {
         let values = self.flags.iter().filter(|(flag, _)| *flag == name);

@@ -27,7 +27,9 @@ pub(super) fn exec(context: &Context, exec: ContainerExec) -> Result<u8, Failure
             return Err(anyhow!("container {id:?} is paused: let it go on with \"runx container unpause {id}\"").into());
         }
         (status, _) => {
-            return Err(anyhow!("container {id:?} is not running, it is {status}: \"runx container start {id}\"").into());
+            return Err(
+                anyhow!("container {id:?} is not running, it is {status}: \"runx container start {id}\"").into()
+            );
         }
     };
     if exec.tty && exec.interactive && !exec.detach && !attach::is_terminal(0) {

@@ -53,8 +53,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// Goes on with the log in `directory`.
     pub(crate) fn open(directory: &Path, options: LogOptions) -> io::Result<Self> {
-        let mut this =
-            Self { directory: directory.to_owned(), options, file: None, size: 0, buffer: Vec::new() };
+        let mut this = Self { directory: directory.to_owned(), options, file: None, size: 0, buffer: Vec::new() };
         this.reopen()?;
         Ok(this)
     }

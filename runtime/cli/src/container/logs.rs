@@ -192,7 +192,8 @@ fn follow(context: &Context, directory: &Path, printer: &mut Printer<'_>) -> Res
                 rest(file, printer)?;
             }
             let Ok(there) = std::fs::metadata(&path) else { break };
-            let same = |file: &File| file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()));
+            let same =
+                |file: &File| file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()));
             if file.as_ref().is_some_and(same) {
                 break;
             }

@@ -104,7 +104,7 @@ fn status(seen: &Seen) -> String {
 }
 
 /// How long ago that was, in words.
-pub(super) fn ago(time: &str) -> String {
+pub(crate) fn ago(time: &str) -> String {
     let Ok(time) = humantime::parse_rfc3339(time) else { return time.to_owned() };
     let seconds = SystemTime::now().duration_since(time).unwrap_or(Duration::ZERO).as_secs();
     let (number, unit) = match seconds {

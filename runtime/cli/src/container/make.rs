@@ -65,13 +65,8 @@ fn run_new(context: &Context, mut make: Make) -> Result<u8, Failure> {
     if !attached {
         return print(&format!("{id}\n"));
     }
-    let attachment = attach::Attachment {
-        socket,
-        state: context.global.root.join(&id),
-        tty,
-        input: interactive,
-        streams: &streams,
-    };
+    let attachment =
+        attach::Attachment { socket, state: context.global.root.join(&id), tty, input: interactive, streams: &streams };
     Ok(start::conclude(&id, attachment.serve(&signals).map_err(failed)?))
 }
 
@@ -152,12 +147,7 @@ fn unused_id(containers: &Containers) -> Result<String> {
     }
 }
 
-fn fill(
-    id: &str,
-    directory: &Path,
-    options: Options,
-    image: Option<rootfs::Image>,
-) -> Result<Record> {
+fn fill(id: &str, directory: &Path, options: Options, image: Option<rootfs::Image>) -> Result<Record> {
     let mut record = Record { id: id.to_owned(), created: now(), options, ..Record::default() };
     record.bundle = bundle(&mut record, directory)?;
     if record.options.given_configuration {

@@ -30,6 +30,8 @@ mod update;
 mod users;
 mod volumes;
 
+pub(crate) use ls::ago;
+
 use anyhow::Result;
 
 use crate::arguments::{Container, Streams};
@@ -89,8 +91,12 @@ fn attach_to(context: &Context, word: &str, no_stdin: bool, streams: &Streams) -
     let seen = Seen::look(context, containers.find(word)?)?;
     let (record, state) = (&seen.record, context.global.root.join(&seen.record.id));
     if !seen.status.is_up() {
-        return Err(anyhow::anyhow!("container {:?} is {}: only to one that runs can be attached", record.id, seen.status)
-            .into());
+        return Err(anyhow::anyhow!(
+            "container {:?} is {}: only to one that runs can be attached",
+            record.id,
+            seen.status
+        )
+        .into());
     }
     let signals = Signals::hold()?;
     let mut socket = socket::connect(&state).map_err(|e| {

@@ -27,7 +27,8 @@ fn change(
     each(ids, |word| {
         let seen = Seen::look(context, containers.find(word)?)?;
         let core = seen.core.as_ref().filter(|_| seen.status == wanted);
-        let core = core.with_context(|| format!("container {:?} is not {wanted}: it is {}", seen.record.id, seen.status))?;
+        let core =
+            core.with_context(|| format!("container {:?} is not {wanted}: it is {}", seen.record.id, seen.status))?;
         act(core)?;
         Ok(word.to_owned())
     })

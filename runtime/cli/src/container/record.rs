@@ -193,7 +193,11 @@ impl Containers {
         let made = match make() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let root = self.root();
-                DirBuilder::new().recursive(true).mode(0o711).create(&root).with_context(|| format!("create {}", root.display()))?;
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o711)
+                    .create(&root)
+                    .with_context(|| format!("create {}", root.display()))?;
                 make()
             }
             other => other,

@@ -51,18 +51,10 @@ pub(super) fn remove_directory(directory: &Path) -> Result<()> {
 }
 
 /// Removes everything of a container that has no processes, even what a killed command or monitor left.
-pub(super) fn wipe(
-    runtime: &Runtime,
-    containers: &Containers,
-    id: &str,
-    lock: Lock,
-    with_volumes: bool,
-) -> Result<()> {
+pub(super) fn wipe(runtime: &Runtime, containers: &Containers, id: &str, lock: Lock, with_volumes: bool) -> Result<()> {
     let directory = containers.directory(id);
     let record = Record::read(&directory).ok();
-    let own = |record: &Record| {
-        runtime.load(id).map_or_else(|_| true, |core| core.state().bundle == record.bundle)
-    };
+    let own = |record: &Record| runtime.load(id).map_or_else(|_| true, |core| core.state().bundle == record.bundle);
     if record.as_ref().is_none_or(own) {
         runtime.delete_force(id)?;
     }

@@ -1,7 +1,6 @@
 //! A container's root filesystem: of an image, or a directory of the user's.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use runx_image::{Store, rootfs};
@@ -10,9 +9,7 @@ use super::options::Defaults;
 use super::record::{Containers, Record};
 use crate::Context;
 use crate::arguments::Pull;
-
-/// The program that fetches images, beside this one.
-const CLIENT: &str = "runx-image-client";
+use crate::storage::client;
 
 /// An image of the store.
 pub(super) struct Image {
@@ -39,17 +36,14 @@ pub(super) fn image(context: &Context, containers: &Containers, name: &str, pull
 }
 
 fn fetch(context: &Context, containers: &Containers, name: &str) -> Result<()> {
-    let client = context.executable.with_file_name(CLIENT);
-    if !client.exists() {
-        bail!("there is no image {name:?} here, and {} that could fetch it is not there", client.display());
-    }
-    let mut command = Command::new(&client);
-    command.arg("--storage-root").arg(containers.storage()).args(["pull", name]);
+    let mut command = client::command(context, containers.storage(), "pull")
+        .with_context(|| format!("there is no image {name:?} here, and it cannot be fetched"))?;
+    command.arg("--").arg(name);
     // What it prints is about the way there, and standard output is the container's.
     // SAFETY: standard error stays open for as long as this program runs.
     let stderr = unsafe { std::os::fd::BorrowedFd::borrow_raw(2) };
     command.stdout(stderr.try_clone_to_owned().context("pass standard error on")?);
-    let status = command.status().with_context(|| format!("run {}", client.display()))?;
+    let status = command.status().context("run the program that fetches images")?;
     if !status.success() {
         bail!("the image {name:?} could not be fetched; \"runx storage ls\" lists those that are here");
     }

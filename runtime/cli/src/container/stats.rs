@@ -179,7 +179,8 @@ fn table(now: &[Look], before: &HashMap<String, Look>) -> String {
     let titles = ["CONTAINER ID", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"];
     let mut rows = vec![titles.map(str::to_owned)];
     rows.extend(now.iter().map(|look| {
-        let share = before.get(&look.id).map_or_else(|| "--".to_owned(), |before| format!("{:.2}%", look.share(before)));
+        let share =
+            before.get(&look.id).map_or_else(|| "--".to_owned(), |before| format!("{:.2}%", look.share(before)));
         let (memory, limit) = (look.memory(), look.memory_limit());
         [
             look.id.clone(),

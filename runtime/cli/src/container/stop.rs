@@ -129,8 +129,11 @@ pub(super) fn end(
             _ => {}
         }
         if begun.elapsed() > timeout.unwrap_or_else(|| record.options.stop_timeout()) + CLEARING {
-            bail!("container {id:?} is still {}: its monitor, process {}, does not clear up", seen.status,
-                record.monitor.map_or(0, |monitor| monitor.pid));
+            bail!(
+                "container {id:?} is still {}: its monitor, process {}, does not clear up",
+                seen.status,
+                record.monitor.map_or(0, |monitor| monitor.pid)
+            );
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -164,12 +167,7 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
 }
 
 /// Ends a container's first process: by a signal, and after a time by force.
-fn end_process(
-    core: &runx_core::container::Container,
-    number: i32,
-    limit: Duration,
-    paused: bool,
-) -> Result<()> {
+fn end_process(core: &runx_core::container::Container, number: i32, limit: Duration, paused: bool) -> Result<()> {
     let process = match core.first_process() {
         Err(Error::Finished) => return Ok(()),
         other => other?,
@@ -194,13 +192,7 @@ fn end_process(
 }
 
 /// `runx container rm`.
-pub(super) fn rm(
-    context: &Context,
-    ids: &[String],
-    force: bool,
-    volumes: bool,
-    all: bool,
-) -> Result<u8, Failure> {
+pub(super) fn rm(context: &Context, ids: &[String], force: bool, volumes: bool, all: bool) -> Result<u8, Failure> {
     let containers = Containers::of(context);
     let ids = if all { those(context, &containers, |status| force || status.is_down())? } else { ids.to_vec() };
     each(&ids, |word| {
@@ -250,7 +242,9 @@ fn wipe(context: &Context, containers: &Containers, id: &str, volumes: bool, for
             return Err(anyhow!("container {id:?} was started in this moment: it is {}", seen.status));
         }
     } else if !force {
-        bail!("container {id:?} is only half made or half removed: \"runx container rm --force {id}\" removes the rest");
+        bail!(
+            "container {id:?} is only half made or half removed: \"runx container rm --force {id}\" removes the rest"
+        );
     }
     remove::wipe(&context.runtime(), containers, id, lock, volumes)
 }

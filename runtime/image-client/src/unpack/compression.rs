@@ -44,10 +44,13 @@ const WINDOW: u32 = 27;
 
 /// Decompresses a stream.
 pub(crate) enum Decoder<R: Read> {
-    None(Chain<Cursor<Vec<u8>>, R>),
-    Gzip(MultiGzDecoder<BufReader<Chain<Cursor<Vec<u8>>, R>>>),
-    Zstd(Box<zstd::Decoder<'static, BufReader<Chain<Cursor<Vec<u8>>, R>>>>),
+    None(Whole<R>),
+    Gzip(Box<MultiGzDecoder<BufReader<Whole<R>>>>),
+    Zstd(Box<zstd::Decoder<'static, BufReader<Whole<R>>>>),
 }
+
+/// What was looked at, and the rest.
+type Whole<R> = Chain<Cursor<Vec<u8>>, R>;
 
 impl<R: Read> Decoder<R> {
     pub(crate) fn new(mut from: R) -> io::Result<Self> {
@@ -67,7 +70,7 @@ impl<R: Read> Decoder<R> {
         let buffered = |whole| BufReader::with_capacity(1 << 17, whole);
         Ok(match compression {
             Compression::None => Self::None(whole),
-            Compression::Gzip => Self::Gzip(MultiGzDecoder::new(buffered(whole))),
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(whole)))),
             Compression::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(buffered(whole))?;
                 decoder.window_log_max(WINDOW)?;

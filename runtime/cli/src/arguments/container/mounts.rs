@@ -45,9 +45,9 @@ pub(super) fn volume(text: &str) -> Result<Mount> {
         propagation |= is_propagation(option);
         match option {
             // Without SELinux there is nothing to relabel, and with it the label of the process can be said.
-            "z" | "Z" if Path::new("/sys/fs/selinux/enforce").exists() => bail!(
-                "--volume {text:?}: files are not relabelled here; use chcon(1), or --security-opt label=LABEL"
-            ),
+            "z" | "Z" if Path::new("/sys/fs/selinux/enforce").exists() => {
+                bail!("--volume {text:?}: files are not relabelled here; use chcon(1), or --security-opt label=LABEL")
+            }
             "z" | "Z" | "cached" | "consistent" | "delegated" => {}
             "nocopy" => mount.fill = false,
             option if PASSED_ON.contains(&option) => mount.options.push(option.to_owned()),
@@ -168,7 +168,14 @@ pub(super) fn tmpfs(text: &str) -> Result<Mount> {
     check_target(text, target)?;
     let mut options = ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
     options.extend(given.split(',').filter(|option| !option.is_empty()).map(str::to_owned));
-    Ok(Mount { kind: MountKind::Tmpfs, source: String::new(), target: target.to_owned(), options, make: false, fill: false })
+    Ok(Mount {
+        kind: MountKind::Tmpfs,
+        source: String::new(),
+        target: target.to_owned(),
+        options,
+        make: false,
+        fill: false,
+    })
 }
 
 /// Two mounts at one place are a mistake.

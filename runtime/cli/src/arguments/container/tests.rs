@@ -69,7 +69,13 @@ fn volumes_are_paths_or_names() {
     for bad in ["../x:/c:what", "a b:/c", "x:rel", "/h:/", "/h:/a/../b", ":/c", "/a:/b:ro:x", "~/x:/c"] {
         assert!(parse(&["container", "run", "-v", bad, "a"]).is_err(), "{bad}");
     }
-    for bad in ["type=bind,dst=/c", "type=tmpfs,src=/x,dst=/c", "type=what,dst=/c", "dst=/c,what=1", "type=bind,src=/h,dst=/c,tmpfs-size=1m"] {
+    for bad in [
+        "type=bind,dst=/c",
+        "type=tmpfs,src=/x,dst=/c",
+        "type=what,dst=/c",
+        "dst=/c,what=1",
+        "type=bind,src=/h,dst=/c,tmpfs-size=1m",
+    ] {
         assert!(parse(&["container", "run", "--mount", bad, "a"]).is_err(), "{bad}");
     }
     refused(&["run", "-v", "/a:/c", "-v", "/b:/c/", "a"], "two mounts");
@@ -127,7 +133,8 @@ fn several_values_of_a_filter_widen_it_and_labels_narrow_it() {
             other => panic!("{other:?}"),
         }
     };
-    let found = |key: &str, value: &str| matches!((key, value), ("status", "running") | ("label", "a") | ("label", "b=1"));
+    let found =
+        |key: &str, value: &str| matches!((key, value), ("status", "running") | ("label", "a") | ("label", "b=1"));
     assert!(ls(&["status=exited", "status=running"]).selection.selects(found));
     assert!(ls(&["label=a", "label=b=1"]).selection.selects(found));
     assert!(!ls(&["label=a", "label=c"]).selection.selects(found));

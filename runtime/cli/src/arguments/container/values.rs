@@ -75,8 +75,22 @@ pub(super) fn ulimit(text: &str) -> Result<(String, u64, u64)> {
     let invalid = || format!("--ulimit {text:?} is not NAME=SOFT[:HARD], such as nofile=1024:2048");
     let (name, values) = text.split_once('=').with_context(invalid)?;
     const NAMES: [&str; 16] = [
-        "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
-        "rtprio", "rttime", "sigpending", "stack",
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     if !NAMES.contains(&name) {
         bail!("--ulimit {text:?}: {name:?} is none of {}", NAMES.join(", "));
@@ -192,7 +206,9 @@ impl DetachKeys {
             ([letter], _) if letter.is_ascii_graphic() => Ok(*letter),
             (_, Some([letter])) if letter.is_ascii_alphabetic() => Ok(letter.to_ascii_lowercase() - b'a' + 1),
             (_, Some([sign])) if b"@[\\]^_".contains(sign) => Ok(*sign & 31),
-            _ => Err(anyhow::anyhow!("--detach-keys {text:?}: {name:?} is neither a letter nor ctrl- and one of a-z@[\\]^_")),
+            _ => Err(anyhow::anyhow!(
+                "--detach-keys {text:?}: {name:?} is neither a letter nor ctrl- and one of a-z@[\\]^_"
+            )),
         };
         text.split(',').map(key).collect::<Result<_>>().map(Self)
     }

@@ -84,7 +84,12 @@ pub(super) fn cp(context: &Context, from: &str, to: &str, archive: bool) -> Resu
             let path = absolute(&path);
             with_root(context, &id, |root| into(root, from, path, archive))?;
         }
-        _ => return Err(anyhow!("neither {from:?} nor {to:?} is in a container: one of them has the form CONTAINER:PATH").into()),
+        _ => {
+            return Err(anyhow!(
+                "neither {from:?} nor {to:?} is in a container: one of them has the form CONTAINER:PATH"
+            )
+            .into());
+        }
     }
     Ok(0)
 }

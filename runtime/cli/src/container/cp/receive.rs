@@ -83,7 +83,8 @@ fn decide(destination: &Destination, parts: &[&OsStr], is_dir: bool) -> Result<(
     let shown = path.display();
     let open = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        sys::open(path, libc::O_RDONLY | libc::O_DIRECTORY).with_context(|| format!("open the directory {}", path.display()))
+        sys::open(path, libc::O_RDONLY | libc::O_DIRECTORY)
+            .with_context(|| format!("open the directory {}", path.display()))
     };
     let base = parts.first().map(PathBuf::from).unwrap_or_default();
     match fs::metadata(path) {

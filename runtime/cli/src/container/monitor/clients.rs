@@ -80,7 +80,8 @@ impl Client {
             self.sent = 0;
         }
         if self.left_out > 0 {
-            let note = format!("\r\n[runx: {} bytes are left out here, for they were not read in time]\r\n", self.left_out);
+            let note =
+                format!("\r\n[runx: {} bytes are left out here, for they were not read in time]\r\n", self.left_out);
             self.left_out = 0;
             frames::push(&mut self.outgoing, Kind::Error, note.as_bytes());
             self.flush();

@@ -217,7 +217,8 @@ impl Monitor {
     /// A container that could not be started: says why, and takes away what was made for the start.
     fn give_up(&mut self, mut record: Record, lock: Lock, error: &anyhow::Error) {
         let code = exit_code(error);
-        record.phase = if record.started.is_some() && record.finished.is_some() { Phase::Exited } else { Phase::Created };
+        record.phase =
+            if record.started.is_some() && record.finished.is_some() { Phase::Exited } else { Phase::Created };
         record.exit_code = Some(code.into());
         record.error = Some(message(error));
         record.monitor = None;
@@ -298,7 +299,8 @@ impl Monitor {
         }
         record.restarts += 1;
         let finished = record.finished.clone();
-        let started = Bundle::load(&record.bundle).map_err(Into::into).and_then(|bundle| self.start(&mut record, &bundle));
+        let started =
+            Bundle::load(&record.bundle).map_err(Into::into).and_then(|bundle| self.start(&mut record, &bundle));
         let started = match started {
             Ok(running) => Ok(Some(running)),
             Err(e) => {

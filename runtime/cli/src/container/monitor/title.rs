@@ -4,10 +4,8 @@ use std::fs;
 
 /// Overwrites this process's command line and environment, where /proc shows them.
 pub(super) fn set(title: &str) {
-    let kept: Vec<_> = ["PATH", "XDG_CACHE_HOME", "HOME"]
-        .iter()
-        .filter_map(|name| Some((*name, std::env::var_os(name)?)))
-        .collect();
+    let kept: Vec<_> =
+        ["PATH", "XDG_CACHE_HOME", "HOME"].iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect();
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // proc_pid_stat(5): arg_start is field 48, and the third is the first after the name.
     let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().skip(45);

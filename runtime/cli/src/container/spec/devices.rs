@@ -10,9 +10,8 @@ use serde_json::{Value, json};
 use crate::container::options::{Device, Options};
 
 /// What a container makes of /dev by itself.
-const OWN: [&str; 12] = [
-    "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "console", "ptmx", "core", "hugepages", ".udev",
-];
+const OWN: [&str; 12] =
+    ["pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "console", "ptmx", "core", "hugepages", ".udev"];
 
 /// Adds the devices, and who may use which.
 pub(super) fn add(options: &Options, config: &mut Value) -> Result<()> {

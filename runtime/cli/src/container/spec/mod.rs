@@ -89,9 +89,7 @@ fn process(record: &Record, user: &User) -> Result<Value> {
         cwd if cwd.starts_with('/') => cwd,
         other => bail!("the working directory {other:?} is not absolute"),
     };
-    let limit = |(name, soft, hard): &(String, u64, u64)| {
-        json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard})
-    };
+    let limit = |(name, soft, hard): &(String, u64, u64)| json!({"type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard});
     Ok(json!({
         "terminal": options.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
