@@ -20,8 +20,10 @@ pub mod leftovers;
 pub mod network;
 pub mod podman;
 pub mod random;
+pub mod registry;
 pub mod running;
 pub mod shim;
+pub mod storage;
 pub mod user;
 pub mod wasm;
 

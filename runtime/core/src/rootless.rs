@@ -96,8 +96,16 @@ pub fn join(namespace: BorrowedFd<'_>) -> Result<()> {
 /// As for [`enter`]. That he has no subordinate ids is none: then there is nobody but root in it.
 pub fn enter_own() -> Result<()> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let name = nix::unistd::User::from_uid(user).ok().flatten().map(|user| user.name).unwrap_or_default();
     let number = user.to_string();
+    // Not by the C library, which loads what knows users elsewhere: a static program may not have that.
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let known = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    // Whatever he says of himself: newuidmap knows better.
+    let name = known.or_else(|| std::env::var("USER").ok()).unwrap_or_default();
     let ranges = |file: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         subordinate(&text, &[&name, &number])

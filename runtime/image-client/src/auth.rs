@@ -103,9 +103,10 @@ fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<R
         file.auths.iter().find(|(stored, _)| plain(stored) == *key || *stored == key).map(|(_, entry)| entry)
     });
     if let Some(entry) = entry
-        && let Some(auth) = of_entry(entry, registry)? {
-            return Ok(Some(auth));
-        }
+        && let Some(auth) = of_entry(entry, registry)?
+    {
+        return Ok(Some(auth));
+    }
     match &file.creds_store {
         // It is asked for all, and may know nobody.
         Some(helper) => Ok(ask(helper, registry).ok()),

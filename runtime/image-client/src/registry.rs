@@ -125,7 +125,9 @@ impl Registry {
                 // Ended as if it were complete.
                 let e = OciDistributionError::IoError(std::io::ErrorKind::UnexpectedEof.into());
                 let (there, size) = (writer.written(), blob.size);
-                tries.again(&e).await.map_err(|()| anyhow!("{} sent {there} of the {size} bytes of {}", self.wanted.registry(), blob.digest))?;
+                tries.again(&e).await.map_err(|()| {
+                    anyhow!("{} sent {there} of the {size} bytes of {}", self.wanted.registry(), blob.digest)
+                })?;
             }
         }
         Ok(Fetched::Whole)

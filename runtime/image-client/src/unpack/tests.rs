@@ -266,6 +266,12 @@ fn what_is_removed_and_comes_again_hides_what_was_below() {
         assert_eq!(opaque, Ok(1));
         assert!(place.has("a/x"));
     }
+    // Below what is no directory any more there is nothing to remove.
+    let place = Place::new();
+    let archive = Tar::new().dir("d").file("d/kept").symlink("l", "d").file("l/.wh.kept").file("f").file("f/.wh.x");
+    place.unpack(&archive.file("f/.wh..wh..opq").file("l/.wh..wh..opq").end()).unwrap();
+    assert!(fs::metadata(place.diff().join("d/kept")).unwrap().is_file() && place.has("f"));
+    assert!(lgetxattr(place.diff().join("d"), Form::current().opaque(), &mut [0_u8; 4][..]).is_err());
     let place = Place::new();
     place.unpack(&Tar::new().file("f").file(".wh.f").end()).unwrap();
     assert!(fs::symlink_metadata(place.diff().join("f")).unwrap().is_file());

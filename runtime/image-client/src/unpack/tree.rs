@@ -90,6 +90,9 @@ impl Tree {
         }
         self.entries += 1;
         let parent_path = parents.join(&b'/');
+        if name.starts_with(b".wh.") && self.is_hidden(&parent_path) {
+            return Ok(());
+        }
         let parent = self.parent(&parent_path, entry)?;
         let done = if *name == OPAQUE {
             self.hide_below(parent.as_fd()).map_err(|e| failed("hide what is below", entry, e))
@@ -152,6 +155,12 @@ impl Tree {
             };
         }
         Ok(at)
+    }
+
+    /// Whether this layer has something at a path, or above it, that is no directory: then nothing of the layers below is to
+    /// be seen there, and there is nothing to remove. A link is not followed, for what it leads to is not meant.
+    fn is_hidden(&self, path: &[u8]) -> bool {
+        matches!(look_up_exactly(self.root.as_fd(), path), Err(Errno::NOTDIR | Errno::LOOP))
     }
 
     fn hide_below(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
