@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use runx_image::manifest::{Descriptor, Document, Platform};
@@ -225,6 +225,7 @@ impl Layer {
             blob: self.blob.clone(),
             ids: unpacks,
             running: None,
+            failed: None,
         };
         sink.restart()?;
         // What an earlier process left is read first, by a thread that may block.
@@ -275,6 +276,8 @@ struct Unpacker {
     ids: Option<Ids>,
     limit: Option<u64>,
     running: Option<(mpsc::Sender<Piece>, JoinHandle<Result<Landed>>)>,
+    /// Why it could not be unpacked.
+    failed: Option<anyhow::Error>,
 }
 
 impl Unpacker {
@@ -284,6 +287,9 @@ impl Unpacker {
 
     /// No more comes.
     async fn end(&mut self) -> Result<Option<Landed>> {
+        if let Some(e) = self.failed.take() {
+            return Err(e);
+        }
         match self.running.take() {
             Some((to, task)) => {
                 drop(to);
@@ -305,14 +311,23 @@ impl Unpacker {
 impl Sink for Unpacker {
     async fn put(&mut self, bytes: Bytes) -> Result<(), Closed> {
         match &self.running {
-            Some((to, _)) => to.send(Piece::Bytes(bytes)).await.map_err(|_| Closed),
-            None => Ok(()),
+            Some((to, _)) if to.send(Piece::Bytes(bytes)).await.is_err() => {}
+            _ => return Ok(()),
         }
+        let e = match self.end().await {
+            Ok(_) => anyhow!("the layer is longer than its archive"),
+            Err(e) => e,
+        };
+        // What cannot be read may have been changed on the way. When all of it is there, its digest tells.
+        let unreadable = matches!(e.downcast_ref(), Some(unpack::Error::Archive(_)));
+        self.failed = Some(e);
+        if unreadable { Ok(()) } else { Err(Closed) }
     }
 
     fn restart(&mut self) -> Result<()> {
         // The one before finds that nothing comes any more, and what it made is removed.
         self.running = None;
+        self.failed = None;
         if let Some(ids) = self.ids.clone() {
             let (to, from) = mpsc::channel(WAITING);
             let ingest = self.ingest.clone();
