@@ -19,7 +19,8 @@ use crate::{Context, Failure, print};
 const NOT_RUN: u8 = 125;
 
 /// `runx container create`.
-pub(super) fn create(context: &Context, make: Make) -> Result<u8, Failure> {
+pub(super) fn create(context: &Context, mut make: Make) -> Result<u8, Failure> {
+    make.options.stdin_once = make.options.interactive;
     let containers = Containers::of(context);
     let (record, lock) = new(context, &containers, make)?;
     drop(lock);

@@ -31,7 +31,7 @@ pub(crate) struct Options {
     pub(crate) tty: bool,
     /// Standard input stays open.
     pub(crate) interactive: bool,
-    /// Standard input ends with that of the command that ran it.
+    /// Standard input ends with that of the one who is attached; else it stays open for the next.
     pub(crate) stdin_once: bool,
     /// It is removed at its end.
     pub(crate) auto_remove: bool,

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use runx_core::Error;
 use runx_core::sys::pidfd;
 
@@ -101,15 +101,20 @@ pub(super) fn end(
     name: Option<&str>,
 ) -> Result<()> {
     let begun = Instant::now();
-    let mut asked = false;
+    let (mut looked, mut asked) = (false, false);
     loop {
-        let seen = Seen::look(context, containers.find(id)?)?;
+        let seen = match containers.find(id) {
+            // It was made with --rm, or somebody else was faster.
+            Err(e) if e.is::<NoContainer>() && looked => return Ok(()),
+            other => Seen::look(context, other?)?,
+        };
+        looked = true;
         let record = &seen.record;
         if seen.status.is_down() {
             return clear(context, containers, &seen);
         }
-        if !record.stopped {
-            containers.change(id, |record| record.stopped = true)?;
+        if !record.stopped && containers.change(id, |record| record.stopped = true).is_err() {
+            continue;
         }
         match (seen.status, &seen.core) {
             (Status::Running | Status::Paused, Some(core)) if !asked => {
@@ -200,19 +205,11 @@ pub(super) fn rm(context: &Context, ids: &[String], force: bool, volumes: bool, 
             Err(e) if force && e.is::<NoContainer>() => return Ok(word.to_owned()),
             other => other?,
         };
-        if let Ok(record) = Record::read(&containers.directory(&id)) {
-            let seen = Seen::look(context, record)?;
-            if !seen.status.is_down() {
-                if !force {
-                    bail!(
-                        "container {id:?} is {}: stop it first with \"runx container stop {id}\", or say rm --force",
-                        seen.status
-                    );
-                }
-                end(context, &containers, &id, None, Some("SIGKILL"))?;
-            }
+        if force {
+            end_and_wipe(context, &containers, &id, None, Some("SIGKILL"), volumes)?;
+        } else {
+            wipe(context, &containers, &id, volumes, false)?;
         }
-        wipe(context, &containers, &id, volumes, force)?;
         Ok(word.to_owned())
     })
 }
@@ -222,13 +219,43 @@ pub(super) fn delete(context: &Context, ids: &[String], timeout: Option<Duration
     let containers = Containers::of(context);
     each(ids, |word| {
         let id = containers.resolve(word)?;
-        if Record::read(&containers.directory(&id)).is_ok() {
-            end(context, &containers, &id, timeout, None)?;
-        }
-        wipe(context, &containers, &id, true, true)?;
+        end_and_wipe(context, &containers, &id, timeout, None, true)?;
         Ok(word.to_owned())
     })
 }
+
+/// Ends a container and removes it, again if somebody starts it in between.
+fn end_and_wipe(
+    context: &Context,
+    containers: &Containers,
+    id: &str,
+    timeout: Option<Duration>,
+    name: Option<&str>,
+    volumes: bool,
+) -> Result<()> {
+    loop {
+        if Record::read(&containers.directory(id)).is_ok() {
+            end(context, containers, id, timeout, name)?;
+        }
+        match wipe(context, containers, id, volumes, true) {
+            Err(e) if e.is::<Up>() => {}
+            other => return other,
+        }
+    }
+}
+
+/// The error that a container is not to be removed while it is up.
+#[derive(Debug)]
+struct Up(String, Status);
+
+impl std::fmt::Display for Up {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(id, status) = self;
+        write!(f, "container {id:?} is {status}: stop it first with \"runx container stop {id}\", or say rm --force")
+    }
+}
+
+impl std::error::Error for Up {}
 
 /// Removes a container that has no processes. Gone already is fine: it may have been made with --rm.
 fn wipe(context: &Context, containers: &Containers, id: &str, volumes: bool, force: bool) -> Result<()> {
@@ -239,7 +266,7 @@ fn wipe(context: &Context, containers: &Containers, id: &str, volumes: bool, for
     if let Ok(record) = Record::read(&containers.directory(id)) {
         let seen = Seen::look(context, record)?;
         if !seen.status.is_down() {
-            return Err(anyhow!("container {id:?} was started in this moment: it is {}", seen.status));
+            return Err(Up(id.to_owned(), seen.status).into());
         }
     } else if !force {
         bail!(

@@ -8,7 +8,7 @@ mod send;
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -135,7 +135,7 @@ fn out(root: &OwnedFd, source: &Source, to: Place, archive: bool) -> Result<()> 
                 bail!("a tar stream is nothing for a terminal: send it to a file or a pipe");
             }
             let stdout = File::from(stdout.try_clone_to_owned()?);
-            in_root(root, || send::send(source, stdout))?.finish()
+            in_root(root, None, || send::send(source, stdout))?.finish()
         }
         Place::Outside(path) => {
             let destination = Destination { path, contents: source.contents, archive, foreign: false };
@@ -148,7 +148,7 @@ fn out(root: &OwnedFd, source: &Source, to: Place, archive: bool) -> Result<()> 
 /// Copies from below `root` to a place of the host.
 pub(super) fn copy_out(root: &OwnedFd, source: &Source, destination: &Destination) -> Result<()> {
     let (reader, writer) = io::pipe().context("make a pipe")?;
-    let child = in_root(root, || send::send(source, writer))?;
+    let child = in_root(root, Some(reader.as_raw_fd()), || send::send(source, writer))?;
     let received = receive::receive(reader, destination);
     // What the sender says comes first: the receiver only sees its stream end.
     child.finish()?;
@@ -164,13 +164,13 @@ fn into(root: &OwnedFd, from: Place, path: PathBuf, archive: bool) -> Result<()>
             // SAFETY: standard input stays open for as long as this program runs.
             let stdin = unsafe { std::os::fd::BorrowedFd::borrow_raw(0) };
             let stdin = File::from(stdin.try_clone_to_owned()?);
-            in_root(root, || receive::receive(stdin, &destination))?.finish()
+            in_root(root, None, || receive::receive(stdin, &destination))?.finish()
         }
         Place::Outside(path) => {
             let source = Source::new(&path);
             destination.contents = source.contents;
             let (reader, writer) = io::pipe().context("make a pipe")?;
-            let child = in_root(root, || receive::receive(reader, &destination))?;
+            let child = in_root(root, Some(writer.as_raw_fd()), || receive::receive(reader, &destination))?;
             let sent = send::send(&source, writer);
             match (child.finish(), sent) {
                 // A receiver that failed reads no more: what it says is the reason.
@@ -207,8 +207,9 @@ impl Child {
     }
 }
 
-/// Does something in another process whose root directory is `root`. The rest of what `act` holds is closed here.
-fn in_root(root: &OwnedFd, act: impl FnOnce() -> Result<()>) -> Result<Child> {
+/// Does something in another process whose root directory is `root`, which `act` goes to. The end of the pipe that stays
+/// here is closed there: each side must see that the other one has gone.
+fn in_root(root: &OwnedFd, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>) -> Result<Child> {
     refuse_threads()?;
     let (reader, writer) = io::pipe().context("make a pipe")?;
     // SAFETY: refuse_threads made sure that there is no other thread.
@@ -216,6 +217,10 @@ fn in_root(root: &OwnedFd, act: impl FnOnce() -> Result<()>) -> Result<Child> {
         process::Cloned::Parent { pidfd, .. } => Ok(Child { process: pidfd, said: reader }),
         process::Cloned::Child => {
             drop(reader);
+            if let Some(ours) = ours {
+                // SAFETY: this process never returns to what owned it.
+                unsafe { libc::close(ours) };
+            }
             let code = enter_and_act(root, act, writer);
             // SAFETY: ends this process without running destructors that belong to the caller's copy.
             unsafe { libc::_exit(code) }

@@ -157,11 +157,9 @@ fn unpack(
             let parts = plain(&target)?;
             let from = sys::openat2(root, parts.iter().collect::<PathBuf>(), libc::O_PATH, 0, RULES)?;
             unlink(parent.as_fd(), &name)?;
-            let from = CString::new(format!("/proc/self/fd/{}", from.as_raw_fd())).context("name a descriptor")?;
-            let flags = libc::AT_SYMLINK_FOLLOW;
-            // In a container's root there may be no /proc; then a hard link cannot be made.
-            // SAFETY: both strings are NUL-terminated and the descriptor is open.
-            check(unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), parent.as_raw_fd(), name.as_ptr(), flags) })?;
+            let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+            // SAFETY: both strings are NUL-terminated and the descriptors are open.
+            check(unsafe { libc::linkat(from.as_raw_fd(), empty, parent.as_raw_fd(), name.as_ptr(), flags) })?;
         }
         EntryType::XGlobalHeader => {}
         other => bail!("the tar stream holds a {other:?}: only files, directories and links are copied"),

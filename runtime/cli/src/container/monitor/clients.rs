@@ -59,6 +59,10 @@ impl Client {
                 return;
             }
         }
+        if self.left_out > 0 {
+            // Before it is told of the end.
+            self.admit();
+        }
         for part in data.chunks(frames::LIMIT - HEADER).chain(data.is_empty().then_some(data)) {
             frames::push(&mut self.outgoing, kind, part);
         }
@@ -80,12 +84,16 @@ impl Client {
             self.sent = 0;
         }
         if self.left_out > 0 {
-            let note =
-                format!("\r\n[runx: {} bytes are left out here, for they were not read in time]\r\n", self.left_out);
-            self.left_out = 0;
-            frames::push(&mut self.outgoing, Kind::Error, note.as_bytes());
+            self.admit();
             self.flush();
         }
+    }
+
+    /// Tells it how much it did not get.
+    fn admit(&mut self) {
+        let bytes = std::mem::take(&mut self.left_out);
+        let note = format!("\r\n[runx: {bytes} bytes are left out here, for they were not read in time]\r\n");
+        frames::push(&mut self.outgoing, Kind::Error, note.as_bytes());
     }
 
     /// Reads what is there.

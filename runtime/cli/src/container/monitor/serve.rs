@@ -52,7 +52,7 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
             }
         }
         for wish in monitor.clients.handle(&fds[own..]) {
-            fulfil(wish, running);
+            fulfil(wish, running, monitor.options.stdin_once);
         }
         if fds[4].revents != 0 {
             running.streams.write_input();
@@ -98,9 +98,11 @@ fn pass(monitor: &mut Monitor, streams: &mut Streams, stream: Stream, log: &mut 
     }
 }
 
-fn fulfil(wish: Wish, running: &mut Running) {
+fn fulfil(wish: Wish, running: &mut Running, input_once: bool) {
     match wish {
         Wish::Input(data) => running.streams.feed(&data),
+        // Who comes later may have more to say.
+        Wish::InputEnd if !input_once => {}
         Wish::InputEnd => running.streams.end_input(),
         Wish::Resize(rows, columns) => running.streams.resize(rows, columns),
         // It may have ended in this moment.
