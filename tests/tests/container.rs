@@ -103,7 +103,10 @@ fn capabilities_are_dockers_and_change_with_the_flags() {
     assert_eq!(caps(&[]), (DEFAULT, DEFAULT, 0, 2));
     assert_eq!(caps(&["-u", "1000"]), (0, DEFAULT, 0, 2));
     assert_eq!(caps(&["--cap-drop", "ALL", "--cap-add", "chown"]), (1, 1, 0, 2));
-    assert_eq!(caps(&["--cap-drop", "CAP_CHOWN", "--security-opt", "no-new-privileges"]), (DEFAULT & !1, DEFAULT & !1, 1, 2));
+    assert_eq!(
+        caps(&["--cap-drop", "CAP_CHOWN", "--security-opt", "no-new-privileges"]),
+        (DEFAULT & !1, DEFAULT & !1, 1, 2)
+    );
     assert_eq!(caps(&["--security-opt", "seccomp=unconfined"]).3, 0);
     let all = caps(&["--privileged"]);
     assert!(all.0 & !DEFAULT != 0 && all.3 == 0, "{all:?}");
@@ -168,10 +171,14 @@ fn a_volume_keeps_its_files_and_one_without_a_name_goes_with_its_container() {
 fn names_and_the_kernel_are_shown_as_a_container_has_them() {
     needs_root!();
     let containers = Containers::new();
-    let flags = ["--rm", "--hostname", "box", "--add-host", "db:10.1.2.3", "--dns", "10.9.9.9", "--dns-search", "x.test"];
+    let flags =
+        ["--rm", "--hostname", "box", "--add-host", "db:10.1.2.3", "--dns", "10.9.9.9", "--dns-search", "x.test"];
     let out = containers.script(&flags, "hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf").ok().stdout;
     assert!(out.starts_with("box\nbox\n"), "{out}");
-    assert!(out.contains("10.1.2.3\tdb\n") && out.contains("nameserver 10.9.9.9\n") && out.contains("search x.test\n"), "{out}");
+    assert!(
+        out.contains("10.1.2.3\tdb\n") && out.contains("nameserver 10.9.9.9\n") && out.contains("search x.test\n"),
+        "{out}"
+    );
     let script = "cat /proc/kcore | head -c 1 | wc -c; echo 1 > /proc/sys/kernel/hostname; cat /proc/1/cgroup; \
                   ip -o link | wc -l; stat -c %a /dev/shm; ls /dev";
     let done = containers.script(&["--rm"], script);
@@ -180,7 +187,19 @@ fn names_and_the_kernel_are_shown_as_a_container_has_them() {
     assert!(done.stdout.contains("\n1\n1777\n"), "{}", done.stdout);
     assert!(!done.stdout.contains("sda") && !done.stdout.contains("vda"), "{}", done.stdout);
     // On the host's network there is more than one interface, or at least the host's name.
-    let host = containers.command(&["container", "run", "--rm", "--network", "host", "--rootfs", containers.rootfs().to_str().unwrap(), "hostname"]).output().unwrap();
+    let host = containers
+        .command(&[
+            "container",
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "--rootfs",
+            containers.rootfs().to_str().unwrap(),
+            "hostname",
+        ])
+        .output()
+        .unwrap();
     let own = nix::unistd::gethostname().unwrap();
     assert_eq!(String::from_utf8_lossy(&host.stdout).trim(), own.to_string_lossy());
 }
@@ -189,11 +208,13 @@ fn names_and_the_kernel_are_shown_as_a_container_has_them() {
 fn limits_take_effect_and_update_changes_them() {
     needs_root!();
     let containers = Containers::new();
-    let flags = ["--memory", "64m", "--cpus", "0.5", "--pids-limit", "20", "--cpu-shares", "512", "--ulimit", "nofile=100:200"];
+    let flags =
+        ["--memory", "64m", "--cpus", "0.5", "--pids-limit", "20", "--cpu-shares", "512", "--ulimit", "nofile=100:200"];
     let id = containers.background("a", &flags, "ulimit -n; ulimit -Hn; sleep 600");
     containers.until_logged(&id, "100\n200\n");
     let limit = |controller: &str, v1: &str, v2: &str| {
-        let (old, new) = (format!("/sys/fs/cgroup/{controller}/runx/{id}/{v1}"), format!("/sys/fs/cgroup/runx/{id}/{v2}"));
+        let (old, new) =
+            (format!("/sys/fs/cgroup/{controller}/runx/{id}/{v1}"), format!("/sys/fs/cgroup/runx/{id}/{v2}"));
         fs::read_to_string(old).or_else(|_| fs::read_to_string(new)).unwrap().trim().to_owned()
     };
     let all = || {
@@ -251,7 +272,9 @@ fn a_bundle_is_taken_as_it_is_or_written() {
     let other = containers.id("b");
     let done = containers.container(&["run", "--rm", "--id", &other, "--bundle", &place]).ok();
     assert_eq!(done.stdout, "from the bundle\n");
-    containers.container(&["run", "--id", &other, "--bundle", &place, "--read-only"]).fails(125, &["decides", "--read-only"]);
+    containers
+        .container(&["run", "--id", &other, "--bundle", &place, "--read-only"])
+        .fails(125, &["decides", "--read-only"]);
     fs::remove_dir_all(hosts).unwrap();
     containers.assert_nothing_left();
 }

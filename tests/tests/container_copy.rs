@@ -89,7 +89,8 @@ fn a_tar_stream_goes_both_ways() {
     runx_tests::command::eventually("the file is there", || containers.rootfs().join("d/x").exists());
     let out = run(&mut containers.command(&["container", "cp", &format!("{id}:/d"), "-"])).ok();
     let mut archive = tar::Archive::new(&out.bytes[..]);
-    let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+    let names: Vec<_> =
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names, ["d", "d/x"]);
     let into = |bytes: &[u8], path: &str| {
         run_bytes(&mut containers.command(&["container", "cp", "-", &format!("{id}:{path}")]), bytes)

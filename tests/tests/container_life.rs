@@ -21,8 +21,13 @@ fn stop_asks_first_and_kills_then() {
     needs_root!();
     let containers = Containers::new();
     let polite = containers.background("a", &[], "trap 'echo bye; exit 3' TERM; echo on; while :; do sleep 0.1; done");
-    let rude = containers.background("b", &["--stop-timeout", "1"], "trap '' TERM; echo on; while :; do sleep 0.1; done");
-    let other = containers.background("c", &["--stop-signal", "USR1"], "trap 'exit 4' USR1; echo on; while :; do sleep 0.1; done");
+    let rude =
+        containers.background("b", &["--stop-timeout", "1"], "trap '' TERM; echo on; while :; do sleep 0.1; done");
+    let other = containers.background(
+        "c",
+        &["--stop-signal", "USR1"],
+        "trap 'exit 4' USR1; echo on; while :; do sleep 0.1; done",
+    );
     for id in [&polite, &rude, &other] {
         containers.until_logged(id, "on");
     }
@@ -60,7 +65,8 @@ fn what_runs_is_not_removed_without_force_and_delete_stops_it() {
 fn ids_may_be_shortened_as_long_as_they_are_clear() {
     needs_root!();
     let containers = Containers::new();
-    let (one, other) = (containers.background("web1", &[], "sleep 600"), containers.background("web2", &[], "sleep 600"));
+    let (one, other) =
+        (containers.background("web1", &[], "sleep 600"), containers.background("web2", &[], "sleep 600"));
     containers.container(&["inspect", &containers.id("web")]).fails(1, &["beginning of several", &one, &other]);
     let short = &one[..one.len() - 1];
     assert_eq!(short, &other[..other.len() - 1]);
@@ -309,7 +315,10 @@ fn lists_are_complete_filtered_and_in_three_forms() {
     let json = containers.container(&["list", "-a", "--format", "json"]).ok().stdout;
     let json: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
     let found = json.iter().find(|one| one["id"] == run.as_str()).unwrap();
-    assert!(found["status"] == "running" && found["pid"].as_i64() > Some(1) && found["labels"]["tier"] == "web", "{found}");
+    assert!(
+        found["status"] == "running" && found["pid"].as_i64() > Some(1) && found["labels"]["tier"] == "web",
+        "{found}"
+    );
     containers.container(&["ls", "-f", "status=running"]).fails(1, &["--filter status=running"]);
     containers.container(&["rm", "-f", &run, &done, &created]).ok();
     containers.assert_nothing_left();
@@ -340,7 +349,8 @@ fn inspect_tells_all_that_is_promised() {
 fn a_container_can_be_frozen_and_thawed() {
     needs_root!();
     let containers = Containers::new();
-    let id = containers.background("a", &[], "trap 'exit 0' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done");
+    let id =
+        containers.background("a", &[], "trap 'exit 0' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done");
     containers.until_logged(&id, "3\n");
     containers.container(&["pause", &id]).ok();
     assert_eq!(containers.status(&id), "paused");
@@ -369,7 +379,10 @@ fn statistics_and_processes_are_those_of_the_container() {
     let stats = containers.container(&["stats", "--no-stream", "--format", "json", &id]).ok().stdout;
     let stats: Vec<serde_json::Value> = serde_json::from_str(&stats).unwrap();
     let one = &stats[0];
-    assert_eq!((one["id"].as_str(), one["memoryLimitBytes"].as_i64(), one["pids"].as_i64()), (Some(&*id), Some(64 << 20), Some(1)));
+    assert_eq!(
+        (one["id"].as_str(), one["memoryLimitBytes"].as_i64(), one["pids"].as_i64()),
+        (Some(&*id), Some(64 << 20), Some(1))
+    );
     assert!(one["cpuPercent"].as_f64() > Some(1.0) && one["memoryBytes"].as_i64() > Some(0), "{one}");
     let table = containers.container(&["stats", "--no-stream"]).ok().stdout;
     assert!(table.contains(&id) && table.contains("/ 64.0MiB"), "{table}");

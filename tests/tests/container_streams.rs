@@ -48,7 +48,11 @@ fn a_reader_that_is_slow_gets_everything_as_from_a_pipe() {
 fn logs_have_all_lines_by_stream_tail_and_time() {
     needs_root!();
     let containers = Containers::new();
-    let id = containers.background("a", &[], "for i in 1 2 3 4 5; do echo out $i; echo err $i >&2; done; sleep 0.2; printf end");
+    let id = containers.background(
+        "a",
+        &[],
+        "for i in 1 2 3 4 5; do echo out $i; echo err $i >&2; done; sleep 0.2; printf end",
+    );
     assert_eq!(containers.container(&["wait", &id]).ok().stdout, "0\n");
     let logs = |flags: &[&str]| containers.container(&[&["logs"], flags, &[&id]].concat()).ok();
     assert_eq!(logs(&[]).stdout, "out 1\nout 2\nout 3\nout 4\nout 5\nend");
@@ -209,7 +213,8 @@ fn a_terminal_is_given_back_also_when_a_signal_ends_the_command() {
 fn signals_to_the_command_are_the_containers() {
     needs_root!();
     let containers = Containers::new();
-    let mut command = containers.run_command(&["--rm"], &["sh", "-c", "trap 'echo got; exit 5' USR1; echo on; while :; do sleep 0.1; done"]);
+    let mut command = containers
+        .run_command(&["--rm"], &["sh", "-c", "trap 'echo got; exit 5' USR1; echo on; while :; do sleep 0.1; done"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
     let mut three = [0; 3];
@@ -226,7 +231,8 @@ fn signals_to_the_command_are_the_containers() {
 fn a_signal_comes_through_while_input_waits() {
     needs_root!();
     let containers = Containers::new();
-    let mut command = containers.run_command(&["--rm", "-i"], &["sh", "-c", "trap 'exit 6' TERM; echo on; while :; do sleep 0.1; done"]);
+    let mut command = containers
+        .run_command(&["--rm", "-i"], &["sh", "-c", "trap 'exit 6' TERM; echo on; while :; do sleep 0.1; done"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut on = [0; 3];
@@ -321,12 +327,16 @@ fn a_program_can_be_executed_on_a_terminal_and_without() {
     assert_eq!(exec(&[&id, "sh", "-c", "echo $X$Y; exit 3"]).stdout, "1\n");
     assert_eq!(exec(&[&id, "sh", "-c", "exit 3"]).code, 3);
     assert_eq!(exec(&["-e", "Y=2", "-w", "/tmp", &id, "sh", "-c", "echo $X$Y; pwd"]).ok().stdout, "12\n/tmp\n");
-    assert_eq!(exec(&["-u", "user", &id, "sh", "-c", "id -u; grep CapEff /proc/self/status"]).ok().stdout, "1000\nCapEff:\t0000000000000000\n");
+    assert_eq!(
+        exec(&["-u", "user", &id, "sh", "-c", "id -u; grep CapEff /proc/self/status"]).ok().stdout,
+        "1000\nCapEff:\t0000000000000000\n"
+    );
     assert_eq!(exec(&["--id", &id, "-c", "echo", "-a", "a b"]).ok().stdout, "a b\n");
     exec(&[&id, "nope"]).fails(127, &["nope"]);
     exec(&[&id, "/etc/passwd"]).fails(126, &["permission denied"]);
     exec(&["-u", "nobody", &id, "true"]).fails(1, &["no such user"]);
-    let input = runx_tests::command::run_with(&mut containers.command(&["container", "exec", "-i", &id, "cat"]), "typed").ok();
+    let input =
+        runx_tests::command::run_with(&mut containers.command(&["container", "exec", "-i", &id, "cat"]), "typed").ok();
     assert_eq!(input.stdout, "typed");
     exec(&["-it", &id, "sh"]).fails(1, &["leave -t out"]);
     exec(&["-d", &id, "sh", "-c", "echo x > /tmp/detached"]).ok();
@@ -359,7 +369,8 @@ fn what_a_container_says_at_its_start_is_seen_by_who_starts_it_attached() {
     needs_root!();
     let containers = Containers::new();
     let (id, rootfs) = (containers.id("a"), containers.rootfs());
-    let create = ["create", "-i", "--network", "none", "--id", &id, "--rootfs", rootfs.to_str().unwrap(), "--", "sh", "-c"];
+    let create =
+        ["create", "-i", "--network", "none", "--id", &id, "--rootfs", rootfs.to_str().unwrap(), "--", "sh", "-c"];
     containers.container(&[&create[..], &["echo first; cat; exit 2"]].concat()).ok();
     assert_eq!(containers.status(&id), "created");
     for _ in 0..2 {

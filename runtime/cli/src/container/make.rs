@@ -85,6 +85,7 @@ pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Res
         // By its whole id, which stays when others come.
         options.network = Network::Container(containers.resolve(other).context("--network")?);
     }
+    super::monitor::agent::Wish::of(&options.annotations)?;
     let image = match (&options.image, &options.rootfs) {
         (Some(name), None) => Some(rootfs::image(context, containers, name, pull)?),
         _ => None,

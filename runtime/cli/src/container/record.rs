@@ -66,6 +66,8 @@ pub(crate) struct Record {
     /// The id of its image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) image_id: Option<String>,
+    /// Its image is a WASM module and no root filesystem.
+    pub(crate) is_module: bool,
     /// Its whole command line.
     pub(crate) args: Vec<String>,
     pub(crate) rootfs: PathBuf,

@@ -1,5 +1,7 @@
 //! A container's root filesystem: of an image, or a directory of the user's.
 
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +12,9 @@ use super::record::{Containers, Record};
 use crate::Context;
 use crate::arguments::Pull;
 use crate::storage::client;
+
+/// What a module that is an image of its own is called in its container.
+const MODULE: &str = "main.wasm";
 
 /// An image of the store.
 pub(super) struct Image {
@@ -65,7 +70,30 @@ pub(super) fn prepare(directory: &Path, image: &Image, record: &mut Record) -> R
         volumes: config.volumes.into_keys().collect(),
         labels: config.labels.into_iter().collect(),
     };
+    if image.is_module() {
+        let module = store.module(image)?.context("the image has no layer that is a WASM module")?;
+        return place_module(&module, directory, record);
+    }
     store.prepare(image, directory, &rootfs::Options::default())?;
+    Ok(())
+}
+
+/// An image that is a module and no root filesystem: it becomes the one file of a directory. A copy, since the container
+/// may write it.
+fn place_module(module: &Path, directory: &Path, record: &mut Record) -> Result<()> {
+    let rootfs = directory.join("rootfs");
+    let copy = || -> std::io::Result<()> {
+        DirBuilder::new().mode(0o755).create(&rootfs)?;
+        fs::copy(module, rootfs.join(MODULE))?;
+        fs::set_permissions(rootfs.join(MODULE), fs::Permissions::from_mode(0o444))
+    };
+    copy().with_context(|| format!("copy the module {} to {}", module.display(), rootfs.display()))?;
+    if record.defaults.entrypoint.is_empty() {
+        record.defaults.entrypoint = vec![format!("/{MODULE}")];
+    } else {
+        record.defaults.entrypoint[0] = format!("/{MODULE}");
+    }
+    record.is_module = true;
     Ok(())
 }
 
@@ -76,6 +104,9 @@ pub(super) fn place(directory: &Path, record: &Record) -> PathBuf {
 
 /// Mounts it, and tells where. Fine to repeat.
 pub(super) fn mount(directory: &Path, record: &Record) -> Result<PathBuf> {
+    if record.is_module {
+        return Ok(directory.join("rootfs"));
+    }
     let Some(rootfs) = &record.options.rootfs else { return Ok(rootfs::mount(directory)?) };
     if !rootfs.is_dir() {
         bail!("the root filesystem {} is not there any more, or no directory", rootfs.display());
@@ -83,9 +114,14 @@ pub(super) fn mount(directory: &Path, record: &Record) -> Result<PathBuf> {
     Ok(rootfs.clone())
 }
 
+/// Whether it is, or may be, of an image.
+fn is_prepared(record: &Record) -> bool {
+    !record.is_module && (record.image_id.is_some() || record.created.is_empty())
+}
+
 /// Takes the mount away. Fine to repeat.
 pub(super) fn unmount(directory: &Path, record: &Record) -> Result<()> {
-    if record.image_id.is_some() || record.created.is_empty() {
+    if is_prepared(record) {
         rootfs::unmount(directory)?;
     }
     Ok(())
@@ -93,7 +129,7 @@ pub(super) fn unmount(directory: &Path, record: &Record) -> Result<()> {
 
 /// Removes what was made of it. A directory of the user's stays.
 pub(super) fn remove(directory: &Path, record: &Record) -> Result<()> {
-    if record.image_id.is_some() || record.created.is_empty() {
+    if is_prepared(record) {
         rootfs::remove(directory)?;
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! again where that is asked for, and takes away what was made for it. When it is killed, the container goes on without
 //! its streams, and the next command finds out.
 
+pub(super) mod agent;
 mod clients;
 mod serve;
 mod streams;
@@ -29,6 +30,7 @@ use super::record::{Containers, Identity, Lock, Phase, Record, now};
 use super::{log, remove, socket};
 use crate::oci::foreground::Signals;
 use crate::{Context, message};
+use agent::{Agent, Wish};
 use clients::Clients;
 use streams::Streams;
 
@@ -56,6 +58,7 @@ pub(crate) fn launch(
     let runtime = context.runtime();
     let systemd_cgroup = context.global.systemd_cgroup;
     let lenient = context.global.rootless;
+    let agent = Wish::of(&record.options.annotations)?.map(|wish| Agent::new(wish, &context.executable));
     // SAFETY: refuse_threads made sure that there is no other thread.
     match unsafe { process::clone(0, None) }.context("clone the container's monitor")? {
         process::Cloned::Parent { .. } => Ok(ours),
@@ -80,6 +83,7 @@ pub(crate) fn launch(
                     Err(_) => unsafe { libc::_exit(1) },
                 },
                 stopping: false,
+                agent,
             };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| monitor.run(record, lock, bundle)));
             // SAFETY: as above.
@@ -121,6 +125,7 @@ struct Monitor {
     signals: Signals,
     /// It was asked to stop.
     stopping: bool,
+    agent: Option<Agent>,
 }
 
 /// A container that runs.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use runx_core::sys::pidfd::{self, Exit};
 
+use super::agent::Agent;
 use super::clients::Wish;
 use super::streams::{self, Streams};
 use super::{Monitor, Running, is_ending};
@@ -32,11 +33,12 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
             poll(raw(&streams.error), libc::POLLIN),
             poll(streams.waits_for().unwrap_or(-1), libc::POLLOUT),
             poll(running.listener.as_raw_fd(), libc::POLLIN),
+            poll(monitor.agent.as_ref().filter(|_| end.is_none()).and_then(Agent::watched).unwrap_or(-1), libc::POLLIN),
         ];
         let own = fds.len();
         fds.extend(monitor.clients.poll(streams.is_full()));
         let timeout = match end {
-            None => -1,
+            None => monitor.agent.as_ref().and_then(Agent::wait).map_or(-1, |wait| wait.as_millis() as i32 + 1),
             // What those who hold it up have not read yet is not lost.
             Some(_) if hold => -1,
             Some((_, at)) => (at + DRAIN).saturating_duration_since(Instant::now()).as_millis() as i32,
@@ -71,6 +73,11 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
         }
         if fds[1].revents != 0 {
             end = Some((running.process.wait()?, Instant::now()));
+        }
+        if end.is_none()
+            && let Some(agent) = &mut monitor.agent
+        {
+            agent.tend(&monitor.runtime, &running.container);
         }
         if let Some((exit, at)) = end {
             let open = running.streams.output.is_some() || running.streams.error.is_some();
