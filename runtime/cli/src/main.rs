@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(dead_code, reason = "the program's entry is not in its tests"))]
 
 mod arguments;
+mod completion;
 mod config;
 mod container;
 mod container_defaults;
@@ -107,9 +108,15 @@ fn command(args: impl Iterator<Item = OsString>, executable: Result<PathBuf>) ->
     };
     let done = match (command, config) {
         // Help and the version are told in any case.
-        (Ok(command @ (Command::Help(_) | Command::Version { .. })), config) => {
-            run(global, config.unwrap_or_default(), command, executable)
-        }
+        (
+            Ok(
+                command @ (Command::Help(_)
+                | Command::Version { .. }
+                | Command::Completion { .. }
+                | Command::Man { .. }),
+            ),
+            config,
+        ) => run(global, config.unwrap_or_default(), command, executable),
         (Ok(command), Ok(config)) => run(global, config, command, executable),
         (Err(e), _) | (_, Err(e)) => Err(e.into()),
     };
@@ -155,6 +162,7 @@ fn run(global: Global, config: Config, command: Command, executable: Result<Path
         Command::Kill { id, signal, all } => oci::manage::kill(&context, &id, &signal, all),
         Command::Delete { id, force } => oci::manage::delete(&context, &id, force),
         Command::List { format, quiet } => oci::list::list(&context, format, quiet),
+        Command::PsAll { format, all, quiet } => system::ps::ps(&context, format, all, quiet),
         Command::Ps { id, format, options } => oci::ps::ps(&context, &id, format, &options),
         Command::Pause { id } => oci::manage::pause(&context, &id),
         Command::Resume { id } => oci::manage::resume(&context, &id),
@@ -179,7 +187,10 @@ fn run(global: Global, config: Config, command: Command, executable: Result<Path
         Command::Check { format } => system::check::check(&context, format),
         Command::Info { format } => system::info::info(&context, format),
         Command::Version { format } => system::info::version(format),
-        Command::Help(of) => print(&arguments::help(of)),
+        Command::Completion { shell } => completion::script(&shell),
+        Command::Complete { words } => completion::complete(&context, &words),
+        Command::Man { of, output } => system::man::man(of, output.as_deref()),
+        Command::Help(of) => print(&arguments::help::help(of)),
     }
 }
 

@@ -1,11 +1,14 @@
 //! The command line: runc's commands and flags.
 
 mod checkpoint;
+pub(crate) mod complete;
 mod container;
+pub(crate) mod help;
 mod network;
 mod pool;
 mod scan;
 mod storage;
+mod suggest;
 mod tables;
 mod units;
 mod wasm;
@@ -19,18 +22,20 @@ use anyhow::{Context, Result, bail};
 use crate::config::Config;
 pub(crate) use checkpoint::{Checkpoint, Restore};
 pub(crate) use container::{Container, ContainerExec, DetachKeys, Logs, Ls, Make, Pull, Streams};
+use help::Topic;
 pub(crate) use network::Network;
 pub(crate) use pool::{Pool, PoolExec};
+pub(crate) use scan::Flag;
 use scan::{Order, Words};
 pub(crate) use storage::{ImageFilter, ImageMount, Images, Storage};
-pub(crate) use tables::help;
-use tables::{COMMANDS, GLOBAL, GROUP_NAMES, Syntax, groups};
+use tables::{COMMANDS, groups};
+pub(crate) use tables::{GLOBAL, GROUP_NAMES, Syntax};
 pub(crate) use units::bytes;
 use units::duration;
 pub(crate) use wasm::{Instances, Process, Program, StatsFormat, Wasm};
 
 /// What all commands share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Global {
     /// Where the state of containers is.
     pub(crate) root: PathBuf,
@@ -109,6 +114,7 @@ pub(crate) enum Command {
     Kill { id: String, signal: String, all: bool },
     Delete { id: String, force: bool },
     List { format: ListFormat, quiet: bool },
+    PsAll { format: ListFormat, all: bool, quiet: bool },
     Ps { id: String, format: ListFormat, options: Vec<OsString> },
     Pause { id: String },
     Resume { id: String },
@@ -128,7 +134,10 @@ pub(crate) enum Command {
     Info { format: ListFormat },
     Version { format: ListFormat },
     Storage(Box<Storage>),
-    Help(Option<&'static Syntax>),
+    Help(Topic),
+    Completion { shell: String },
+    Complete { words: Vec<OsString> },
+    Man { of: Topic, output: Option<PathBuf> },
 }
 
 /// What `create` and `run` share.
@@ -320,13 +329,16 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
     }
     let Some(mut name) = rest.next() else {
         let version = words.on("verbose") && !words.on("help");
-        return Ok(if version { VERSION } else { Command::Help(None) });
+        return Ok(if version { VERSION } else { Command::Help(Topic::All) });
     };
+    if name == complete::NAME {
+        return Ok(Command::Complete { words: rest.collect() });
+    }
     let asked = words.on("help") || matches!(name.to_str(), Some("help" | "h"));
     if matches!(name.to_str(), Some("help" | "h")) {
         match rest.next() {
             Some(of) => name = of,
-            None => return Ok(Command::Help(None)),
+            None => return Ok(Command::Help(Topic::All)),
         }
     }
     if name == "pool" && !asked && rest.as_slice().first().is_some_and(|verb| verb == "serve") {
@@ -334,27 +346,23 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         return Ok(Command::Pool(Box::new(Pool::Serve { flags: rest.skip(1).collect() })));
     }
     let syntax = match name.to_str() {
-        Some(group) if GROUP_NAMES.contains(&group) => {
-            let name = format!("{group} {}", rest.next().unwrap_or_default().display());
-            groups().find(|syntax| syntax.name == name)
+        Some(name) if GROUP_NAMES.contains(&name) => {
+            let verb = rest.next().unwrap_or_default();
+            if verb.is_empty() || matches!(verb.to_str(), Some("--help" | "-h" | "-help" | "help" | "h")) {
+                return Ok(Command::Help(Topic::find(&[name]).unwrap_or(Topic::All)));
+            }
+            let wanted = format!("{name} {}", verb.display());
+            groups().find(|syntax| syntax.name == wanted).with_context(|| no_verb(name, &verb))?
         }
-        name => COMMANDS.iter().find(|syntax| Some(syntax.name) == name),
-    };
-    let Some(syntax) = syntax else {
-        if let Some(group) = name.to_str().filter(|name| GROUP_NAMES.contains(name)) {
-            let own = groups().filter_map(|syntax| syntax.name.split_once(' '));
-            let verbs: Vec<_> = own.filter(|(of, _)| *of == group).map(|(_, verb)| verb).collect();
-            bail!("{group} has the commands {} (see \"runx help {group} COMMAND\")", verbs.join(", "));
-        }
-        bail!("unknown command {name:?}: \"runx help\" lists all");
+        known => COMMANDS.iter().find(|syntax| Some(syntax.name) == known).with_context(|| no_command(&name))?,
     };
     if asked {
-        return Ok(Command::Help(Some(syntax)));
+        return Ok(Command::Help(Topic::Command(syntax)));
     }
     let tables: Vec<_> = syntax.flags.iter().copied().chain([GLOBAL]).collect();
     words.read(rest, &tables, syntax.order).with_context(|| format!("{} (see \"runx help {0}\")", syntax.name))?;
     if words.on("help") {
-        return Ok(Command::Help(Some(syntax)));
+        return Ok(Command::Help(Topic::Command(syntax)));
     }
     let (least, most) = syntax.count;
     let count = words.others.len();
@@ -367,6 +375,19 @@ fn command(rest: Vec<OsString>, words: &mut Words) -> Result<Command> {
         bail!("{:?} requires {wanted} argument(s), not {count} (see \"runx help {0}\")", syntax.name);
     }
     build(syntax.name, words).with_context(|| syntax.name.to_owned())
+}
+
+fn no_command(name: &std::ffi::OsStr) -> String {
+    let meant = name.to_str().and_then(suggest::command);
+    let meant = meant.map(|meant| format!("did you mean \"runx {meant}\"? ")).unwrap_or_default();
+    format!("unknown command {name:?}: {meant}\"runx help\" lists all")
+}
+
+fn no_verb(group: &str, verb: &std::ffi::OsStr) -> String {
+    let verbs: Vec<_> = help::of_group(group).map(|(verb, _)| verb).collect();
+    let meant = verb.to_str().and_then(|verb| suggest::verb(group, verb));
+    let meant = meant.map(|meant| format!("did you mean \"runx {group} {meant}\"? ")).unwrap_or_default();
+    format!("{group} has no command {verb:?}: {meant}it has {} (see \"runx help {group}\")", verbs.join(", "))
 }
 
 fn build(name: &str, words: &mut Words) -> Result<Command> {
@@ -390,7 +411,12 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         }
         "delete" => Command::Delete { id, force: words.on("force") },
         "list" => Command::List { format: list_format(words)?, quiet: words.on("quiet") },
-        "ps" if id.is_empty() => Command::List { format: list_format(words)?, quiet: false },
+        "ps" if id.is_empty() => {
+            Command::PsAll { format: list_format(words)?, all: words.on("all"), quiet: words.on("quiet") }
+        }
+        "ps" if words.on("all") || words.on("quiet") => {
+            bail!("--all and --quiet are for \"ps\" without a container; what follows a container is for ps itself")
+        }
         "ps" => Command::Ps { id, format: list_format(words)?, options: others.collect() },
         "pause" => Command::Pause { id },
         "resume" => Command::Resume { id },
@@ -410,6 +436,16 @@ fn build(name: &str, words: &mut Words) -> Result<Command> {
         "features" => Command::Features,
         "check" => Command::Check { format: list_format(words)? },
         "info" => Command::Info { format: list_format(words)? },
+        "completion" => Command::Completion { shell: id },
+        "man" => {
+            let second = next()?.unwrap_or_default();
+            let names: Vec<_> = [id.as_str(), &second].into_iter().filter(|word| !word.is_empty()).collect();
+            let of = Topic::find(&names).with_context(|| {
+                let name = names.first().copied().unwrap_or_default();
+                if names.len() > 1 { no_verb(name, second.as_ref()) } else { no_command(name.as_ref()) }
+            })?;
+            Command::Man { of, output: words.path("output") }
+        }
         "version" => Command::Version { format: list_format(words)? },
         "agent" => {
             let own = std::iter::once(id).filter(|word| !word.is_empty()).map(Ok);

@@ -123,7 +123,9 @@ impl Words {
             if lenient {
                 return Ok(false);
             }
-            bail!("flag provided but not defined: {}", word.display());
+            let meant = super::suggest::flag(&String::from_utf8_lossy(name), tables);
+            let meant = meant.map(|meant| format!("; did you mean --{meant}?")).unwrap_or_default();
+            bail!("flag provided but not defined: {}{meant}", word.display());
         }
         for flag in letters {
             self.set(flag, None, args)?;

@@ -26,7 +26,7 @@ pub(super) const NONE: &[&[Flag]] = &[];
 pub(super) const ANY: usize = usize::MAX;
 
 /// Names of groups, whose commands are two words.
-pub(super) const GROUP_NAMES: &[&str] = &["container", "storage", "network", "wasm", "process", "pool"];
+pub(crate) const GROUP_NAMES: &[&str] = &["container", "storage", "network", "wasm", "process", "pool"];
 
 /// Flags of every command, before or after its name.
 pub(crate) const GLOBAL: &[Flag] = &[
@@ -106,6 +106,10 @@ pub(super) const FORMAT: &[Flag] =
 
 /// Ids only.
 pub(super) const QUIET: &[Flag] = &[switch("quiet", Some('q'), "print ids only")];
+
+const PS: &[Flag] = &[switch("all", Some('a'), "also what does not run")];
+
+const MAN: &[Flag] = &[option("output", Some('o'), "DIR", "write all pages to man1 and man5 below this directory")];
 
 const UPDATE: &[Flag] = &[
     option("resources", Some('r'), "FILE", "JSON as linux.resources in config.json; - for standard input"),
@@ -203,8 +207,8 @@ pub(crate) const COMMANDS: &[Syntax] = &[
         &[KILL], Order::KnownAfterFirst, (1, 2)),
     command("delete", "CONTAINER", "delete a container that has stopped", &[DELETE], Order::Anywhere, (1, 1)),
     command("list", "", "list containers", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
-    command("ps", "[CONTAINER [OPTION OF PS…]]", "list the processes of a container; without one, containers",
-        &[FORMAT], Order::BeforeFirst, (0, ANY)),
+    command("ps", "[CONTAINER [OPTION OF PS…]]", "list the processes of a container; without one, all that runs: containers, modules, processes, pools",
+        &[FORMAT, QUIET, PS], Order::BeforeFirst, (0, ANY)),
     command("pause", "CONTAINER", "stop all processes of a container where they are", NONE, Order::Anywhere, (1, 1)),
     command("resume", "CONTAINER", "let the processes of a paused container go on", NONE, Order::Anywhere, (1, 1)),
     command("update", "CONTAINER", "change the limits of a container", &[UPDATE], Order::Anywhere, (1, 1)),
@@ -221,6 +225,8 @@ pub(crate) const COMMANDS: &[Syntax] = &[
     command("check", "", "tell what this machine offers to containers, what is missing, and how to get it",
         &[FORMAT], Order::Anywhere, (0, 0)),
     command("info", "", "tell about this program, its directories, and what is in them", &[FORMAT], Order::Anywhere, (0, 0)),
+    command("completion", "bash|zsh|fish", "print a script that completes command lines in this shell", NONE, Order::Anywhere, (1, 1)),
+    command("man", "[COMMAND…]", "print a page of the manual, or write all of them", &[MAN], Order::Anywhere, (0, 2)),
     command("version", "", "print the version", &[FORMAT], Order::Anywhere, (0, 0)),
 ];
 
@@ -328,46 +334,6 @@ pub(crate) fn groups() -> impl Iterator<Item = &'static Syntax> {
     container::COMMANDS.iter().chain(storage::COMMANDS).chain(network::COMMANDS).chain(GROUPS)
 }
 
-fn describe(out: &mut String, flags: &[&[Flag]]) {
-    let shown = || flags.iter().flat_map(|table| table.iter()).filter(|flag| !flag.help.is_empty());
-    let name = |flag: &Flag| {
-        let short = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
-        format!("{short}--{}{}", flag.long, flag.value.map(|value| format!(" {value}")).unwrap_or_default())
-    };
-    let width = shown().map(|flag| name(flag).chars().count()).max().unwrap_or(0);
-    for flag in shown() {
-        let name = name(flag);
-        out.push_str(&format!("  {name:width$}  {}\n", flag.help));
-    }
-}
-
-/// The help on one command, or on all of them.
-pub(crate) fn help(of: Option<&Syntax>) -> String {
-    let mut out = String::new();
-    match of {
-        Some(syntax) => {
-            let gap = if syntax.words.is_empty() { "" } else { " " };
-            out.push_str(&format!("runx {}: {}\n\n", syntax.name, syntax.about));
-            out.push_str(&format!("Usage: runx [FLAGS] {} [FLAGS]{gap}{}\n", syntax.name, syntax.words));
-            if !syntax.flags.is_empty() {
-                out.push_str("\nFlags:\n");
-                describe(&mut out, syntax.flags);
-            }
-        }
-        None => {
-            out.push_str("runx: an OCI runtime for Linux containers and WASM modules\n\n");
-            out.push_str("Usage: runx [FLAGS] COMMAND [FLAGS]\n\nCommands:\n");
-            for syntax in COMMANDS.iter().chain(groups()) {
-                out.push_str(&format!("  {:12}  {}\n", syntax.name, syntax.about));
-            }
-            out.push_str("\n\"runx help COMMAND\" tells a command's flags.\n");
-        }
-    }
-    out.push_str("\nGlobal flags:\n");
-    describe(&mut out, &[GLOBAL]);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,18 +352,6 @@ mod tests {
             }
             for i in 0..letters.len() {
                 twice(i, letters[i + 1..].contains(&letters[i]));
-            }
-        }
-    }
-
-    #[test]
-    fn the_help_names_every_command_and_flag() {
-        let all = help(None);
-        for syntax in COMMANDS {
-            assert!(all.contains(syntax.name));
-            let one = help(Some(syntax));
-            for flag in syntax.flags.iter().flat_map(|table| table.iter()).filter(|flag| !flag.help.is_empty()) {
-                assert!(one.contains(&format!("--{}", flag.long)), "{}", flag.long);
             }
         }
     }

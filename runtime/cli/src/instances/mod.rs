@@ -252,6 +252,29 @@ fn watch(
     if path.exists() { state.write(path) } else { Ok(()) }
 }
 
+/// What listings of all kinds tell of one.
+pub(crate) struct Listed {
+    pub(crate) id: String,
+    /// 0 once it has ended.
+    pub(crate) pid: i32,
+    pub(crate) status: &'static str,
+    pub(crate) created: String,
+    pub(crate) command: Vec<String>,
+}
+
+/// All of a group, the oldest first.
+pub(crate) fn all(context: &Context, group: Group) -> Result<Vec<Listed>> {
+    let place = Place { root: context.global.root.join(group.directory()), group };
+    let listed = |state: State| Listed {
+        pid: if state.alive() { state.pid } else { 0 },
+        status: state.status(),
+        id: state.id,
+        created: state.created,
+        command: state.command,
+    };
+    Ok(place.all()?.into_iter().map(listed).collect())
+}
+
 fn describe(state: &State) -> serde_json::Value {
     serde_json::json!({
         "id": state.id,

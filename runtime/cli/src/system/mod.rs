@@ -2,4 +2,6 @@
 
 pub(crate) mod check;
 pub(crate) mod info;
+pub(crate) mod man;
 mod probe;
+pub(crate) mod ps;
