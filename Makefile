@@ -18,8 +18,8 @@ MEASURED := $(CURDIR)/target/bench
 # For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
 VM_FLAGS ?=
 # What `make test` leaves to `make test-vm`: suites whose promises have little to do with cgroups, systemd or AppArmor.
-VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths attacks_process bad_input checkpoint coverage faults go_shim hooks \
-	mounts namespaces podman process shim_io soak state wasm)
+VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths attacks_process bad_input checkpoint completion config_file coverage faults go_shim hooks \
+	mounts namespaces network podman process shim_io soak state wasm)
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -37,7 +37,7 @@ help:
 	@echo "make test-k8s  pods on a real control plane and kubelet (root, Go; builds Kubernetes the first time)"
 	@echo "make bench     compares with runc, crun and others, and writes docs/benchmarks.md (root)"
 	@echo "make lint      formatting and clippy"
-	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin)"
+	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin), with manual pages and completions in \$$PREFIX/share"
 
 # The runner and the host are built alone: cargo unifies features over the packages of one build, and the compiler asks
 # for Cranelift, which they must not carry. Each is taken away before the next build can touch it.
@@ -145,15 +145,25 @@ lint:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 # No dependency on build: it is run by root, and the build need not be.
+# Where shells look for completions, by shell.
+COMPLETIONS := bash:bash-completion/completions/runx zsh:zsh/site-functions/_runx fish:fish/vendor_completions.d/runx.fish
+
 install:
 	@for program in $(PROGRAMS); do \
 		[ -x $(DIST)/$$program ] || { echo "$(DIST)/$$program is missing: run make build" >&2; exit 1; }; \
 	done
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(addprefix $(DIST)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
+	$(DIST)/runx man --output $(DESTDIR)$(PREFIX)/share/man
+	@set -e; $(foreach place,$(COMPLETIONS),\
+		install -d $(dir $(DESTDIR)$(PREFIX)/share/$(word 2,$(subst :, ,$(place)))); \
+		$(DIST)/runx completion $(word 1,$(subst :, ,$(place))) >$(DESTDIR)$(PREFIX)/share/$(word 2,$(subst :, ,$(place)));)
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/runx.1 $(DESTDIR)$(PREFIX)/share/man/man1/runx-*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man5/runx-config.5
+	rm -f $(foreach place,$(COMPLETIONS),$(DESTDIR)$(PREFIX)/share/$(word 2,$(subst :, ,$(place))))
 
 clean:
 	rm -rf $(DIST)

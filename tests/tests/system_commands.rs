@@ -133,3 +133,89 @@ fn the_version_is_one() {
     assert!(text.starts_with(&format!("runx version {}\n", version["version"].as_str().unwrap())), "{text}");
     assert!(text.contains(&format!("spec: {}\n", version["spec"].as_str().unwrap())), "{text}");
 }
+
+#[test]
+fn ps_shows_what_runs_of_every_kind() {
+    needs_root!();
+    let bundle = Bundle::new(&["sleep", "100"]);
+    bundle.create().ok();
+    let storage = bundle.scratch().join("storage");
+    let with = |args: &[&str]| bundle.runx(&[&["--storage-root", storage.to_str().unwrap()], args].concat());
+    with(&["process", "run", "-d", "--name", "native", "sleep", "100"]).ok();
+    with(&["process", "run", "-d", "--name", "over", "true"]).ok();
+    runx_tests::command::eventually("it has ended", || with(&["process", "ps"]).ok().stdout.contains("stopped"));
+    let rows = |args: &[&str]| -> Vec<(String, String, String)> {
+        let list: Value = json(with(&[&["ps", "--format", "json"], args].concat()).ok());
+        let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
+        let ours = list.as_array().unwrap().iter().filter(|row| row["kind"] != "pool");
+        ours.map(|row| (text(row, "kind"), text(row, "id"), text(row, "status"))).collect()
+    };
+    let row = |kind: &str, id: &str, status: &str| (kind.to_owned(), id.to_owned(), status.to_owned());
+    let running = [row("bundle", bundle.id(), "created"), row("process", "native", "running")];
+    assert_eq!(rows(&[]), running);
+    let all = rows(&["--all"]);
+    assert_eq!(all.len(), 3);
+    assert!(all.contains(&row("process", "over", "stopped")));
+    let table = with(&["ps"]).ok().stdout;
+    assert!(table.starts_with("ID ") && table.contains("sleep 100") && !table.contains("over"), "{table}");
+    let ids = with(&["ps", "-q"]).ok().stdout;
+    assert!(ids.lines().any(|id| id == "native"), "{ids}");
+    // With a container it is runc's, and "list" is so always.
+    assert!(with(&["ps", bundle.id()]).ok().stdout.contains("PID"));
+    with(&["ps", "--all", bundle.id()]).fails(1, &["--all", "without a container"]);
+    assert_eq!(with(&["list", "-q"]).ok().stdout, format!("{}\n", bundle.id()));
+    with(&["process", "rm", "--force", "native"]).ok();
+    with(&["process", "rm", "over"]).ok();
+    // A container of the command for people is one, and no bundle beside.
+    bundle.runx(&["delete", "-f", bundle.id()]).ok();
+    let rootfs = bundle.rootfs();
+    let made = with(&[
+        "container",
+        "run",
+        "-d",
+        "--name",
+        "mine",
+        "--network",
+        "none",
+        "--rootfs",
+        rootfs.to_str().unwrap(),
+        "sleep",
+        "100",
+    ]);
+    made.ok();
+    assert_eq!(rows(&[]), [row("container", "mine", "running")]);
+    with(&["container", "rm", "--force", "mine"]).ok();
+    assert!(rows(&["-a"]).is_empty());
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn ps_shows_servers_of_pools_while_they_run() {
+    needs_root!();
+    let directory = TempDir::with_prefix("runx-test-").unwrap();
+    let root = directory.path().to_str().unwrap().to_owned();
+    let mut server = Command::new(dist().join("runx"));
+    server.args([
+        "--root",
+        &root,
+        "pool",
+        "serve",
+        "--address",
+        "127.0.0.1:0",
+        "--auth-token",
+        "geheim",
+        "--auth-token=geheim",
+    ]);
+    let mut child = server.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let id = format!("pool-{}", child.id());
+    let listed = || json(runx(&["--root", &root, "--storage-root", &root, "ps", "--format", "json"]).ok());
+    let seen = || listed().as_array().unwrap().iter().filter(|row| row["id"] == id.as_str()).count();
+    runx_tests::command::eventually("the server is listed", || seen() == 1);
+    let row = listed().as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).unwrap().clone();
+    assert_eq!((&row["kind"], &row["pid"]), (&json!("pool"), &json!(child.id())));
+    assert!(row["what"].as_str().unwrap().contains("127.0.0.1:0"), "{row}");
+    assert!(!row.to_string().contains("geheim"), "{row}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(seen(), 0);
+}
