@@ -131,6 +131,37 @@ fn containers_reach_others_with_the_hosts_address_and_others_reach_published_por
 }
 
 #[test]
+fn published_ports_on_the_loopback_address_open_nothing_else_there() {
+    needs_bridges!();
+    let host = Host::new();
+    let attached = host.attach("c", &["-p", "127.0.0.1:8080:80"]);
+    let private = within(&host.path(), || TcpListener::bind("127.0.0.1:7000")).unwrap();
+    let gateway = attached["gateway"].as_str().unwrap();
+    // A container that sends what is for 127.0.0.1 out to the host, as one can that makes its own packets.
+    let inside = |words: &str| {
+        let mut words = words.split(' ');
+        let mut command = std::process::Command::new(words.next().unwrap());
+        within(netns(&attached), || run(command.args(words)).ok());
+    };
+    inside("ip addr del 127.0.0.1/8 dev lo");
+    inside(&format!("ip route add 127.0.0.1 via {gateway} dev eth0"));
+    within(netns(&attached), || std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
+    let reaches = || {
+        within(netns(&attached), || {
+            TcpStream::connect_timeout(&"127.0.0.1:7000".parse().unwrap(), Duration::from_millis(700)).is_ok()
+        })
+    };
+    assert!(!reaches());
+    // It was the host's rule.
+    run(host.command("iptables").args(["-F", "INPUT"])).ok();
+    assert!(reaches());
+    drop(private);
+    host.runx(&["network", "check", "c"]).fails(1, &["rules"]);
+    host.runx(&["network", "detach", "c"]).ok();
+    host.assert_nothing_left();
+}
+
+#[test]
 fn nothing_is_left_whenever_the_one_who_attaches_is_killed() {
     needs_bridges!();
     let host = Host::new();

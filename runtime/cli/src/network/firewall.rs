@@ -1,4 +1,5 @@
-//! The host's rules for a bridge: packets of its containers pass, and leave the host with the host's address.
+//! The host's rules for a bridge: packets of its containers pass, leave the host with the host's address, and do not reach its
+//! loopback address.
 //!
 //! They hold for the bridge and not for a container, as docker's do: nothing that a container does to its own address
 //! makes them wrong or leaves one behind, and the second container costs nothing. The CNI plugins for the same (`ipMasq` and
@@ -48,12 +49,23 @@ impl<'a> Rules<'a> {
         words(&[&to_others[..], &["-m", "comment", "--comment", &chain, "-j", "MASQUERADE"]].concat())
     }
 
+    /// Published ports on the host's loopback address make the host take packets for it from the bridge (`route_localnet`,
+    /// which the plugin for ports sets). Others than those of such a connection would reach services that listen there because
+    /// only the host is to reach them.
+    fn guard(&self) -> Vec<String> {
+        let chain = self.chain();
+        let own =
+            ["-i", self.bridge, "-d", "127.0.0.0/8", "-m", "conntrack", "!", "--ctstate", "RELATED,ESTABLISHED,DNAT"];
+        words(&[&own[..], &["-m", "comment", "--comment", &chain, "-j", "DROP"]].concat())
+    }
+
     /// Whether all of them are there.
     pub(super) fn are_there(&self, subnet: Subnet) -> Result<bool> {
         let there = |table: &str, chain: &str, rule: &[String]| -> Result<bool> {
             Ok(self.iptables(table, &[&words(&["-C", chain]), rule].concat())?.status.success())
         };
         Ok(there("nat", "POSTROUTING", &self.masquerade(subnet))?
+            && there("filter", "INPUT", &self.guard())?
             && (!self.forward || there("filter", "FORWARD", &self.jump())?))
     }
 
@@ -64,16 +76,19 @@ impl<'a> Rules<'a> {
         }
         self.remove()?;
         let (chain, bridge) = (self.chain(), self.bridge);
-        let mut text = format!("*nat\n-A POSTROUTING {}\nCOMMIT\n", self.masquerade(subnet).join(" "));
+        let masquerade = self.masquerade(subnet).join(" ");
+        let guard = self.guard().join(" ");
+        let mut text = format!("*nat\n-A POSTROUTING {masquerade}\nCOMMIT\n*filter\n-I INPUT {guard}\n");
         if self.forward {
             text.push_str(&format!(
-                "*filter\n:{chain} - [0:0]\n\
+                ":{chain} - [0:0]\n\
                  -A {chain} -i {bridge} -j ACCEPT\n\
                  -A {chain} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT\n\
-                 -I FORWARD {}\nCOMMIT\n",
+                 -I FORWARD {}\n",
                 self.jump().join(" ")
             ));
         }
+        text.push_str("COMMIT\n");
         // All of a table at once.
         let program = self.program.with_file_name("iptables-restore");
         let mut command = Command::new(&program);
@@ -88,7 +103,7 @@ impl<'a> Rules<'a> {
 
     /// Removes them; what is not there is fine.
     pub(super) fn remove(&self) -> Result<()> {
-        for (table, chain) in [("nat", "POSTROUTING"), ("filter", "FORWARD")] {
+        for (table, chain) in [("nat", "POSTROUTING"), ("filter", "FORWARD"), ("filter", "INPUT")] {
             for rule in self.list(table, chain)?.iter().filter(|rule| self.is_ours(rule)) {
                 self.run(table, &[&words(&["-D"]), &rule[1..]].concat())?;
             }
