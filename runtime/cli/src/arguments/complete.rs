@@ -56,18 +56,22 @@ impl Wanted {
     }
 }
 
-/// Values by flag. Those of other flags are known by what they are called.
-const VALUES: &[(&str, &[&str])] = &[
-    ("format", &["table", "json"]),
-    ("log-format", &["text", "json"]),
-    ("rootless", &["true", "false", "auto"]),
-    ("manage-cgroups-mode", &["soft", "full", "strict", "ignore"]),
-    ("engine", &["cranelift", "pulley"]),
-    ("tier", &["complete", "wipe", "none"]),
-    ("pull", &["missing", "always", "never"]),
-    ("restart", &["no", "on-failure", "always", "unless-stopped"]),
-    ("network", &["bridge", "none", "host"]),
-    ("net", &["bridge", "none", "host"]),
+/// Values by command, if it is only that one's, and flag. Those of other flags are known by what they are called.
+const VALUES: &[(&str, &str, &[&str])] = &[
+    ("storage import", "format", &["oci", "docker", "rootfs"]),
+    ("storage export", "format", &["oci-archive", "oci-dir"]),
+    ("wasm cache", "format", &["table", "json", "prometheus"]),
+    ("pool exec", "format", &["json"]),
+    ("", "format", &["table", "json"]),
+    ("", "log-format", &["text", "json"]),
+    ("", "rootless", &["true", "false", "auto"]),
+    ("", "manage-cgroups-mode", &["soft", "full", "strict", "ignore"]),
+    ("", "engine", &["cranelift", "pulley"]),
+    ("", "tier", &["complete", "wipe", "none"]),
+    ("", "pull", &["missing", "always", "never"]),
+    ("", "restart", &["no", "on-failure", "always", "unless-stopped"]),
+    ("", "network", &["bridge", "none", "host"]),
+    ("", "net", &["bridge", "none", "host"]),
 ];
 
 const SIGNALS: &[&str] =
@@ -186,8 +190,11 @@ impl Line {
             }
             return wanted;
         };
-        match VALUES.iter().find(|(known, _)| *known == flag.long) {
-            Some((_, values)) => values.iter().for_each(|value| wanted.word(value, "")),
+        let command = self.command.map_or("", |command| command.name);
+        let of_flag =
+            |(of, known, _): &&(&str, &str, &[&str])| *known == flag.long && (of.is_empty() || *of == command);
+        match VALUES.iter().find(of_flag) {
+            Some((.., values)) => values.iter().for_each(|value| wanted.word(value, "")),
             None => self.placeholder(name, &mut wanted),
         }
         wanted
@@ -226,14 +233,16 @@ impl Line {
                 continue;
             }
             let kind = match name {
-                "CONTAINER" if command.starts_with("container ") => Kind::Own,
+                "CONTAINER" if command.starts_with("container ") || command.starts_with("storage ") => Kind::Own,
                 "CONTAINER" if matches!(command, "network detach" | "network check") => Kind::Attached,
                 "CONTAINER" => Kind::Containers,
                 "ID" if command.starts_with("wasm ") => Kind::Modules,
                 "ID" if command.starts_with("process ") => Kind::Processes,
                 "IMAGE" => Kind::Images,
+                "NAME" if command == "storage ls" => Kind::Images,
+                "SOURCE" if command == "storage mount" => Kind::Images,
                 "FILE" | "PATH" | "SOCKET" | "SOURCE" | "ARCHIVE" => Kind::Files,
-                "DIR" | "HOST" => Kind::Directories,
+                "DIR" | "HOST" | "TARGET" => Kind::Directories,
                 "PROGRAM" if matches!(command, "process run" | "pool exec") => Kind::Programs,
                 "SIGNAL" => {
                     SIGNALS.iter().for_each(|signal| wanted.word(signal, ""));
@@ -317,6 +326,7 @@ mod tests {
         let json = at("list --format=j");
         assert_eq!((json.lead.as_str(), json.words[0].0.as_str()), ("--format=", "json"));
         assert_eq!(words("network attach --network n"), ["none"]);
+        assert_eq!(words("pool exec --format "), ["json"]);
         assert_eq!(at("--log ").kinds, [Kind::Files]);
         // A value is not taken for a command.
         assert_eq!(words("--root list conta"), ["container"]);
