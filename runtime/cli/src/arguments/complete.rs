@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn values_are_of_flags_that_there_are() {
+        for (command, flag, _) in VALUES {
+            let of = |syntax: &&Syntax| command.is_empty() || syntax.name == *command;
+            let known = super::super::help::all().filter(of).flat_map(|syntax| syntax.flags.iter().copied().flatten());
+            let there = super::super::help::all().any(|syntax| of(&syntax));
+            assert!(!there || known.chain(GLOBAL).any(|known| known.long == *flag), "{command} --{flag}");
+        }
+    }
+
+    #[test]
     fn ids_are_those_of_the_commands_kind() {
         for (line, kind) in [
             ("delete ", Kind::Containers),

@@ -89,7 +89,11 @@ impl<'a> Rules<'a> {
             ));
         }
         text.push_str("COMMIT\n");
-        // All of a table at once.
+        self.restore(&text)
+    }
+
+    /// Changes tables as iptables-save(8) writes them, each at once: the kernel takes its time after every change.
+    fn restore(&self, text: &str) -> Result<()> {
         let program = self.program.with_file_name("iptables-restore");
         let mut command = Command::new(&program);
         command.args(["--noflush", "--wait", "30"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -103,17 +107,23 @@ impl<'a> Rules<'a> {
 
     /// Removes them; what is not there is fine.
     pub(super) fn remove(&self) -> Result<()> {
-        for (table, chain) in [("nat", "POSTROUTING"), ("filter", "FORWARD"), ("filter", "INPUT")] {
-            for rule in self.list(table, chain)?.iter().filter(|rule| self.is_ours(rule)) {
-                self.run(table, &[&words(&["-D"]), &rule[1..]].concat())?;
+        let mut text = String::new();
+        for (table, chains) in [("nat", &["POSTROUTING"][..]), ("filter", &["FORWARD", "INPUT"])] {
+            let mut changes = String::new();
+            for chain in chains {
+                for rule in self.list(table, chain)?.iter().filter(|rule| self.is_ours(rule)) {
+                    changes.push_str(&format!("-D {}\n", rule[1..].join(" ")));
+                }
+            }
+            let own = self.chain();
+            if table == "filter" && self.iptables(table, &words(&["-S", &own]))?.status.success() {
+                changes.push_str(&format!("-F {own}\n-X {own}\n"));
+            }
+            if !changes.is_empty() {
+                text.push_str(&format!("*{table}\n{changes}COMMIT\n"));
             }
         }
-        let own = self.chain();
-        if self.iptables("filter", &words(&["-S", &own]))?.status.success() {
-            self.run("filter", &words(&["-F", &own]))?;
-            self.run("filter", &words(&["-X", &own]))?;
-        }
-        Ok(())
+        if text.is_empty() { Ok(()) } else { self.restore(&text) }
     }
 
     fn is_ours(&self, rule: &[String]) -> bool {
