@@ -93,6 +93,7 @@ impl Host {
     /// When it cannot be written.
     pub fn configure(&self, settings: &str) {
         let text = format!("root = {:?}\n[network]\nstate = {:?}\n{settings}\n", self.root(), self.state());
+        let text = if settings.contains("keep") { text } else { text + "keep = false\n" };
         fs::write(self.directory.path().join("config.toml"), text).expect("write the config file");
     }
 

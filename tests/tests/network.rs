@@ -269,6 +269,34 @@ fn subnets_and_ports_that_are_taken_are_not_given() {
 }
 
 #[test]
+fn a_bridge_stays_for_the_next_container_until_it_is_pruned() {
+    needs_bridges!();
+    let host = Host::with("keep = true");
+    let first = host.attach("a", &[]);
+    host.runx(&["network", "prune"]).fails(1, &["runx0", " a:"]);
+    host.runx(&["network", "detach", "a"]).ok();
+    let link = || host.ip("-oneline link show dev runx0").split(':').next().unwrap().to_owned();
+    let before = link();
+    let second = host.attach("b", &["-p", "8080:80"]);
+    assert_eq!((link(), &second["gateway"]), (before, &first["gateway"]));
+    host.runx(&["network", "check", "b"]).ok();
+    host.runx(&["network", "detach", "b"]).ok();
+    // Another range is asked for, or the host has got a route to this one: it is made anew.
+    host.configure("keep = true\nsubnet = \"10.55.0.0/24\"");
+    assert_eq!(host.attach("c", &[])["gateway"], "10.55.0.1");
+    host.runx(&["network", "detach", "c"]).ok();
+    host.configure("keep = true");
+    host.ip("link add other type bridge");
+    host.ip("addr add 10.55.0.9/24 dev other");
+    host.ip("link set other up");
+    assert_ne!(host.attach("d", &[])["gateway"], "10.55.0.1");
+    host.runx(&["network", "detach", "d"]).ok();
+    assert_eq!(host.runx(&["network", "prune"]).ok().stdout, "runx0\n");
+    assert_eq!(host.runx(&["network", "prune"]).ok().stdout, "");
+    host.assert_nothing_left();
+}
+
+#[test]
 fn a_bridge_that_was_there_before_stays() {
     needs_bridges!();
     let host = Host::with("bridge = \"lan\"\nsubnet = \"10.66.0.0/24\"\nmtu = 1400");

@@ -17,6 +17,7 @@ pub(crate) enum Network {
     Attach { id: String, kind: Kind, ports: Vec<Port>, format: ListFormat },
     Detach { ids: Vec<String> },
     Check { id: String },
+    Prune,
     Ls { format: ListFormat, quiet: bool },
 }
 
@@ -37,6 +38,7 @@ pub(super) const COMMANDS: &[Syntax] = &[
         &[ATTACH, FORMAT], Order::Anywhere, (1, 1)),
     command("network detach", "CONTAINER…", "take its network away; fine if it has none", NONE, Order::Anywhere, (1, ANY)),
     command("network check", "CONTAINER", "ask whether its network is still as it was made", NONE, Order::Anywhere, (1, 1)),
+    command("network prune", "", "remove the bridge and its rules, if no container uses it", NONE, Order::Anywhere, (0, 0)),
     command("network ls", "", "list the containers that are attached to a bridge", &[FORMAT, QUIET], Order::Anywhere, (0, 0)),
 ];
 
@@ -47,7 +49,7 @@ pub(super) fn build(
     rest: impl Iterator<Item = OsString>,
     words: &mut Words,
 ) -> Result<Network> {
-    if name != "network ls" {
+    if !matches!(name, "network ls" | "network prune") {
         validate_id(&first)?;
     }
     Ok(match name {
@@ -62,6 +64,7 @@ pub(super) fn build(
             rest.iter().try_for_each(|id| validate_id(id))?;
             Network::Detach { ids: std::iter::once(first).chain(rest).collect() }
         }
+        "network prune" => Network::Prune,
         "network check" => Network::Check { id: first },
         "network ls" => Network::Ls { format: list_format(words)?, quiet: words.on("quiet") },
         other => bail!("command {other:?} has no meaning"),

@@ -63,26 +63,7 @@ fn make(root: &Path, id: &str, asked: &[Port], settings: &Settings, place: &Plac
     let claims = shared.claims(&key)?;
     let taken: Vec<_> = claims.into_iter().map(|claim| (claim.id, claim.ports)).collect();
     ports::settle(&mut ports, &taken)?;
-    let subnet = match shared.network()?.filter(|_| !taken.is_empty()) {
-        Some(network) if settings.subnet.is_none_or(|asked| asked == network.subnet) => network.subnet,
-        Some(network) => bail!(
-            "containers on bridge {} have addresses of {}: network.subnet takes effect when the last of them has gone",
-            settings.bridge,
-            network.subnet
-        ),
-        None => {
-            // Of a bridge and leases that are left nobody knows any more.
-            if shared.network()?.is_some_and(|left| left.ours) {
-                remove_link(&settings.bridge).with_context(|| format!("remove bridge {}", settings.bridge))?;
-            }
-            shared.clear()?;
-            let ours = Netlink::open().and_then(|netlink| netlink.index(&settings.bridge)).is_err();
-            let subnet = subnet::choose(settings.subnet, &settings.bridge)?;
-            let network = Network { subnet, ours, firewall: settings.firewall };
-            shared.set_network(&network)?;
-            network.subnet
-        }
-    };
+    let subnet = subnet_of(&shared, settings, !taken.is_empty())?;
     let mut attachment = Attachment {
         network: settings.name.clone(),
         chain: chain(settings, subnet, &shared.leases(), !ports.is_empty()),
@@ -108,6 +89,62 @@ fn make(root: &Path, id: &str, asked: &[Port], settings: &Settings, place: &Plac
     record.complete = true;
     place.write(&record)?;
     attached(place, &record)
+}
+
+/// The addresses of the bridge. With the first container they are chosen, and what is left of earlier ones is removed, unless it
+/// can stay as it is.
+fn subnet_of(shared: &Shared, settings: &Settings, used: bool) -> Result<subnet::Subnet> {
+    let there = Netlink::open().and_then(|netlink| netlink.index(&settings.bridge)).is_ok();
+    let known = shared.network()?;
+    let ours = known.as_ref().map_or(!there, |network| network.ours);
+    let network = |subnet| Network { subnet, ours, firewall: settings.firewall, keep: settings.keep };
+    if let Some(known) = &known {
+        let asked = settings.subnet.is_none_or(|asked| asked == known.subnet);
+        if used && !asked {
+            bail!(
+                "containers on bridge {} have addresses of {}: network.subnet takes effect when the last of them has gone",
+                settings.bridge,
+                known.subnet
+            );
+        }
+        let free = || subnet::choose(Some(known.subnet), &settings.bridge).is_ok();
+        if used || there && asked && known.firewall == settings.firewall && free() {
+            let same = network(known.subnet);
+            if same != *known {
+                shared.set_network(&same)?;
+            }
+            return Ok(known.subnet);
+        }
+        take_down(shared, &settings.bridge)?;
+    }
+    shared.clear()?;
+    let made = network(subnet::choose(settings.subnet, &settings.bridge)?);
+    shared.set_network(&made)?;
+    Ok(made.subnet)
+}
+
+/// Removes the bridge, unless it was there before us, and its rules. For who knows that no container uses it.
+fn take_down(shared: &Shared, name: &str) -> Result<()> {
+    if let Some(rules) = Rules::of(name, true) {
+        rules.remove().with_context(|| format!("remove the rules of bridge {name}"))?;
+    }
+    if shared.network()?.is_some_and(|network| network.ours) {
+        remove_link(name).with_context(|| format!("remove bridge {name}"))?;
+    }
+    shared.clear()
+}
+
+/// Removes the bridge and its rules if no container uses it. Whether there was one.
+pub(super) fn prune(settings: &Settings) -> Result<bool> {
+    let shared = Shared::open(&settings.state.join(&settings.bridge))?;
+    if shared.network()?.is_none() {
+        return Ok(false);
+    }
+    let users: Vec<_> = shared.claims("")?.into_iter().map(|claim| claim.id).collect();
+    if !users.is_empty() {
+        bail!("bridge {} is used by the containers {}: stop or detach them first", settings.bridge, users.join(", "));
+    }
+    take_down(&shared, &settings.bridge).map(|()| true)
 }
 
 /// The plugins, in order, and what they are told.
@@ -191,15 +228,9 @@ fn remove(root: &Path, id: &str, place: &Place, record: Option<Record>) -> Resul
     netns::remove(&place.netns())?;
     let shared = Shared::open(&record.bridge)?;
     shared.remove_claim(&key)?;
-    if shared.claims(&key)?.is_empty() {
-        let name = bridge_name(&record);
-        if let Some(rules) = Rules::of(name, true) {
-            rules.remove().with_context(|| format!("remove the rules of bridge {name}"))?;
-        }
-        if shared.network()?.is_some_and(|network| network.ours) {
-            remove_link(name).with_context(|| format!("remove bridge {name}"))?;
-        }
-        shared.clear()?;
+    let kept = shared.network()?.is_none_or(|network| network.keep);
+    if !kept && shared.claims(&key)?.is_empty() {
+        take_down(&shared, bridge_name(&record))?;
     }
     Ok(())
 }

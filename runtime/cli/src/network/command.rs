@@ -28,6 +28,10 @@ pub(crate) fn network(context: &Context, command: &Network) -> Result<u8, Failur
             }
             failed.into_iter().next().map_or(Ok(0), |error| Err(error.into()))
         }
+        Network::Prune => {
+            let settings = &context.config.network;
+            if super::prune(settings)? { print(&format!("{}\n", settings.bridge)) } else { Ok(0) }
+        }
         Network::Check { id } => super::check(root, id).map(|()| 0).map_err(Failure::from),
         Network::Ls { format, quiet } => {
             let ids = super::all(root)?;

@@ -61,17 +61,18 @@ impl<'a> Rules<'a> {
 
     /// Whether all of them are there.
     pub(super) fn are_there(&self, subnet: Subnet) -> Result<bool> {
-        let there = |table: &str, chain: &str, rule: &[String]| -> Result<bool> {
-            Ok(self.iptables(table, &[&words(&["-C", chain]), rule].concat())?.status.success())
-        };
-        Ok(there("nat", "POSTROUTING", &self.masquerade(subnet))?
-            && there("filter", "INPUT", &self.guard())?
-            && (!self.forward || there("filter", "FORWARD", &self.jump())?))
+        Ok(self.has("nat", "POSTROUTING", &self.masquerade(subnet))?
+            && self.has("filter", "INPUT", &self.guard())?
+            && (!self.forward || self.has("filter", "FORWARD", &self.jump())?))
     }
 
-    /// Makes sure that they are.
+    fn has(&self, table: &str, chain: &str, rule: &[String]) -> Result<bool> {
+        Ok(self.iptables(table, &[&words(&["-C", chain]), rule].concat())?.status.success())
+    }
+
+    /// Makes sure that they are. Whoever flushes a table takes all of ours in it, so one of each is looked for.
     pub(super) fn ensure(&self, subnet: Subnet) -> Result<()> {
-        if self.are_there(subnet)? {
+        if self.has("nat", "POSTROUTING", &self.masquerade(subnet))? && self.has("filter", "INPUT", &self.guard())? {
             return Ok(());
         }
         self.remove()?;

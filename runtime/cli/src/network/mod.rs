@@ -151,6 +151,14 @@ pub(crate) fn detach(root: &Path, id: &str) -> Result<()> {
     bridge::detach(root, id)
 }
 
+/// Removes the bridge and its rules, if no container uses it. Whether there was one.
+///
+/// # Errors
+/// With the containers that use it.
+pub(crate) fn prune(settings: &Settings) -> Result<bool> {
+    bridge::prune(settings)
+}
+
 /// The ids below `root` that have something to detach.
 pub(crate) fn all(root: &Path) -> Result<Vec<String>> {
     place::Place::all(root)

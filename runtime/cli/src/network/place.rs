@@ -138,13 +138,15 @@ pub(super) struct Claim {
 }
 
 /// The addresses of a bridge.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Network {
     pub(super) subnet: Subnet,
     /// Whether the bridge goes with its last container: it was not there before the first one.
     pub(super) ours: bool,
     /// Whether the host's iptables let its packets pass.
     pub(super) firewall: bool,
+    /// Whether it stays when its last container goes.
+    pub(super) keep: bool,
 }
 
 /// What all containers of a bridge have in common, locked.

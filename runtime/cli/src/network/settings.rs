@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) chain: Vec<serde_json::Value>,
     /// Whether the host's iptables are told to let the containers' packets pass.
     pub(crate) firewall: bool,
+    /// Whether the bridge stays when its last container goes, as docker's does: the next container starts sooner.
+    pub(crate) keep: bool,
     /// Where the leases of addresses are, and what holds for all containers of the bridge. Best on a tmpfs: none of it
     /// outlives the machine's run.
     pub(crate) state: PathBuf,
@@ -40,6 +42,7 @@ impl Default for Settings {
             plugins: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).to_vec(),
             chain: Vec::new(),
             firewall: true,
+            keep: true,
             state: PathBuf::from("/run/runx/.networks"),
         }
     }
