@@ -12,7 +12,11 @@ use runx_tests::{dist, needs_root, skip_outside_machine};
 #[track_caller]
 fn import(containers: &Containers, rootfs: &Path, name: &str, changes: &[&str]) {
     let mut command = Command::new(dist().join("runx-image-client"));
-    command.arg("--storage-root").arg(containers.storage_root()).args(["import", "--quiet", "--name", name]).arg(rootfs);
+    command
+        .arg("--storage-root")
+        .arg(containers.storage_root())
+        .args(["import", "--quiet", "--name", name])
+        .arg(rootfs);
     for change in changes {
         command.args(["--change", change]);
     }
@@ -110,7 +114,8 @@ fn volumes_of_an_image_are_made_and_filled_and_go_with_rm() {
     fs::create_dir(containers.rootfs().join("data")).unwrap();
     fs::write(containers.rootfs().join("data/seed"), "seed").unwrap();
     import(&containers, &containers.rootfs(), "app:1", &["VOLUME /data"]);
-    let out = image(&containers, &["--rm"], &["app:1", "sh", "-c", "cat /data/seed; grep -c ' /data ' /proc/self/mountinfo"]);
+    let out =
+        image(&containers, &["--rm"], &["app:1", "sh", "-c", "cat /data/seed; grep -c ' /data ' /proc/self/mountinfo"]);
     assert_eq!(out.ok().stdout, "seed1\n");
     assert_eq!(fs::read_dir(containers.storage_root().join("volumes")).unwrap().count(), 0);
     containers.assert_nothing_left();
@@ -190,7 +195,9 @@ fn an_annotation_puts_the_agent_beside_the_program_and_keeps_it_there() {
     let id = containers.background("a", &flags, "sleep 600");
     let agent = || {
         let top = containers.container(&["top", &id, "-eo", "pid,args"]).stdout;
-        top.lines().find(|line| line.contains("runx-agent")).and_then(|line| line.split_whitespace().next()?.parse::<i32>().ok())
+        top.lines()
+            .find(|line| line.contains("runx-agent"))
+            .and_then(|line| line.split_whitespace().next()?.parse::<i32>().ok())
     };
     eventually("the agent runs", || agent().is_some());
     eventually("it made a token", || containers.container(&["exec", &id, "cat", "/dev/.runx-agent/token"]).code == 0);
