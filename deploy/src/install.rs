@@ -39,7 +39,17 @@ impl Clock {
 /// When the node cannot be installed on; containerd is as it was then.
 pub(crate) fn install(node: &Node, programs: &Programs, why: &str, force: bool) -> Result<Done> {
     let store = node.store();
-    let _lock = store.lock()?;
+    let lock = store.lock()?;
+    let done = install_locked(node, programs, why, force);
+    if done.is_err() && store.load().is_ok_and(|journal| journal.is_blank()) {
+        // Nothing came of it, so nothing stays.
+        store.clear(&lock)?;
+    }
+    done
+}
+
+fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> Result<Done> {
+    let store = node.store();
     let mut journal = store.load()?;
     if journal.state == State::RollingBack {
         log::warn!("an installation was cut off while it was taken back");

@@ -257,16 +257,17 @@ impl<'a> Store<'a> {
     /// # Errors
     /// When somebody else is at work.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        self.root
-            .make_directories(self.directory)
-            .with_context(|| format!("make {} (--state-dir)", self.directory.display()))?;
         let path = self.path(LOCK);
         let what = || format!("lock {}", path.display());
         loop {
-            if !self.root.exists(&path) {
-                self.root.write(&path, b"", 0o600, None).with_context(what)?;
-            }
-            let Some(file) = self.root.open_file(&path).with_context(what)? else { continue };
+            self.root
+                .make_directories(self.directory)
+                .with_context(|| format!("make {} (--state-dir)", self.directory.display()))?;
+            let file = match self.root.open_or_make(&path) {
+                // Somebody who is done has removed the directory just now.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                done => done.with_context(what)?,
+            };
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => {
                     // Who had it may have removed it, and another one may be there.
@@ -290,6 +291,11 @@ impl<'a> Store<'a> {
 }
 
 impl Journal {
+    /// Whether nothing was ever done.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.install_dir.as_os_str().is_empty()
+    }
+
     /// Whether bytes are what was written to the file that was changed.
     pub(crate) fn wrote(&self, path: &Path, bytes: &[u8]) -> bool {
         self.change.as_ref().is_some_and(|change| change.path == path && change.written == sha256(bytes))

@@ -74,7 +74,8 @@ impl Node {
         let distribution = detect(&root, arguments.get("distribution"))?;
         let given = |flag: &str| arguments.get(flag).map(|text| absolute(flag, text)).transpose();
         let containerd = match given("containerd")? {
-            Some(path) => path,
+            Some(path) if root.exists(&path) => path,
+            Some(path) => bail!("--containerd {}: the node has no such program", path.display()),
             None => {
                 let found = distribution.programs.iter().find(|path| root.exists(path));
                 found.cloned().ok_or_else(|| {

@@ -203,6 +203,12 @@ pub(crate) fn make(node: &Node, version: &Version, journal: &Journal) -> Result<
     let config_version = if main.base.is_some() { of_file } else { version.new_configuration() };
     check_version(&main.path, config_version, version)?;
     let imports = Imports::of(&document, &main.path);
+    if let Some(missing) = imports.missing(&node.root) {
+        bail!(
+            "{shown} imports {}, which is not there: containerd does not start with that, so nothing was changed. Repair it first",
+            missing.display()
+        );
+    }
     let place = place(&node.distribution, version, &main, &imports)?;
     let ours = match &place {
         Place::DropIn(path) => Some(path.as_path()),

@@ -142,6 +142,16 @@ impl Root {
         File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
     }
 
+    /// Opens an empty file, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or made.
+    pub(crate) fn open_or_make(&self, path: &Path) -> io::Result<File> {
+        let place = self.place(path)?;
+        let flags = libc::O_NOFOLLOW;
+        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).custom_flags(flags).open(place.path())
+    }
+
     /// The names in a directory, sorted; none if there is no directory.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ pub(crate) fn uninstall(node: &Node, force: bool) -> Result<Done> {
     let lock = store.lock()?;
     let mut journal = store.load()?;
     // Also where only the programs came.
-    let was_there = journal.change.is_some() || !journal.install_dir.as_os_str().is_empty();
+    let was_there = !journal.is_blank();
     if !was_there {
         store.clear(&lock)?;
         return Ok(Done { was_there, left: Vec::new() });

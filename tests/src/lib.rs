@@ -18,6 +18,7 @@ pub mod descriptors;
 pub mod image;
 pub mod leftovers;
 pub mod network;
+pub mod machine;
 pub mod podman;
 pub mod random;
 pub mod registry;

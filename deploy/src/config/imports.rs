@@ -71,6 +71,12 @@ impl Imports {
         out.retain(|path| Some(path.as_path()) != without);
         Ok(out)
     }
+
+    /// A file that is imported by its name and is not there: containerd does not start then, and not all of its versions say
+    /// so before.
+    pub(crate) fn missing(&self, root: &Root) -> Option<&Path> {
+        self.0.iter().find(|import| !is_pattern(import) && !root.exists(import)).map(PathBuf::as_path)
+    }
 }
 
 /// Lets a document import exactly these files.
@@ -111,5 +117,6 @@ mod tests {
         let imports = Imports::of(&document, Path::new("/config.toml"));
         let found = imports.expand(&root, Some(Path::new("/d/runx.toml"))).unwrap();
         assert_eq!(found, ["/d/a.toml", "/d/b.toml", "/one.toml"].map(PathBuf::from));
+        assert_eq!(imports.missing(&root), Some(Path::new("/one.toml")));
     }
 }

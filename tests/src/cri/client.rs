@@ -83,6 +83,14 @@ impl Client {
     /// # Panics
     /// When nobody listens there.
     pub fn connect(socket: &Path) -> Self {
+        Self::try_connect(socket).expect("connect to containerd")
+    }
+
+    /// As [`Self::connect`]; `None` when nobody listens.
+    ///
+    /// # Panics
+    /// When no thread can be started.
+    pub fn try_connect(socket: &Path) -> Option<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("start a runtime");
         let path = socket.to_owned();
         let connector = service_fn(move |_: Uri| {
@@ -90,9 +98,9 @@ impl Client {
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
         let endpoint = Endpoint::from_static("http://localhost");
-        let channel = runtime.block_on(endpoint.connect_with_connector(connector)).expect("connect to containerd");
+        let channel = runtime.block_on(endpoint.connect_with_connector(connector)).ok()?;
         // A long line of output is one message.
         let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Self { runtime, client }
+        Some(Self { runtime, client })
     }
 }

@@ -1,0 +1,556 @@
+//! A machine for the node's installer: a directory that is the root of a mount namespace of its own, with a containerd that
+//! runs in it. The installer sees it from outside, by `--root`, as a pod sees its node.
+
+mod steps;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use k8s_cri::v1 as api;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::bundle::fill_rootfs;
+use crate::command::{Done, eventually, run};
+use crate::cri::Client;
+use crate::{dist, image};
+
+pub use steps::{Killed, run_until};
+
+/// Where containerd's main file is on an ordinary node.
+pub const CONFIG: &str = "etc/containerd/config.toml";
+
+/// The image of sandboxes.
+pub const PAUSE: &str = "runx.test/pause:1";
+
+/// The handler of runx.
+pub const HANDLER: &str = "runx";
+
+/// Directories of the machine that this is, which the other one has too.
+const SHARED: [&str; 6] = ["usr/bin", "usr/sbin", "usr/lib", "proc", "sys", "dev"];
+
+/// A containerd, as the packages have it.
+#[derive(Clone, Debug)]
+pub struct Package {
+    /// The directory of its programs.
+    pub directory: PathBuf,
+    /// Its version: 1.6 is `(1, 6)`.
+    pub version: (u32, u32),
+}
+
+/// The containerds to test with: the one that is first in `PATH`, and those in the directories of `RUNX_CONTAINERDS`
+/// (separated by colons).
+///
+/// # Panics
+/// When one does not tell its version.
+pub fn packages() -> Vec<Package> {
+    let installed =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let installed = installed.into_iter().find(|directory| directory.join("containerd").exists());
+    let named = std::env::var_os("RUNX_CONTAINERDS").unwrap_or_default();
+    let named: Vec<PathBuf> = std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect();
+    let package = |directory: PathBuf| {
+        let text = run(Command::new(directory.join("containerd")).arg("--version")).ok().stdout;
+        let mut numbers = text
+            .split_ascii_whitespace()
+            .find_map(|word| {
+                let word = word.trim_start_matches('v');
+                word.starts_with(|c: char| c.is_ascii_digit()).then(|| word.split('.').map(|part| part.parse().ok()))
+            })
+            .expect("containerd tells its version");
+        let mut next = || numbers.next().flatten().expect("a number");
+        Package { directory, version: (next(), next()) }
+    };
+    installed.into_iter().chain(named).map(package).collect()
+}
+
+/// Why there can be no such machine here, if there cannot.
+pub fn obstacle() -> Option<String> {
+    if let Some(why) = crate::containerd::obstacle() {
+        return Some(why);
+    }
+    ["unshare", "nsenter", "pivot_root", "flock", "setsid"].iter().find_map(|program| {
+        let found = run(Command::new("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {program}")]));
+        (found.code != 0).then(|| format!("it needs {program} (util-linux)"))
+    })
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    directory: TempDir,
+    /// The process that holds the mount namespace.
+    holder: Child,
+    package: Package,
+}
+
+fn write(path: &Path, text: &str, mode: u32) {
+    fs::create_dir_all(path.parent().expect("it has a parent")).expect("make a directory");
+    fs::write(path, text).expect("write a file");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set its mode");
+}
+
+impl Machine {
+    /// Makes one with a main file of containerd's, or without any, and starts containerd.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start(package: &Package, config: Option<&str>) -> Self {
+        let this = Self::prepare(package, config);
+        this.restart();
+        this
+    }
+
+    /// Makes one whose containerd does not run yet.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn prepare(package: &Package, config: Option<&str>) -> Self {
+        let directory = TempDir::with_prefix("runx-node-").expect("make a directory");
+        let root = directory.path().join("root");
+        for name in SHARED.iter().chain(&["run", "tmp", "var/lib", "etc", "opt", ".old", "usr/local/bin"]) {
+            fs::create_dir_all(root.join(name)).expect("make a directory");
+        }
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            match fs::read_link(Path::new("/").join(name)) {
+                Ok(target) => std::os::unix::fs::symlink(target, root.join(name)).expect("make a link"),
+                Err(_) => fs::create_dir(root.join(name)).expect("make a directory"),
+            }
+        }
+        for entry in fs::read_dir("/usr").expect("read /usr").flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with("lib") {
+                fs::create_dir_all(root.join("usr").join(&name)).expect("make a directory");
+            }
+        }
+        for name in ["containerd", "ctr", "containerd-shim-runc-v2"] {
+            fs::copy(package.directory.join(name), root.join("usr/local/bin").join(name)).expect("copy containerd");
+        }
+        let script = format!(
+            "set -e; PATH=$PATH:/usr/sbin:/sbin; mount --bind '{0}' '{0}'; cd '{0}'\n\
+             for name in usr/bin usr/sbin usr/lib* bin sbin lib lib64; do\n\
+             if [ -d /$name ] && [ ! -L $name ]; then mount --bind /$name $name; fi; done\n\
+             for name in proc sys dev; do mount --rbind /$name $name; done\n\
+             pivot_root . .old; umount -l /.old; cd /; echo ready; exec sleep infinity",
+            root.display()
+        );
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start unshare");
+        let mut line = String::new();
+        let _ = BufReader::new(holder.stdout.take().expect("it is piped")).read_line(&mut line);
+        let this = Self { directory, holder, package: package.clone() };
+        assert_eq!(line, "ready\n", "the machine's root is not made");
+        if let Some(config) = config {
+            write(&this.root().join(CONFIG), config, 0o640);
+        }
+        this.write_restart();
+        this
+    }
+
+    /// What restarts containerd: as a service, it goes alone, and its shims stay. `sabotage` beside it keeps a containerd
+    /// whose files name runx from starting.
+    fn write_restart(&self) {
+        let at = self.path().display();
+        let enter = self.enter().join(" ");
+        let script = format!(
+            r#"#!/bin/sh
+exec 9>'{at}/restart.lock'
+flock 9
+echo restarted >>'{at}/restarts'
+if [ -s '{at}/pid' ]; then
+    pid=$(cat '{at}/pid')
+    kill "$pid" 2>/dev/null
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done
+    : >'{at}/pid'
+fi
+rm -f '{at}/root/run/containerd/containerd.sock'
+if [ -e '{at}/sabotage' ] && grep -qs runx '{at}/root/etc/containerd/config.toml' '{at}'/root/etc/containerd/*/*.toml; then
+    exit 1
+fi
+config=
+[ -e '{at}/config' ] && config="--config $(cat '{at}/config')"
+setsid {enter} /usr/local/bin/containerd $config </dev/null >>'{at}/log' 2>&1 9>&- &
+echo $! >'{at}/pid'
+i=0
+while [ $i -lt 600 ]; do
+    kill -0 $! 2>/dev/null || exit 1
+    [ -S '{at}/root/run/containerd/containerd.sock' ] && {enter} /usr/local/bin/ctr version >/dev/null 2>&1 9>&- && exit 0
+    sleep 0.05
+    i=$((i + 1))
+done
+exit 1
+"#
+        );
+        write(&self.restart_script(), &script, 0o755);
+    }
+
+    fn restart_script(&self) -> PathBuf {
+        self.path().join("restart.sh")
+    }
+
+    /// The command that what comes after it runs in the machine by.
+    pub fn enter(&self) -> Vec<String> {
+        let pid = self.holder.id().to_string();
+        ["nsenter", "--target", &pid, "--mount", "--root", "--"].map(str::to_owned).to_vec()
+    }
+
+    /// A directory beside the root.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The machine's root, from outside.
+    pub fn root(&self) -> PathBuf {
+        self.path().join("root")
+    }
+
+    /// The containerd that it has.
+    pub fn package(&self) -> &Package {
+        &self.package
+    }
+
+    /// A file of the machine; empty if there is none.
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.root().join(name)).unwrap_or_default()
+    }
+
+    /// Writes a file of the machine.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn write(&self, name: &str, text: &str) {
+        write(&self.root().join(name), text, 0o644);
+    }
+
+    /// Restarts containerd.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn restart(&self) {
+        let done = Command::new("sh").arg(self.restart_script()).stdin(Stdio::null()).status().expect("start sh");
+        assert!(done.success(), "containerd does not come up: {}", self.log());
+        eventually("CRI is there", || self.handlers().is_some());
+    }
+
+    /// What containerd wrote.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+
+    /// How often containerd was started.
+    pub fn restarts(&self) -> usize {
+        fs::read_to_string(self.path().join("restarts")).unwrap_or_default().lines().count()
+    }
+
+    /// Lets containerd not start while its configuration has runx in it.
+    ///
+    /// # Panics
+    /// When that cannot be noted.
+    pub fn sabotage(&self, on: bool) {
+        let path = self.path().join("sabotage");
+        if on {
+            fs::write(path, "").expect("write a file");
+        } else {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Connects to CRI.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.root().join("run/containerd/containerd.sock"))
+    }
+
+    /// The handlers that containerd serves, if it is ready for pods.
+    pub fn handlers(&self) -> Option<Vec<String>> {
+        let socket = self.root().join("run/containerd/containerd.sock");
+        let client = Client::try_connect(&socket)?;
+        let status = client.status(api::StatusRequest { verbose: true }).ok()?;
+        let conditions = status.status?.conditions;
+        conditions.iter().find(|condition| condition.r#type == "RuntimeReady" && condition.status)?;
+        let mut names: Vec<String> =
+            status.runtime_handlers.into_iter().map(|handler| handler.name).filter(|name| !name.is_empty()).collect();
+        if names.is_empty() {
+            let config: Value = serde_json::from_str(status.info.get("config")?).ok()?;
+            let runtimes = config.pointer("/containerd/runtimes")?.as_object()?;
+            names = runtimes.keys().cloned().collect();
+        }
+        names.sort();
+        Some(names)
+    }
+
+    /// The installer, with the flags for this machine.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(dist().join("runx-node"));
+        command.args(&words[..1]).arg("--root").arg(self.root());
+        command.arg("--restart-command").arg(self.restart_script()).arg("--enter").arg(self.enter().join(" "));
+        if words[0] == "install" || words[0] == "run" {
+            command.arg("--programs").arg(self.path().join("programs"));
+        }
+        command.args(&words[1..]);
+        command
+    }
+
+    /// Runs the installer.
+    #[track_caller]
+    pub fn node(&self, words: &[&str]) -> Done {
+        run(&mut self.command(words))
+    }
+
+    /// Puts programs where the installer takes them from: ones that say who they are and nothing else.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn set_programs(&self, mark: &str) {
+        let directory = self.path().join("programs");
+        let _ = fs::remove_dir_all(&directory);
+        write(
+            &directory.join("containerd-shim-runx-v1"),
+            &format!("#!/bin/sh\n# {mark}\necho containerd-shim-runx-v1:\n"),
+            0o755,
+        );
+        write(&directory.join("runx"), mark, 0o755);
+    }
+
+    /// Puts the programs under test there.
+    ///
+    /// # Panics
+    /// When that is not possible.
+    pub fn set_real_programs(&self, mark: &str) {
+        let directory = self.path().join("programs");
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).expect("make a directory");
+        fs::copy(dist().join("containerd-shim-runx-v1"), directory.join("containerd-shim-runx-v1"))
+            .expect("copy the shim");
+        write(&directory.join("mark"), mark, 0o644);
+    }
+
+    /// Every file below a directory of the machine with its mode and content, links with where they lead.
+    pub fn files(&self, below: &str) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+        fn walk(path: &Path, out: &mut BTreeMap<PathBuf, (u32, Vec<u8>)>) {
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let Ok(found) = fs::symlink_metadata(&path) else { continue };
+                let content = if found.is_symlink() {
+                    fs::read_link(&path).unwrap_or_default().into_os_string().into_encoded_bytes()
+                } else {
+                    fs::read(&path).unwrap_or_default()
+                };
+                out.insert(path.clone(), (found.permissions().mode(), content));
+                if found.is_dir() {
+                    walk(&path, out);
+                }
+            }
+        }
+        let mut out = BTreeMap::new();
+        walk(&self.root().join(below), &mut out);
+        out
+    }
+
+    /// All that an installer could change: containerd's files, and the places of programs and state.
+    pub fn changeable(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+        let mut all = self.files("etc");
+        all.extend(self.files("opt"));
+        all.extend(self.files("var/lib").into_iter().filter(|(path, _)| path.to_string_lossy().contains("runx/")));
+        all
+    }
+
+    /// Imports the image of pods.
+    ///
+    /// # Panics
+    /// When containerd does not take it.
+    pub fn import_image(&self) {
+        let rootfs = self.path().join("rootfs");
+        fs::create_dir_all(&rootfs).expect("make a directory");
+        fill_rootfs(&rootfs);
+        let archive = self.root().join("tmp/image.tar");
+        image::write(&archive, PAUSE, &rootfs, &["/bin/sleep", "2147483647"]);
+        let mut command = Command::new("nsenter");
+        command.args(&self.enter()[1..]).args(["ctr", "-n", "k8s.io", "images", "import", "/tmp/image.tar"]);
+        run(&mut command).ok();
+    }
+
+    /// Runs a pod in the host's network by a handler.
+    ///
+    /// # Panics
+    /// When containerd refuses.
+    #[track_caller]
+    pub fn run_pod(&self, name: &str, handler: &str) -> String {
+        let namespaces = api::NamespaceOption { network: api::NamespaceMode::Node as i32, ..Default::default() };
+        let config = api::PodSandboxConfig {
+            metadata: Some(api::PodSandboxMetadata {
+                name: name.into(),
+                uid: name.into(),
+                namespace: "test".into(),
+                attempt: 0,
+            }),
+            log_directory: "/tmp".into(),
+            linux: Some(api::LinuxPodSandboxConfig {
+                cgroup_parent: format!("/{}", self.name()),
+                security_context: Some(api::LinuxSandboxSecurityContext {
+                    namespace_options: Some(namespaces),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let request = api::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.into() };
+        self.client().run_pod_sandbox(request).expect("run a pod").pod_sandbox_id
+    }
+
+    /// Whether a pod runs.
+    pub fn pod_is_ready(&self, id: &str) -> bool {
+        let request = api::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
+        let status = self.client().pod_sandbox_status(request).expect("look at a pod");
+        status.status.expect("it has one").state == api::PodSandboxState::SandboxReady as i32
+    }
+
+    /// Removes a pod.
+    ///
+    /// # Panics
+    /// When containerd refuses.
+    #[track_caller]
+    pub fn remove_pod(&self, id: &str) {
+        let client = self.client();
+        client.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: id.into() }).expect("stop a pod");
+        client.remove_pod_sandbox(api::RemovePodSandboxRequest { pod_sandbox_id: id.into() }).expect("remove a pod");
+    }
+
+    /// A name that nothing else has, for cgroups.
+    pub fn name(&self) -> String {
+        self.path().file_name().expect("it has a name").to_string_lossy().into_owned()
+    }
+
+    /// The processes in the machine, but for the one that holds it.
+    fn processes(&self) -> Vec<i32> {
+        let Ok(namespace) = fs::read_link(format!("/proc/{}/ns/mnt", self.holder.id())) else { return Vec::new() };
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let within = |pid: &i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|of| of == namespace);
+        pids.filter(|pid| *pid != self.holder.id() as i32).filter(within).collect()
+    }
+
+    /// Fails the test if anything but containerd runs in the machine.
+    ///
+    /// # Panics
+    /// With what does.
+    #[track_caller]
+    pub fn assert_only_containerd(&self) {
+        eventually("only containerd runs", || self.processes().len() <= 1);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // What the script starts next would not be seen.
+        let lock = fs::File::create(self.path().join("restart.lock")).ok();
+        let _lock = lock.and_then(|file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).ok());
+        for _ in 0..100 {
+            let processes = self.processes();
+            if processes.is_empty() {
+                break;
+            }
+            for pid in processes {
+                // SAFETY: only a signal, to a process in the namespace that is ours alone.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        crate::shim::remove_group(&self.name());
+    }
+}
+
+/// Requests that came to a cluster's API, and what it answers.
+#[derive(Debug)]
+pub struct Cluster {
+    address: String,
+    labels: Arc<Mutex<Vec<Value>>>,
+    refuses: Arc<Mutex<bool>>,
+    account: TempDir,
+}
+
+impl Cluster {
+    /// An API that takes labels.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = format!("http://{}", listener.local_addr().expect("it has an address"));
+        let account = TempDir::with_prefix("runx-account-").expect("make a directory");
+        fs::write(account.path().join("token"), "secret\n").expect("write a token");
+        let this = Self { address, labels: Arc::default(), refuses: Arc::default(), account };
+        let (labels, refuses) = (this.labels.clone(), this.refuses.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let refuse = *refuses.lock().expect("no test panics here");
+                let mut reader = BufReader::new(stream);
+                let (mut first, mut length, mut allowed) = (String::new(), 0, false);
+                let _ = reader.read_line(&mut first);
+                loop {
+                    let mut line = String::new();
+                    if reader.read_line(&mut line).unwrap_or(0) <= 2 {
+                        break;
+                    }
+                    let lower = line.to_ascii_lowercase();
+                    if let Some(value) = lower.strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap_or(0);
+                    }
+                    allowed |= lower.trim() == "authorization: bearer secret";
+                }
+                let mut body = vec![0; length];
+                let _ = reader.read_exact(&mut body);
+                let right = first.starts_with("PATCH /api/v1/nodes/one HTTP/1.1") && allowed;
+                let (status, text) = match (right, refuse) {
+                    (true, false) => ("200 OK", "{}".to_owned()),
+                    (true, true) => ("403 Forbidden", r#"{"message": "not this one"}"#.to_owned()),
+                    (false, _) => ("400 Bad Request", format!("{{\"message\": \"{}\"}}", first.trim())),
+                };
+                if right && !refuse {
+                    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+                    labels.lock().expect("no test panics here").push(value["metadata"]["labels"].clone());
+                }
+                let answer =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+                let _ = reader.get_mut().write_all(answer.as_bytes());
+            }
+        });
+        this
+    }
+
+    /// The installer's flags for it.
+    pub fn flags(&self) -> Vec<String> {
+        let account = self.account.path().to_string_lossy();
+        ["--node-name", "one", "--api", &self.address, "--account", &account].map(str::to_owned).to_vec()
+    }
+
+    /// Whether it refuses from now on.
+    ///
+    /// # Panics
+    /// Never, unless its thread did.
+    pub fn refuse(&self, on: bool) {
+        *self.refuses.lock().expect("no test panics here") = on;
+    }
+
+    /// What became of one label, in the order of requests.
+    ///
+    /// # Panics
+    /// Never, unless its thread did.
+    pub fn label(&self, name: &str) -> Vec<Value> {
+        let all = self.labels.lock().expect("no test panics here");
+        all.iter().filter_map(|labels| labels.get(name).cloned()).collect()
+    }
+}
