@@ -227,9 +227,6 @@ fn roll_back(node: &Node, journal: &mut Journal) -> Result<()> {
     };
     let restored = node.restart(journal, "rollback").and_then(|()| node.verify(was_ours, &[]));
     if let Err(e) = restored {
-        journal.reason =
-            Some(format!("{reason}; and containerd does not come up with its former configuration: {e:#}"));
-        store.save(journal)?;
         // The one thing left to tell others.
         let _ = node.label(&[(READY, Some("failed"))]);
         return Err(anyhow!(

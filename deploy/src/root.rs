@@ -186,7 +186,11 @@ impl Root {
                 continue;
             }
             let place = self.place(&at)?;
-            fs::create_dir(place.path())?;
+            match fs::create_dir(place.path()) {
+                // By somebody else, just now.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.is_directory(&at) => continue,
+                done => done?,
+            }
             fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755))?;
             place.sync()?;
             made.push(at.clone());

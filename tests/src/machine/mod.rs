@@ -150,6 +150,10 @@ impl Machine {
         let _ = BufReader::new(holder.stdout.take().expect("it is piped")).read_line(&mut line);
         let this = Self { directory, holder, package: package.clone() };
         assert_eq!(line, "ready\n", "the machine's root is not made");
+        // Pods get copies.
+        for name in ["hosts", "resolv.conf"] {
+            write(&this.root().join("etc").join(name), "", 0o644);
+        }
         if let Some(config) = config {
             write(&this.root().join(CONFIG), config, 0o640);
         }
@@ -174,7 +178,7 @@ if [ -s '{at}/pid' ]; then
     : >'{at}/pid'
 fi
 rm -f '{at}/root/run/containerd/containerd.sock'
-if [ -e '{at}/sabotage' ] && grep -qs runx '{at}/root/etc/containerd/config.toml' '{at}'/root/etc/containerd/*/*.toml; then
+if [ -e '{at}/sabotage' ] && grep -qs 'runtimes.runx' '{at}/root/etc/containerd/config.toml' '{at}'/root/etc/containerd/*/*.toml; then
     exit 1
 fi
 config=
