@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::config::{self, Dump, Handler, Imports, warnings};
+use crate::config::{self, Dump, Handler, Imports, Options, warnings};
 use crate::distribution::Distribution;
 use crate::host::Output;
 use crate::journal::Journal;
@@ -234,12 +234,13 @@ pub(crate) fn make(node: &Node, version: &Version, journal: &Journal) -> Result<
     if before.dump.handler(&node.handler).is_some() {
         return Err(config::Error::Foreign { handler: node.handler.clone() }.into());
     }
-    let handler = Handler {
-        name: node.handler.clone(),
-        runtime_type: version.runtime_type(),
-        shim: node.stage().shim().to_string_lossy().into_owned(),
-        systemd_cgroup: before.dump.systemd_cgroup(),
+    let shim = node.stage().shim().to_string_lossy().into_owned();
+    let options = match (before.dump.systemd_cgroup(), version.passes_options()) {
+        (false, _) => Options::None,
+        (true, true) => Options::SystemdCgroup,
+        (true, false) => Options::File(node.stage().options().to_string_lossy().into_owned()),
     };
+    let handler = Handler { name: node.handler.clone(), runtime_type: version.runtime_type(&shim), shim, options };
     let mut block = config::tables(&handler, config_version);
     // Before 2.0, handlers that are nowhere written down are gone when the first one is.
     for _ in 0..2 {

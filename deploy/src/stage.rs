@@ -26,6 +26,9 @@ pub(crate) const SHIM: &str = "containerd-shim-runx-v1";
 /// The link to the set that new pods get.
 pub(crate) const CURRENT: &str = "current";
 
+/// Beside the programs: see [`Stage::options`].
+const OPTIONS: &str = "systemd-cgroup.toml";
+
 const VERSIONS: &str = "versions";
 
 /// A set that is being copied.
@@ -159,6 +162,9 @@ impl<'a> Stage<'a> {
 
     /// Whether a set is on the node, with all of its files.
     fn has(&self, programs: &Programs, directory: &Path) -> Result<bool> {
+        if !self.root.exists(&directory.join(OPTIONS)) {
+            return Ok(false);
+        }
         for (name, digest) in &programs.files {
             let path = directory.join(name);
             let Some(file) = self.root.open_file(&path).with_context(|| format!("open {}", path.display()))? else {
@@ -186,6 +192,9 @@ impl<'a> Stage<'a> {
                 let path = new.join(name);
                 self.root.write(&path, &bytes, 0o755, None).with_context(|| format!("write {}", path.display()))?;
             }
+            let path = new.join(OPTIONS);
+            let text = b"SystemdCgroup = true\n";
+            self.root.write(&path, text, 0o644, None).with_context(|| format!("write {}", path.display()))?;
             if !self.has(programs, &new)? {
                 bail!("the programs in {} are not what was copied: look at the node's disk", new.display());
             }
@@ -297,6 +306,11 @@ impl<'a> Stage<'a> {
             }
         }
         Ok(left)
+    }
+
+    /// A file with the options of a shim whose cgroups are made by systemd, for containerds that pass nothing else.
+    pub(crate) fn options(&self) -> PathBuf {
+        self.directory.join(CURRENT).join(OPTIONS)
     }
 
     /// The shim, by the path that stays the same.

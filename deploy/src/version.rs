@@ -37,10 +37,20 @@ impl Version {
         self.major >= 2
     }
 
-    /// The type that lets this containerd ask the shim for its features: 2.0 and 2.1 ask only those of runc's type, and
-    /// without features there are no pods with users of their own.
-    pub(crate) fn runtime_type(&self) -> &'static str {
-        if self.major == 2 && self.minor < 2 { "io.containerd.runc.v2" } else { "io.containerd.runx.v1" }
+    /// The type of a runtime whose shim is at a path. 2.0 and 2.1 ask only those of runc's type for their features, and
+    /// without them there are no pods with users of their own. Before 1.7 CRI does not look at the path (containerd's issue
+    /// 8207), and a path as the type is what it takes.
+    pub(crate) fn runtime_type(&self, shim: &str) -> String {
+        match (self.major, self.minor) {
+            (..=1, ..=6) => shim.to_owned(),
+            (2, 0 | 1) => "io.containerd.runc.v2".to_owned(),
+            _ => "io.containerd.runx.v1".to_owned(),
+        }
+    }
+
+    /// Whether options of types that containerd does not know reach the shim. Before 1.7 only the name of a file does.
+    pub(crate) fn passes_options(&self) -> bool {
+        (self.major, self.minor) >= (1, 7)
     }
 
     /// The version of a new configuration, which this containerd and all later ones read.

@@ -163,14 +163,19 @@ fn the_handler_has_the_kubelets_cgroup_driver_and_the_annotations() {
             started(&package, "systemd", Some(&usual(2, "").replace("SystemdCgroup = false", "SystemdCgroup = true")));
         machine.node(&["install"]).ok();
         let text = machine.read(CONFIG);
-        assert_eq!(text.matches("SystemdCgroup = true").count(), 2, "{text}");
+        if package.version < (1, 7) {
+            assert!(text.contains("ConfigPath = \"/opt/runx/current/systemd-cgroup.toml\""), "{text}");
+            assert_eq!(machine.read("opt/runx/current/systemd-cgroup.toml"), "SystemdCgroup = true\n");
+        } else {
+            assert_eq!(text.matches("SystemdCgroup = true").count(), 2, "{text}");
+        }
         assert!(text.contains("pod_annotations = [\"runx.dev/*\"]"), "{text}");
         assert!(text.contains("runtime_path = \"/opt/runx/current/containerd-shim-runx-v1\""), "{text}");
-        // 2.0 and 2.1 ask only runtimes of this type for what they can do.
-        let kind = if (2, 0) <= package.version && package.version < (2, 2) {
-            "io.containerd.runc.v2"
-        } else {
-            "io.containerd.runx.v1"
+        // 2.0 and 2.1 ask only runtimes of runc's type for what they can do, and 1.6 takes a path only so.
+        let kind = match package.version {
+            (1, ..=6) => "/opt/runx/current/containerd-shim-runx-v1",
+            (2, 0 | 1) => "io.containerd.runc.v2",
+            _ => "io.containerd.runx.v1",
         };
         assert!(text.contains(&format!("runtime_type = \"{kind}\"\n  runtime_path")), "{text}");
         assert_eq!(

@@ -92,11 +92,11 @@ fn take_out(document: &mut DocumentMut, version: i64, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Handler, runtimes, tables};
+    use crate::config::{Handler, Options, runtimes, tables};
 
     fn block() -> String {
-        let shim = "/s".into();
-        tables(&Handler { name: "runx".into(), runtime_type: "io.containerd.runx.v1", shim, systemd_cgroup: true }, 2)
+        let (runtime_type, shim) = ("io.containerd.runx.v1".into(), "/s".into());
+        tables(&Handler { name: "runx".into(), runtime_type, shim, options: Options::SystemdCgroup }, 2)
     }
 
     #[test]

@@ -54,11 +54,22 @@ pub(crate) struct Handler {
     /// The name that a RuntimeClass has as its handler.
     pub(crate) name: String,
     /// containerd's type of it.
-    pub(crate) runtime_type: &'static str,
+    pub(crate) runtime_type: String,
     /// The shim, by a path that stays the same over upgrades.
     pub(crate) shim: String,
-    /// Whether the kubelet has its cgroups made by systemd.
-    pub(crate) systemd_cgroup: bool,
+    /// What the shim is told.
+    pub(crate) options: Options,
+}
+
+/// Options of the shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Options {
+    /// None: cgroups are made by runx.
+    None,
+    /// The kubelet has its cgroups made by systemd.
+    SystemdCgroup,
+    /// The same, in a file.
+    File(String),
 }
 
 /// The key of CRI's table in a configuration of a version.
@@ -119,11 +130,16 @@ pub(crate) fn tables(handler: &Handler, version: i64) -> String {
     let table = format!("plugins.{}.containerd.runtimes.{}", key(plugin(version)), key(&handler.name));
     let mut text = format!(
         "[{table}]\n  runtime_type = {}\n  runtime_path = {}\n  pod_annotations = [\"runx.dev/*\"]\n",
-        quoted(handler.runtime_type),
+        quoted(&handler.runtime_type),
         quoted(&handler.shim)
     );
-    if handler.systemd_cgroup {
-        text.push_str(&format!("  [{table}.options]\n    SystemdCgroup = true\n"));
+    match &handler.options {
+        Options::None => {}
+        Options::SystemdCgroup => text.push_str(&format!("  [{table}.options]\n    SystemdCgroup = true\n")),
+        Options::File(path) => text.push_str(&format!(
+            "  [{table}.options]\n    TypeUrl = \"runtimeoptions.v1.Options\"\n    ConfigPath = {}\n",
+            quoted(path)
+        )),
     }
     text
 }
@@ -147,12 +163,12 @@ mod tests {
     fn tables_are_for_the_version() {
         let mut handler = Handler {
             name: "runx".into(),
-            runtime_type: "io.containerd.runx.v1",
+            runtime_type: "io.containerd.runx.v1".into(),
             shim: "/opt/runx/current/containerd-shim-runx-v1".into(),
-            systemd_cgroup: false,
+            options: Options::None,
         };
         for version in 1..=4 {
-            handler.systemd_cgroup = version % 2 == 0;
+            handler.options = if version % 2 == 0 { Options::SystemdCgroup } else { Options::None };
             let (document, _) = parse("c", &tables(&handler, version)).unwrap();
             let runx = &runtimes(&document, version).unwrap()["runx"];
             assert_eq!(runx["runtime_path"].as_str(), Some("/opt/runx/current/containerd-shim-runx-v1"));
