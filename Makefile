@@ -51,9 +51,9 @@ build:
 	@echo "== Building what runs WASM components"
 	cargo build --release --locked -p runx-wasm-host
 	install -C -m 755 $(RELEASE)/runx-wasm-host $(DIST)/
-	@echo "== Building the agent and the pool's server"
-	cargo build --release --locked -p runx-agent -p runx-pool-server
-	install -C -m 755 $(RELEASE)/runx-agent $(RELEASE)/runx-pool-server $(DIST)/
+	@echo "== Building the agent, the pool's server and the node's installer"
+	cargo build --release --locked -p runx-agent -p runx-pool-server -p runx-node
+	install -C -m 755 $(RELEASE)/runx-agent $(RELEASE)/runx-pool-server $(RELEASE)/runx-node $(DIST)/
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/

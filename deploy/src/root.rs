@@ -210,7 +210,9 @@ impl Root {
         let write = || {
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             file.write_all(bytes)?;
-            if let Some(like) = like {
+            let made = file.metadata()?;
+            // Root's own file to root needs no right to, and a pod has none.
+            if let Some(like) = like.filter(|like| (like.uid(), like.gid()) != (made.uid(), made.gid())) {
                 std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
             }
             let mode = like.map_or(mode, |like| like.mode() & 0o7777);

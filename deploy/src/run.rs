@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::arguments::Arguments;
 use crate::http::{self, Answer};
-use crate::install::{self, install};
+use crate::install::{Done, install};
 use crate::journal::State;
 use crate::node::Node;
 use crate::stage::Programs;
@@ -40,6 +40,8 @@ struct Shared {
 struct Texts {
     /// Why it is not ready.
     reason: String,
+    /// Why the last installation failed, if it did.
+    failure: Option<String>,
     metrics: String,
     repairs: u64,
 }
@@ -111,59 +113,51 @@ fn watch(node: &Node, programs: &Path, interval: Duration, signals: &SigSet, sha
     let mut why = "install";
     loop {
         let done = Programs::read(programs).and_then(|programs| install(node, &programs, why, false));
-        let wait = match done {
+        let mut wait = interval;
+        let failed = match done {
             Ok(done) => {
                 tell(done);
                 retry = RETRY;
-                interval
+                shared.texts().failure = None;
+                false
             }
             Err(e) => {
                 log::error!("{e:#}");
-                not_ready(node, shared, &format!("{e:#}"));
-                let wait = retry;
+                wait = retry;
                 retry = (retry * 2).min(LONGEST_RETRY);
-                wait
+                shared.texts().failure = Some(format!("{e:#}"));
+                true
             }
         };
-        // Until there is something to do.
-        let mut wait = wait;
-        loop {
-            let status = look(node, shared);
+        why = loop {
+            look(node, shared);
             if told_to_end(signals, wait)? {
                 log::info!("told to end: runx stays installed");
                 return Ok(());
             }
-            let status = match status {
-                Ok(status) => status,
-                Err(e) => {
-                    log::error!("{e:#}");
-                    continue;
-                }
-            };
-            if status.state != State::Installed {
-                why = "install";
-                break;
+            wait = interval;
+            if failed {
+                break why;
             }
-            let Some(drift) = look(node, shared)?.drift else {
-                wait = interval;
-                continue;
-            };
+            let Some(status) = look(node, shared) else { continue };
+            if status.state != State::Installed {
+                break "install";
+            }
+            let Some(drift) = status.drift else { continue };
             repairs.retain(|at| at.elapsed() < REPAIRS_IN);
             if repairs.len() >= REPAIRS {
                 log::error!("{drift}; it was repaired {REPAIRS} times within an hour, and is left alone now");
-                wait = interval;
                 continue;
             }
             log::warn!("{drift}: installing again");
             repairs.push(Instant::now());
             shared.texts().repairs += 1;
-            why = "drift";
-            break;
-        }
+            break "drift";
+        };
     }
 }
 
-fn tell(done: install::Done) {
+fn tell(done: Done) {
     match (done.restarted, done.programs) {
         (true, _) => log::info!("installed; containerd was restarted"),
         (false, true) => log::info!("upgraded; containerd was not restarted"),
@@ -171,25 +165,25 @@ fn tell(done: install::Done) {
     }
 }
 
-fn not_ready(node: &Node, shared: &Shared, reason: &str) {
-    shared.ready.store(false, Ordering::Relaxed);
-    shared.texts().reason = reason.to_owned();
-    let _ = look(node, shared);
-}
-
 /// Looks at the node, and lets others know.
-fn look(node: &Node, shared: &Shared) -> Result<Status> {
-    let status = Status::of(node)?;
-    let well = status.is_well();
+fn look(node: &Node, shared: &Shared) -> Option<Status> {
+    let status = Status::of(node);
     let mut texts = shared.texts();
-    if let Some(drift) = &status.drift {
-        texts.reason.clone_from(drift);
-    }
+    let status = match status {
+        Ok(status) => status,
+        Err(e) => {
+            log::error!("{e:#}");
+            texts.reason = format!("{e:#}");
+            shared.ready.store(false, Ordering::Relaxed);
+            return None;
+        }
+    };
+    let reason = texts.failure.clone().or_else(|| status.drift.clone());
+    shared.ready.store(reason.is_none() && status.is_well(), Ordering::Relaxed);
+    texts.reason = reason.unwrap_or_else(|| format!("it is {}", status.state.name()));
     let mut metrics = Metrics(status.metrics(node));
     metrics.family("runx_node_repairs_total", "counter", "How often drift was repaired since this process began.");
     metrics.sample("runx_node_repairs_total", &[], texts.repairs);
     texts.metrics = metrics.0;
-    drop(texts);
-    shared.ready.store(well, Ordering::Relaxed);
-    Ok(status)
+    Some(status)
 }

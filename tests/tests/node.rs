@@ -679,3 +679,103 @@ fn flags_that_are_wrong_are_refused_before_anything_is_done() {
     assert!(!machine.root().join("opt/runx").exists() && !machine.root().join("var/lib/runx").exists());
     assert!(!Path::new("/opt/runx").exists());
 }
+
+/// A containerd that systemd runs, and that does not start with a file named `sabotage` beside it and runx in its files.
+struct Service {
+    directory: tempfile::TempDir,
+    unit: String,
+}
+
+impl Service {
+    fn start() -> Self {
+        let directory = tempfile::TempDir::with_prefix("runx-node-").expect("make a directory");
+        let at = directory.path().display().to_string();
+        let unit = format!(
+            "{}.service",
+            directory.path().file_name().expect("it has a name").to_string_lossy().to_lowercase()
+        );
+        let config = format!(
+            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\n[grpc]\n  address = \"{at}/c.sock\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n  \
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n    SystemdCgroup = true\n"
+        );
+        fs::write(directory.path().join("config.toml"), config).expect("write the configuration");
+        let text = format!(
+            "[Service]\nType=notify\nDelegate=yes\nKillMode=process\nStartLimitIntervalSec=0\n\
+             ExecStartPre=/bin/sh -c '! [ -e {at}/sabotage ] || ! grep -q runtimes.runx {at}/config.toml'\n\
+             ExecStart=/usr/bin/containerd --config {at}/config.toml\n"
+        );
+        fs::write(Path::new("/run/systemd/system").join(&unit), text).expect("write the unit");
+        let this = Self { directory, unit };
+        this.systemctl(&["daemon-reload"]);
+        this.systemctl(&["start", &this.unit]);
+        this
+    }
+
+    fn systemctl(&self, words: &[&str]) -> String {
+        runx_tests::command::run(std::process::Command::new("systemctl").args(words)).ok().stdout
+    }
+
+    /// When it was started, by systemd's word.
+    fn since(&self) -> String {
+        self.systemctl(&["show", "--property", "ActiveEnterTimestampMonotonic", &self.unit])
+    }
+
+    /// The installer as a pod has it: root, but without any capability and without new ones.
+    fn node(&self, words: &[&str]) -> runx_tests::command::Done {
+        let at = |name: &str| self.directory.path().join(name).to_string_lossy().into_owned();
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
+        command.arg(runx_tests::dist().join("runx-node")).arg(words[0]);
+        let paths =
+            [("containerd-config", "config.toml"), ("socket", "c.sock"), ("state-dir", "node"), ("install-dir", "opt")];
+        for (flag, name) in paths {
+            command.arg(format!("--{flag}")).arg(at(name));
+        }
+        command.args(["--containerd", "/usr/bin/containerd"]);
+        if words[0] != "status" {
+            command.args(["--unit", &self.unit]);
+        }
+        if words[0] == "install" {
+            command.arg("--programs").arg(at("programs"));
+        }
+        runx_tests::command::run(command.args(&words[1..]))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("systemctl").args(["stop", &self.unit]).output();
+        let _ = fs::remove_file(Path::new("/run/systemd/system").join(&self.unit));
+        let _ = std::process::Command::new("systemctl").args(["reset-failed", &self.unit]).output();
+        let _ = std::process::Command::new("systemctl").arg("daemon-reload").output();
+    }
+}
+
+#[test]
+fn by_systemd_it_is_installed_rolled_back_and_taken_away_without_any_capability() {
+    runx_tests::needs_systemd!();
+    needs_machine!();
+    let service = Service::start();
+    machine::write_programs(&service.directory.path().join("programs"), "one");
+    let config = service.directory.path().join("config.toml");
+    let before = fs::read(&config).expect("read the configuration");
+    fs::write(service.directory.path().join("sabotage"), "").expect("write a file");
+    service.node(&["install"]).fails(1, &["its configuration was restored", "\"failed\""]);
+    assert_eq!(fs::read(&config).expect("read the configuration"), before);
+    fs::remove_file(service.directory.path().join("sabotage")).expect("remove a file");
+
+    let since = service.since();
+    service.node(&["install"]).ok();
+    let installed = service.since();
+    assert_ne!(installed, since);
+    assert_eq!(service.node(&["status"]).ok().code, 0);
+    service.node(&["install"]).ok();
+    assert_eq!(service.since(), installed);
+    service.node(&["uninstall"]).ok();
+    assert_ne!(service.since(), installed);
+    assert_eq!(fs::read(&config).expect("read the configuration"), before);
+    assert!(!service.directory.path().join("opt").exists() && !service.directory.path().join("node").exists());
+    let units = service.systemctl(&["list-units", "--all", "--plain", "--no-legend", "runx-node-*"]);
+    assert!(!units.lines().any(|line| !line.contains(&service.unit)), "{units}");
+}

@@ -96,6 +96,17 @@ fn write(path: &Path, text: &str, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set its mode");
 }
 
+/// Programs that say who they are and nothing else.
+///
+/// # Panics
+/// When they cannot be written.
+pub fn write_programs(directory: &Path, mark: &str) {
+    let _ = fs::remove_dir_all(directory);
+    let shim = format!("#!/bin/sh\n# {mark}\necho containerd-shim-runx-v1:\n");
+    write(&directory.join("containerd-shim-runx-v1"), &shim, 0o755);
+    write(&directory.join("runx"), mark, 0o755);
+}
+
 impl Machine {
     /// Makes one with a main file of containerd's, or without any, and starts containerd.
     ///
@@ -311,19 +322,12 @@ exit 1
         run(&mut self.command(words))
     }
 
-    /// Puts programs where the installer takes them from: ones that say who they are and nothing else.
+    /// Puts programs where the installer takes them from.
     ///
     /// # Panics
     /// When that is not possible.
     pub fn set_programs(&self, mark: &str) {
-        let directory = self.path().join("programs");
-        let _ = fs::remove_dir_all(&directory);
-        write(
-            &directory.join("containerd-shim-runx-v1"),
-            &format!("#!/bin/sh\n# {mark}\necho containerd-shim-runx-v1:\n"),
-            0o755,
-        );
-        write(&directory.join("runx"), mark, 0o755);
+        write_programs(&self.path().join("programs"), mark);
     }
 
     /// Puts the programs under test there.
