@@ -2,14 +2,21 @@
 //! (/run/systemd/private): one call after the other, and the one signal that tells that a job has ended.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CALL: u8 = 1;
 const REPLY: u8 = 2;
 const ERROR: u8 = 3;
 const SIGNAL: u8 = 4;
+
+/// How long a first message may be without an answer until another one is sent, and how many there are.
+const WAKE: Duration = Duration::from_millis(250);
+const WAKES: u32 = 80;
 
 /// The largest message that is accepted, in bytes.
 const LIMIT: usize = 1 << 20;
@@ -169,7 +176,35 @@ impl Bus {
             ));
         }
         stream.get_mut().write_all(b"BEGIN\r\n")?;
-        Ok(Self { stream, serial: 0, signals: Vec::new() })
+        let mut this = Self { stream, serial: 0, signals: Vec::new() };
+        this.wake()?;
+        Ok(this)
+    }
+
+    /// systemd may read the first message together with the line that ends the greeting, and then waits for more before it
+    /// looks at either. So the first messages are ones that do not matter, until one is answered.
+    fn wake(&mut self) -> io::Result<()> {
+        for _ in 0..WAKES {
+            self.serial += 1;
+            let ping = encode(self.serial, "/", "org.freedesktop.DBus.Peer", "Ping", "", &Body::default());
+            self.stream.get_mut().write_all(&ping)?;
+            if self.is_readable(WAKE)? {
+                return Ok(());
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "systemd does not answer"))
+    }
+
+    fn is_readable(&self, patience: Duration) -> io::Result<bool> {
+        if !self.stream.buffer().is_empty() {
+            return Ok(true);
+        }
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.stream.get_ref().as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(count) => Ok(count > 0),
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Calls a method and waits for what it answers.
