@@ -26,7 +26,7 @@ const CHANGE: Takers = &[Install, Uninstall, Run];
 const INSTALL: Takers = &[Install, Run];
 
 /// A flag's name, what its value is (`None` for a switch), who takes it, and what it does.
-const FLAGS: [(&str, Option<&str>, Takers, &str); 20] = [
+const FLAGS: [(&str, Option<&str>, Takers, &str); 21] = [
     ("root", Some("DIR"), ALL, "the directory that stands for the node's / (default /)"),
     ("programs", Some("DIR"), INSTALL, "where runx's programs are, outside of --root (default /programs)"),
     ("install-dir", Some("DIR"), ALL, "where they go on the node (default /opt/runx)"),
@@ -45,6 +45,7 @@ const FLAGS: [(&str, Option<&str>, Takers, &str); 20] = [
     ("account", Some("DIR"), CHANGE, "the directory of token and ca.crt (default: what a pod has)"),
     ("listen", Some("ADDRESS"), &[Run], "where /healthz, /readyz and /metrics are (default 0.0.0.0:8090)"),
     ("interval", Some("SECONDS"), &[Run], "how often it looks for drift (default 30)"),
+    ("uninstall", None, &[Run], "take runx away instead, as soon as no pod uses it, and then tell that it is ready"),
     ("force", None, &[Install, Uninstall], "try again what failed twice; take it away from under running pods"),
     ("format", Some("FORMAT"), &[Status], "table or json (default table)"),
 ];

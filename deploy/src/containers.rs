@@ -1,6 +1,6 @@
 //! What runs on the node, as far as its disk tells: the state that shims and the command keep for each container.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -46,14 +46,17 @@ fn kind(annotations: Option<&Value>, config: &Value) -> &'static str {
     if module || annotation("run.oci.handler") == Some("wasm") { "wasm" } else { "native" }
 }
 
-fn has_agent(annotations: Option<&Value>) -> bool {
+/// Whose agent a container has: its own, by its directory, or that of its pod, which the pod's first container gets.
+fn agent(annotations: Option<&Value>, directory: &Path) -> Option<String> {
     let get = |key: &str| annotations.and_then(|it| it.get(key)).and_then(Value::as_str);
-    let sandbox = get("io.kubernetes.cri.container-type") == Some("sandbox");
-    let named = match (get("runx.dev/agent.containers"), get("io.kubernetes.cri.container-name")) {
-        (Some(list), Some(name)) => list.split(',').any(|entry| entry.trim() == name),
-        _ => true,
-    };
-    !sandbox && get("runx.dev/agent") == Some("true") && named
+    if get("runx.dev/agent") != Some("true") || get("io.kubernetes.cri.container-type") == Some("sandbox") {
+        return None;
+    }
+    let own = directory.to_string_lossy().into_owned();
+    match (get("runx.dev/agent.containers"), get("io.kubernetes.cri.container-name")) {
+        (Some(list), Some(name)) => list.split(',').any(|entry| entry.trim() == name).then_some(own),
+        _ => Some(get("io.kubernetes.cri.sandbox-id").map_or(own, str::to_owned)),
+    }
 }
 
 fn json(root: &Root, path: &Path) -> Option<Value> {
@@ -69,6 +72,7 @@ fn directories(root: &Root, path: &Path) -> Vec<PathBuf> {
 /// Counts the containers of a node. Those that go meanwhile are not counted.
 pub(crate) fn count(root: &Root) -> Containers {
     let mut out = Containers::default();
+    let mut agents = BTreeSet::new();
     let mut all = directories(root, Path::new(COMMAND));
     for namespace in directories(root, Path::new(SHIMS)) {
         all.extend(directories(root, &namespace));
@@ -81,8 +85,9 @@ pub(crate) fn count(root: &Root) -> Containers {
         let config = config.and_then(|path| json(root, &path)).unwrap_or_default();
         let of = if root.exists(&directory.join("start")) { "created" } else { "started" };
         *out.counts.entry((kind(annotations, &config), of)).or_default() += 1;
-        out.agents += u64::from(has_agent(annotations));
+        agents.extend(agent(annotations, &directory));
     }
+    out.agents = agents.len() as u64;
     out
 }
 
@@ -142,6 +147,13 @@ mod tests {
             &format!(r#"{{"annotations": {{{agent}}}, "bundle": "/b/one"}}"#),
         );
         put("run/containerd/runx/k8s.io/one/start", "");
+        let first = r#""runx.dev/agent": "true", "io.kubernetes.cri.sandbox-id": "p""#;
+        for name in ["three", "four"] {
+            put(
+                &format!("run/containerd/runx/k8s.io/{name}/state.json"),
+                &format!(r#"{{"annotations": {{{first}}}}}"#),
+            );
+        }
         put("b/one/config.json", r#"{"process": {"args": ["/bin/sh"]}}"#);
         put("run/runx/two/state.json", r#"{"bundle": "/b/two", "annotations": {}}"#);
         put("b/two/config.json", r#"{"process": {"args": ["/app.wasm", "x"]}}"#);
@@ -149,8 +161,13 @@ mod tests {
         put("run/runx/half/other", "");
         let root = Root::open(node.path()).unwrap();
         let found = count(&root);
-        let expected = [(("sandbox", "started"), 1), (("native", "created"), 1), (("wasm", "started"), 1)];
-        assert_eq!(found, Containers { counts: expected.into(), agents: 1 });
+        let expected = [
+            (("sandbox", "started"), 1),
+            (("native", "created"), 1),
+            (("native", "started"), 2),
+            (("wasm", "started"), 1),
+        ];
+        assert_eq!(found, Containers { counts: expected.into(), agents: 2 });
         put("var/lib/runx/wasm/counters", "hits 3\ncompiles 2\nwrong\n");
         put("var/lib/runx/wasm/abc/x.cwasm", "1234");
         put("var/lib/runx/wasm/abc/x.lock", "");

@@ -151,12 +151,9 @@ enum Place {
 }
 
 fn place(distribution: &Distribution, version: &Version, main: &Main, imports: &Imports) -> Result<Place> {
-    if version.merges_imports() {
-        if let Some(path) =
-            distribution.drop_ins.as_ref().map(|it| it.join(DROP_IN)).or_else(|| imports.drop_in(DROP_IN))
-        {
-            return Ok(Place::DropIn(path));
-        }
+    let directory = distribution.drop_ins.as_ref().map(|it| it.join(DROP_IN));
+    if let Some(path) = directory.or_else(|| imports.drop_in(DROP_IN)).filter(|_| version.merges_imports()) {
+        return Ok(Place::DropIn(path));
     }
     if !distribution.generated {
         return Ok(Place::Main);

@@ -16,6 +16,7 @@ use crate::journal::State;
 use crate::node::Node;
 use crate::stage::Programs;
 use crate::status::{Metrics, Status};
+use crate::uninstall::uninstall;
 
 /// How often drift is repaired in a time before it is only told: somebody else wants it otherwise.
 const REPAIRS: usize = 3;
@@ -103,6 +104,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .name("http".into())
         .spawn(move || http::serve(&listener, |path| served.answer(path)))
         .context("start a thread")?;
+    if arguments.has("uninstall") {
+        return take_away(&node, interval, &signals, &shared);
+    }
     let programs = Path::new(arguments.or("programs", "/programs"));
     watch(&node, programs, interval, &signals, &shared)
 }
@@ -154,6 +158,31 @@ fn watch(node: &Node, programs: &Path, interval: Duration, signals: &SigSet, sha
             shared.texts().repairs += 1;
             break "drift";
         };
+    }
+}
+
+/// Takes runx away, and tries until nothing is left.
+fn take_away(node: &Node, interval: Duration, signals: &SigSet, shared: &Shared) -> Result<()> {
+    let mut gone = false;
+    loop {
+        if !gone {
+            let failure = match uninstall(node, false) {
+                Ok(done) if done.left.is_empty() => None,
+                Ok(_) => Some("shims of pods still run: their programs stay until they have ended".to_owned()),
+                Err(e) => Some(format!("{e:#}")),
+            };
+            gone = failure.is_none();
+            match &failure {
+                None => log::info!("uninstalled"),
+                Some(failure) => log::warn!("{failure}"),
+            }
+            shared.texts().failure = failure;
+        }
+        look(node, shared);
+        shared.ready.store(gone, Ordering::Relaxed);
+        if told_to_end(signals, interval)? {
+            return Ok(());
+        }
     }
 }
 

@@ -588,6 +588,19 @@ fn the_daemon_tells_how_it_is_repairs_drift_and_leaves_runx_when_it_ends() {
 }
 
 #[test]
+fn the_daemon_takes_runx_away_when_it_is_asked_to() {
+    needs_machine!();
+    let machine = started(&one_package(), "taken away", Some(&usual(2, "")));
+    machine.node(&["install"]).ok();
+    let mut running = Running::start(&machine, &["--uninstall"]);
+    eventually("it is done", || running.get("/readyz").0 == 200);
+    serves(&machine, false);
+    assert_eq!(machine.read(CONFIG), usual(2, ""));
+    assert!(running.get("/metrics").1.contains("runx_install_state{state=\"absent\"} 1"));
+    assert_eq!(running.end(), Some(0));
+}
+
+#[test]
 fn the_daemon_is_not_ready_while_the_node_is_broken_and_says_why() {
     needs_machine!();
     let machine = started(&one_package(), "broken", Some(&usual(2, "")));
