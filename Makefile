@@ -76,6 +76,8 @@ test:
 	@tests/agent/run --dist $(DIST)
 	@echo "== Kernel and containerd"
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+	@echo "== The chart, by helm"
+	@tests/chart/run
 	@echo "== The pool's server, driven by a client of go-judge"
 	@tests/pool/run --dist $(DIST)
 	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
@@ -128,6 +130,8 @@ soak:
 	RUNX_ROUNDS=10000 tests/agent/run --dist $(DIST) -k many_commands
 	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request
 	RUNX_TERMINALS=200 RUNX_DIRECTORIES=50000 tests/agent/run --dist $(DIST) -k "two_hundred or large_tree"
+	@echo "== The node's installer, killed before each of its steps"
+	RUNX_ROUNDS=1 $(SOAK) --test node -- killed
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 

@@ -1,7 +1,98 @@
 {{- define "runx.labels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "runx.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: runx
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "runx.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- /* The name of the installer's objects. Those of the cluster have the namespace in it, so that two releases do not meet. */}}
+{{- define "runx.installer" -}}
+{{ printf "%s-node" .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "runx.clusterWide" -}}
+{{ printf "%s-%s-node" .Release.Namespace .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "runx.image" -}}
+{{- with .Values.installer.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ default $.Chart.AppVersion .tag }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* Directories of the node by distribution: name, path, type, and whether they are only read. */}}
+{{- define "runx.mounts" -}}
+{{- $rancher := printf "/var/lib/rancher/%s" .Values.installer.distribution -}}
+- {name: programs, path: {{ .Values.installer.installDir }}, type: DirectoryOrCreate}
+- {name: state, path: /var/lib/runx, type: DirectoryOrCreate}
+{{- /* The socket /run/systemd/private is another one after systemd has executed itself again. */}}
+- {name: systemd, path: /run/systemd, type: Directory, readOnly: true}
+- {name: os-release, path: /etc/os-release, type: File, readOnly: true}
+{{- if or (eq .Values.installer.distribution "k3s") (eq .Values.installer.distribution "rke2") }}
+- {name: containerd-config, path: {{ $rancher }}/agent/etc/containerd, type: Directory}
+- {name: containerd-programs, path: {{ $rancher }}/data, type: Directory, readOnly: true}
+- {name: containerd, path: /run/k3s, type: Directory, readOnly: true}
+- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true}
+{{- else if eq .Values.installer.distribution "k0s" }}
+- {name: containerd-config, path: /etc/k0s, type: Directory}
+- {name: containerd-programs, path: /var/lib/k0s/bin, type: Directory, readOnly: true}
+- {name: containerd, path: /run/k0s, type: Directory, readOnly: true}
+- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true}
+{{- else }}
+- {name: containerd-config, path: /etc/containerd, type: Directory}
+- {name: usr-bin, path: /usr/bin, type: Directory, readOnly: true}
+- {name: usr-local-bin, path: /usr/local/bin, type: Directory, readOnly: true}
+- {name: containerd, path: /run/containerd, type: Directory, readOnly: true}
+{{- if eq .Values.installer.distribution "kind" }}
+- {name: kind, path: /kind, type: Directory, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* A pod of `helm test`: root, kind, image, script and annotations. */}}
+{{- define "runx.testPod" -}}
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ .root.Release.Name }}-test-{{ .kind }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "runx.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: test
+  annotations:
+    helm.sh/hook: test
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+    {{- with .annotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  runtimeClassName: {{ .root.Values.runtimeClass.name }}
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  # The nodes may be installed just now.
+  activeDeadlineSeconds: 300
+  containers:
+    - name: test
+      image: {{ .image | quote }}
+      imagePullPolicy: {{ .root.Values.tests.pullPolicy }}
+      {{- with .script }}
+      command: [sh, -c, {{ . | quote }}]
+      {{- end }}
+      resources:
+        requests: {cpu: 10m, memory: 16Mi}
+        limits: {memory: 128Mi}
+      securityContext:
+        allowPrivilegeEscalation: false
+        runAsNonRoot: true
+        runAsUser: 65534
+        capabilities:
+          drop: [ALL]
+        seccompProfile:
+          type: RuntimeDefault
 {{- end }}

@@ -1,0 +1,197 @@
+"""The chart and the plain manifests: what helm makes of them, without a cluster."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(TOP / "tests/k8s"))
+import tools  # noqa: E402
+
+CHART = TOP / "charts/runx"
+MANIFESTS = TOP / "deploy/manifests"
+GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
+KUBERNETES = "1.36"
+
+# Sets of values, each of which has a file in golden/.
+SETS = {
+    "default": {},
+    "by-hand": {"installer.enabled": "false", "node.configMap": "true", "tests.enabled": "false"},
+    "k3s": {"installer.distribution": "k3s", "tests.enabled": "false"},
+    "rke2": {"installer.distribution": "rke2", "tests.enabled": "false"},
+    "k0s": {"installer.distribution": "k0s", "tests.enabled": "false"},
+    "kind": {"installer.distribution": "kind", "tests.enabled": "false"},
+    "uninstall": {"installer.mode": "uninstall", "tests.enabled": "false", "runtimeClass.create": "false"},
+    "all": {
+        "installer.image.repository": "mirror.example/runx/node", "installer.image.digest": "sha256:" + "a" * 64,
+        "installer.imagePullSecrets[0].name": "pull", "installer.seLinuxOptions.type": "spc_t", "installer.installDir": "/home/runx",
+        "installer.maxUnavailable": "10%", "installer.podLabels.team": "node", "podMonitor.enabled": "true",
+        "prometheusRule.enabled": "true", "dashboard.enabled": "true", "networkPolicy.enabled": "true",
+        "tests.wasmImage": "hello-wasm:1", "runtimeClass.nodeSelector.pool": "sandboxes", "node.handler": "runx-next",
+    },
+}
+
+
+@functools.cache
+def helm_program():
+    return tools.kubectl_and_helm()[1]
+
+
+def helm(*words, check=True):
+    home = tools.cache() / "helm-home"
+    homes = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+    done = subprocess.run([str(helm_program()), *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, env=dict(os.environ, **homes))
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@functools.cache
+def rendered(name):
+    flags = [word for key, value in SETS[name].items() for word in ("--set", f"{key}={value}")]
+    return helm("template", "demo", CHART, "--namespace", "apps", "--kube-version", KUBERNETES, "--api-versions",
+                "monitoring.coreos.com/v1", *flags).stdout
+
+
+def objects(text):
+    return [made for made in yaml.safe_load_all(text) if made]
+
+
+def every_object():
+    for name in SETS:
+        for made in objects(rendered(name)):
+            yield f"{name}: {made['kind']} {made['metadata']['name']}", made
+    for path in sorted(MANIFESTS.glob("*.yaml")):
+        for made in objects(path.read_text()):
+            yield f"{path.name}: {made['kind']} {made['metadata']['name']}", made
+
+
+def test_helm_has_nothing_against_the_chart():
+    helm("lint", "--strict", CHART)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_rendered_is_what_was_looked_at(name):
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("RUNX_GOLDEN") == "write":
+        path.write_text(rendered(name))
+    assert rendered(name) == path.read_text(), f"if it is meant: RUNX_GOLDEN=write tests/chart/run, and look at {path}"
+
+
+def test_kubernetes_knows_every_object_and_every_field():
+    for name, made in every_object():
+        if made["apiVersion"].startswith("monitoring.coreos.com/"):
+            continue
+        kubernetes_validate.validate(made, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("value", [
+    "installer.nosuch=1", "nosuch=1", "installer.image.nosuch=x", "node.nosuch=1", "tests.nosuch=1",
+    "installer.distribution=talos", "installer.mode=remove", "installer.installDir=opt", "installer.installDir=/opt/../etc",
+    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "node.handler=runc",
+    "node.handler=Runx", "runtimeClass.name=A", "podMonitor.interval=soon", "tests.pullPolicy=Sometimes",
+    "installer.tolerations[0].efect=NoSchedule", "runtimeClass.create=perhaps",
+])
+def test_a_value_that_is_wrong_is_refused_by_its_name(value):
+    done = helm("template", "demo", CHART, "--set", value, check=False)
+    assert done.returncode != 0
+    path = re.sub(r"\[\d+\]", "", value.split("=")[0]).split(".")
+    assert path[-1] in done.stderr, done.stderr
+
+
+def test_monitors_need_what_they_are_made_for():
+    for name in ("podMonitor", "prometheusRule"):
+        done = helm("template", "demo", CHART, "--set", f"{name}.enabled=true", check=False)
+        assert done.returncode != 0 and f"{name}.enabled" in done.stderr, done.stderr
+
+
+def test_the_installer_has_no_right_that_it_does_not_need():
+    found = 0
+    for name, made in every_object():
+        if made["kind"] == "DaemonSet":
+            found += 1
+            spec = made["spec"]["template"]["spec"]
+            for field in ("hostPID", "hostNetwork", "hostIPC"):
+                assert not spec.get(field), name
+            [container] = spec["containers"]
+            security = container["securityContext"]
+            assert security["privileged"] is False and security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True and security["capabilities"] == {"drop": ["ALL"]}, name
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            paths = {}
+            for volume in spec["volumes"]:
+                assert set(volume["hostPath"]) == {"path", "type"} and volume["hostPath"]["type"], name
+                assert volume["hostPath"]["path"] not in ("/", "/etc", "/run", "/usr", "/var", "/var/lib"), name
+                paths[volume["name"]] = volume["hostPath"]["path"]
+            mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+            assert set(mounts) == set(paths), name
+            for mount in mounts.values():
+                assert mount["mountPath"] == "/host" + paths[mount["name"]], name
+            writable = {mount["name"] for mount in mounts.values() if not mount.get("readOnly")}
+            assert writable == {"containerd-config", "programs", "state"}, name
+        if made["kind"] == "ClusterRole":
+            assert made["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}], name
+        if made["kind"] == "ServiceAccount":
+            assert made["automountServiceAccountToken"] is False, name
+    assert found > len(SETS) / 2
+
+
+def test_the_policy_is_for_the_account_that_the_daemonset_has():
+    for text in (rendered("default"), "\n---\n".join(path.read_text() for path in sorted(MANIFESTS.glob("*.yaml")))):
+        by_kind = {made["kind"]: made for made in objects(text)}
+        daemonset, policy = by_kind["DaemonSet"], by_kind["ValidatingAdmissionPolicy"]
+        account = f"system:serviceaccount:{daemonset['metadata']['namespace']}:" \
+                  f"{daemonset['spec']['template']['spec']['serviceAccountName']}"
+        [condition] = policy["spec"]["matchConditions"]
+        assert json.dumps(account) in condition["expression"]
+        binding = by_kind["ValidatingAdmissionPolicyBinding"]
+        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+        assert by_kind["ClusterRoleBinding"]["subjects"][0]["name"] == by_kind["ServiceAccount"]["metadata"]["name"]
+
+
+def test_older_clusters_get_no_policy_that_would_refuse_everything():
+    text = helm("template", "demo", CHART, "--kube-version", "1.31").stdout
+    assert not [made for made in objects(text) if made["kind"].startswith("ValidatingAdmission")]
+
+
+def test_pods_of_the_class_go_where_the_installer_is_done():
+    for name, made in every_object():
+        if made["kind"] == "RuntimeClass" and not name.startswith("by-hand"):
+            assert made["scheduling"]["nodeSelector"]["runx.dev/ready"] == "true", name
+
+
+def test_there_is_a_pod_for_each_kind_of_container():
+    pods = {made["metadata"]["name"]: made for made in objects(rendered("all")) if made["kind"] == "Pod"}
+    assert sorted(pods) == ["demo-test-agent", "demo-test-native", "demo-test-wasm"]
+    for pod in pods.values():
+        assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert pod["spec"]["runtimeClassName"] == "runx"
+    assert pods["demo-test-agent"]["metadata"]["annotations"]["runx.dev/agent"] == "true"
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are():
+    served = set(re.findall(r'"(runx_[a-z_]+)"', (TOP / "deploy/src/status.rs").read_text()))
+    served |= set(re.findall(r'"(runx_[a-z_]+)"', (TOP / "deploy/src/run.rs").read_text()))
+    served |= {f"runx_wasm_cache_{name}_total" for name in ("hits", "compiles", "failures", "rejected", "evicted")}
+    texts = [(CHART / "dashboard.json").read_text(), (CHART / "templates/monitoring/prometheusrule.yaml").read_text()]
+    asked = {name for text in texts for name in re.findall(r"\brunx_[a-z_]+", text)}
+    assert asked and asked <= served, asked - served
+
+
+def test_flags_of_the_daemonset_are_flags_of_the_program():
+    flags = re.findall(r'^    \("([a-z-]+)",', (TOP / "deploy/src/arguments.rs").read_text(), re.M)
+    known = {"RUNX_" + flag.upper().replace("-", "_") for flag in flags}
+    for name, made in every_object():
+        if made["kind"] == "DaemonSet":
+            [container] = made["spec"]["template"]["spec"]["containers"]
+            assert {variable["name"] for variable in container["env"]} <= known, name
+            assert container["args"] in (["run"], ["run", "--uninstall"]), name
