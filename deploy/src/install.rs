@@ -99,7 +99,9 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> R
     clock.lap(&mut journal, "plan");
 
     let same = plan.current.as_deref() == Some(&plan.planned);
-    let served = node.status().ok().filter(|status| status.unready.is_none());
+    // Where nothing is to be changed, one that is just starting is waited for, and not restarted.
+    let status = if same && !journal.restart_pending { Some(node.answer()?) } else { node.status().ok() };
+    let served = status.filter(|status| status.unready.is_none());
     let serves = served.as_ref().is_some_and(|status| status.handlers.contains(&node.handler));
     if !same || journal.restart_pending || !serves {
         apply(node, &mut journal, &plan, served.map(|it| it.handlers).unwrap_or_default(), why, force, &mut clock)?;

@@ -159,6 +159,23 @@ impl Node {
         cri::status(&socket).with_context(|| format!("ask containerd at {}", self.socket.display()))
     }
 
+    /// How containerd is, once it answers.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub(crate) fn answer(&self) -> Result<cri::Status> {
+        let end = Instant::now() + self.timeout;
+        loop {
+            match self.status() {
+                Err(e) if Instant::now() > end => {
+                    return Err(e.context(format!("containerd does not answer within {} s", self.timeout.as_secs())));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                done => return done,
+            }
+        }
+    }
+
     /// The running pods of our handler.
     ///
     /// # Errors

@@ -320,6 +320,20 @@ fn a_containerd_that_reads_another_file_is_found_out() {
     serves(&machine, true);
 }
 
+#[test]
+fn a_containerd_that_is_down_is_not_restarted_where_nothing_is_to_be_changed() {
+    needs_machine!();
+    let machine = started(&one_package(), "down", Some(&usual(2, "")));
+    machine.node(&["install"]).ok();
+    let restarts = machine.restarts();
+    machine.stop();
+    machine.node(&["install", "--timeout", "1"]).fails(1, &["containerd does not answer within 1 s"]);
+    assert_eq!(machine.restarts(), restarts);
+    machine.restart();
+    machine.node(&["install"]).ok();
+    assert_eq!(machine.restarts(), restarts + 1, "by the test alone");
+}
+
 /// Kills a command at its steps, one after the other, and lets it be done again.
 fn kill_at_each_step(machine: &Machine, command: &[&str], begin: impl Fn(), end: impl Fn(&str)) {
     let stride = std::env::var_os("RUNX_ROUNDS").map_or(11, |_| 1);

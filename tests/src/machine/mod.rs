@@ -258,6 +258,18 @@ exit 1
         eventually("CRI is there", || self.handlers().is_some());
     }
 
+    /// Stops containerd, as somebody who has forgotten to start it again.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn stop(&self) {
+        let pid = fs::read_to_string(self.path().join("pid")).expect("it was started");
+        let pid: i32 = pid.trim().parse().expect("it runs");
+        // SAFETY: only a signal, to the containerd that the script has started.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        eventually("containerd ends", || !self.processes().contains(&pid));
+    }
+
     /// What containerd wrote.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path().join("log")).unwrap_or_default()
