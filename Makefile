@@ -18,7 +18,7 @@ MEASURED := $(CURDIR)/target/bench
 # For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
 VM_FLAGS ?=
 # What `make test` leaves to `make test-vm`: suites whose promises have little to do with cgroups, systemd or AppArmor.
-VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths attacks_process bad_input checkpoint completion config_file coverage faults go_shim hooks \
+VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths attacks_process bad_input checkpoint completion config_file container_network coverage faults go_shim hooks \
 	mounts namespaces network podman process shim_io soak state wasm)
 
 PREFIX ?= /usr/local
