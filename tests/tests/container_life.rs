@@ -406,6 +406,7 @@ fn several_commands_at_once_agree() {
     let id = containers.background("a", &[], "exit 0");
     containers.container(&["wait", &id]).ok();
     for _ in 0..5 {
+        containers.container(&["wait", &id]).ok();
         let all: Vec<_> = (0..4)
             .map(|_| {
                 let mut command = containers.command(&["container", "start", &id]);

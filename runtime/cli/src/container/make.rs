@@ -10,7 +10,7 @@ use runx_core::spec::Spec;
 
 use super::options::{LogOptions, MountKind, Network, Options};
 use super::record::{Containers, Lock, Record, now, random_id};
-use super::{attach, remove, rootfs, spec, start};
+use super::{attach, remove, rootfs, rootless, spec, start};
 use crate::arguments::Make;
 use crate::oci::foreground::Signals;
 use crate::{Context, Failure, print};
@@ -74,10 +74,9 @@ fn run_new(context: &Context, mut make: Make) -> Result<u8, Failure> {
 /// Makes a container that was not started. Nothing is left when that fails.
 pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Result<(Record, Lock)> {
     let Make { id, mut options, network, log, cidfile, pull, .. } = make;
+    rootless::enter()?;
     configured(context, &mut options, network, log)?;
-    if runx_core::rootless::is_ordinary_user() {
-        super::rootless::check(&options)?;
-    }
+    rootless::check(&options)?;
     if let Some(rootfs) = &options.rootfs {
         options.rootfs = Some(rootfs::given(rootfs)?);
     }

@@ -12,7 +12,7 @@ use super::frames::{self, Kind};
 use super::options::Network;
 use super::record::{Containers, Lock, Record};
 use super::status::{Seen, Status};
-use super::{files, monitor, remove, rootfs, spec, volumes};
+use super::{files, monitor, remove, rootfs, rootless, spec, volumes};
 use crate::arguments::Streams;
 use crate::network::{self, Attached, NetworkOptions};
 use crate::oci::foreground::Signals;
@@ -60,6 +60,7 @@ pub(super) fn start_again(
     id: &str,
     greeting: &[u8],
 ) -> Result<UnixStream, Failure> {
+    rootless::enter()?;
     let begun = Instant::now();
     loop {
         let lock = containers.lock(id)?;

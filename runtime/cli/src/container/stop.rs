@@ -10,7 +10,7 @@ use runx_core::sys::pidfd;
 use super::frames::{self, Kind};
 use super::record::{Containers, NoContainer, Record};
 use super::status::{Seen, Status};
-use super::{each, remove, socket, start};
+use super::{each, remove, rootless, socket, start};
 use crate::oci::signal;
 use crate::{Context, Failure};
 
@@ -259,6 +259,8 @@ impl std::error::Error for Up {}
 
 /// Removes a container that has no processes. Gone already is fine: it may have been made with --rm.
 fn wipe(context: &Context, containers: &Containers, id: &str, volumes: bool, force: bool) -> Result<()> {
+    // Files of an ordinary user's container may have other owners, too.
+    rootless::enter()?;
     let lock = match containers.lock(id) {
         Err(e) if e.is::<NoContainer>() => return Ok(()),
         other => other?,

@@ -16,8 +16,8 @@ use runx_core::spawn::refuse_threads;
 use runx_core::sys::{self, pidfd, process};
 
 use super::record::{Containers, Record};
-use super::rootfs;
 use super::status::Seen;
+use super::{rootfs, rootless};
 use crate::{Context, Failure, message};
 
 /// One side of a copy.
@@ -108,9 +108,11 @@ fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&OwnedFd) -> Res
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         sys::open(path, flags).with_context(|| format!("open the root of container {id:?}, {}", path.display()))
     };
-    if let Some(pid) = seen.pid().filter(|_| seen.status.is_up()) {
+    if let (Some(pid), Some(core)) = (seen.pid().filter(|_| seen.status.is_up()), &seen.core) {
+        crate::oci::exec::enter(core)?;
         return act(&open(Path::new(&format!("/proc/{pid}/root")))?);
     }
+    rootless::enter()?;
     // Nobody starts or removes it meanwhile.
     let lock = containers.lock(&id)?;
     let directory = containers.directory(&id);

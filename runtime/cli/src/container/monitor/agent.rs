@@ -149,6 +149,7 @@ impl Agent {
         let options = ExecOptions {
             stdio: Some([null()?, null()?, null()?]),
             program: Some(workload::clone_program(&self.program)?),
+            entered: crate::container::rootless::has_entered(),
             ..ExecOptions::default()
         };
         let mut process = runtime.exec(container, &self.wish.process(container)?, options)?;

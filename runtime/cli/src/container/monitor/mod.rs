@@ -10,6 +10,7 @@ mod clients;
 mod serve;
 mod streams;
 mod title;
+mod trim;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -27,7 +28,7 @@ use runx_core::sys::{self, pidfd::Exit, process};
 use super::frames::{self, Kind};
 use super::options::{Options, Restart};
 use super::record::{Containers, Identity, Lock, Phase, Record, now};
-use super::{log, remove, socket};
+use super::{log, remove, rootless, socket};
 use crate::oci::foreground::Signals;
 use crate::{Context, message};
 use agent::{Agent, Wish};
@@ -155,7 +156,7 @@ impl Monitor {
         self.clients.tell(Kind::Started, &[]);
         let mut delay = FIRST_DELAY;
         loop {
-            trim();
+            trim::trim();
             let mut log = log::Writer::open(&self.directory, self.options.log).ok();
             let served = serve::serve(&mut self, &mut running, &mut log);
             drop(log);
@@ -184,6 +185,7 @@ impl Monitor {
             stdio,
             systemd_cgroup: self.systemd_cgroup,
             lenient: self.lenient,
+            entered: rootless::has_entered(),
             config: Some(bundle.path().join("config.json")),
             ..CreateOptions::default()
         };
@@ -345,10 +347,4 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn was_out_of_memory(container: &Container) -> bool {
     container.stats().is_ok_and(|stats| stats.memory.is_some_and(|memory| memory.oom_kills > 0))
-}
-
-/// Gives memory back that the caller needed and the monitor does not.
-fn trim() {
-    // SAFETY: malloc_trim takes a number.
-    unsafe { libc::malloc_trim(0) };
 }

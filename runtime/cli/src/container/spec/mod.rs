@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::options::{Network, Options};
 use super::record::{Containers, Record};
+use super::rootless;
 use super::users::{self, User};
 use crate::network::Namespace;
 pub(super) use resources::resources;
@@ -51,6 +52,7 @@ pub(super) fn make(containers: &Containers, record: &Record, rootfs: &Path, netw
     if !runx_core::rootless::is_unprivileged() {
         config["linux"]["cgroupsPath"] = json!(format!("/runx/{}", record.id));
     }
+    rootless::adapt(&mut config);
     devices::add(options, &mut config)?;
     security::add(options, &mut config);
     let mut spec: Spec = serde_json::from_value(config).context("make the container's configuration")?;
