@@ -6,7 +6,7 @@ export PATH := $(CARGO_BIN):$(PATH)
 
 # Where the programs are collected. They have to lie in one directory.
 DIST := $(CURDIR)/target/dist
-PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent runx-pool-server
+PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent runx-image-client runx-pool-server
 
 # Cargo's directory, and its part for this machine. Deferred: rustc may not be there yet.
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -17,9 +17,8 @@ MEASURED := $(CURDIR)/target/bench
 
 # For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
 VM_FLAGS ?=
-# What `make test` leaves to `make test-vm`: suites whose promises have little to do with cgroups, systemd or AppArmor.
-VM_SAMPLE := $(addprefix --without ,attacks_input attacks_paths attacks_process bad_input checkpoint completion config_file container_network coverage faults go_shim hooks \
-	mounts namespaces network podman process shim_io soak state wasm)
+# What `make test` runs of these: the suites whose promises have to do with cgroups, systemd or AppArmor.
+VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri cri_running lsm node_systemd pool rootless runtime seccomp shim systemd task_api
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -51,9 +50,12 @@ build:
 	@echo "== Building what runs WASM components"
 	cargo build --release --locked -p runx-wasm-host
 	install -C -m 755 $(RELEASE)/runx-wasm-host $(DIST)/
-	@echo "== Building the agent, the pool's server and the node's installer"
-	cargo build --release --locked -p runx-agent -p runx-pool-server -p runx-node
-	install -C -m 755 $(RELEASE)/runx-agent $(RELEASE)/runx-pool-server $(RELEASE)/runx-node $(DIST)/
+	@echo "== Building the agent and the pool's server"
+	cargo build --release --locked -p runx-agent -p runx-pool-server
+	install -C -m 755 $(RELEASE)/runx-agent $(RELEASE)/runx-pool-server $(DIST)/
+	@echo "== Building what fetches images, and the node's installer"
+	cargo build --release --locked -p runx-image-client -p runx-node
+	install -C -m 755 $(RELEASE)/runx-image-client $(RELEASE)/runx-node $(DIST)/
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/
@@ -78,6 +80,8 @@ test:
 	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The chart, by helm"
 	@tests/chart/run
+	@echo "== The guide and docker's words, line by line, and a real terminal"
+	@tests/guide/run --dist $(DIST)
 	@echo "== The pool's server, driven by a client of go-judge"
 	@tests/pool/run --dist $(DIST)
 	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
