@@ -110,6 +110,8 @@ bench:
 	@echo "== The pool"
 	cargo build --release --locked -p runx-pool --example pool-bench
 	@scripts/bench_pool.py --dist $(DIST) --programs $(RELEASE) --json $(MEASURED)/pool.json
+	@echo "== Images"
+	@scripts/bench_images.py --dist $(DIST) --json $(MEASURED)/images.json
 	@scripts/report --from $(MEASURED) --to docs
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.

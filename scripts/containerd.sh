@@ -23,7 +23,7 @@ containerd_begin() {
     for program in containerd ctr unshare busybox tar sha256sum; do
         command -v "$program" >/dev/null || die "$program is missing: run scripts/setup demo"
     done
-    for program in runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent runx-pool-server; do
+    for program in runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wasm-compiler runx-agent runx-pool-server runx-image-client; do
         [ -x "$dist/$program" ] || die "$dist/$program is missing: run make build"
     done
     absent=

@@ -62,7 +62,7 @@ fn what_is_exported_has_the_same_digests() {
     let layout = Layout::make(storage.scratch());
     storage.run(&["import", "--name", "team/tool:v1", text(layout.path())]).ok();
     let [archive, dir] = ["out.tar", "out"].map(|name| storage.scratch().join(name));
-    storage.run(&["export", "-o", text(&archive), "team/tool:v1"]).ok();
+    storage.run(&["export", "team/tool:v1", text(&archive)]).ok();
     storage.run(&["export", "--format", "oci-dir", "--output", text(&dir), "tool:v1"]).fails(1, &["no image"]);
     storage.run(&["export", "--format", "oci-dir", "--output", text(&dir), "team/tool:v1"]).ok();
     let digest = |from: &str| {
@@ -101,8 +101,9 @@ fn a_root_filesystem_becomes_an_image() {
     };
     import("from-dir", &tree);
     import("from-tar", &archive);
+    storage.run(&["import", text(&tree), "from-words", "-c", "CMD [\"sh\"]", "-c", "ENV A=b"]).ok();
     let expected = listing(&tree);
-    for name in ["from-dir", "from-tar"] {
+    for name in ["from-dir", "from-tar", "from-words"] {
         assert_eq!(storage.listing(name), expected, "{name}");
         let known: serde_json::Value = serde_json::from_str(&storage.run(&["inspect", name]).ok().stdout).unwrap();
         let run = &known[0]["configuration"]["config"];
@@ -113,7 +114,7 @@ fn a_root_filesystem_becomes_an_image() {
         .fails(1, &["RUN", "not supported"]);
     storage.run(&["import", "/nonexistent"]).fails(1, &["/nonexistent"]);
     storage.run(&["import", "--format", "docker", text(&archive)]).fails(1, &["no archive of docker"]);
-    assert_eq!(storage.images().len(), 2);
+    assert_eq!(storage.images().len(), 3);
     storage.assert_clean();
 }
 
@@ -293,7 +294,19 @@ fn a_wasm_artifact_is_stored_and_is_no_root_filesystem() {
     storage.run(&["mount", "module:v1", text(&target)]).fails(1, &["WebAssembly", "runx wasm run"]);
     image::write_artifact(&archive, "chart:v1", module, ("application/vnd.example.config", "application/x"));
     storage.run(&["import", text(&archive)]).fails(1, &["neither a container's image nor a WASM module"]);
-    storage.run(&["rm", "module:v1"]).ok();
+    // A module's file becomes the same artifact.
+    let file = storage.scratch().join("module.wasm");
+    fs::write(&file, module).unwrap();
+    storage.run(&["import", text(&file), "plain"]).ok();
+    let known: serde_json::Value = serde_json::from_str(&storage.run(&["inspect", "plain"]).ok().stdout).unwrap();
+    assert_eq!((&known[0]["platform"], &known[0]["layers"]), (&stored["platform"], &stored["layers"]));
+    assert_eq!(known[0]["configuration"]["layerDigests"][0], stored["layers"][0]["digest"]);
+    fs::write(&file, b"\0asm\x0d\0\x01\0").unwrap();
+    storage.run(&["import", text(&file), "component"]).ok();
+    assert_eq!(storage.run(&["ls", "-q", "--filter", "platform=wasip2/wasm"]).ok().stdout.lines().count(), 1);
+    fs::write(&file, b"\0asm\x07\0\0\0").unwrap();
+    storage.run(&["import", text(&file), "unknown"]).fails(1, &["version"]);
+    storage.run(&["rm", "module:v1", "plain", "component"]).ok();
     assert!(storage.content().is_empty(), "{:?}", storage.content());
     storage.assert_clean();
 }

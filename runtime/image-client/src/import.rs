@@ -57,7 +57,16 @@ pub(crate) fn import(store: &Store, options: &Options, progress: &Progress) -> R
             }
         };
     }
-    let (file, compression) = source::open(&options.source, store)?;
+    let (file, magic) = source::open(&options.source, store)?;
+    let compression = Compression::of(&magic);
+    if magic == source::MAGIC {
+        ensure!(
+            options.changes.is_empty() && options.format.is_none(),
+            "{} is a WASM module, which --change and --format have no meaning for",
+            options.source.display()
+        );
+        return Ok(vec![source::import_module(&ingest, file, importer.names())?]);
+    }
     if options.format == Some(Format::Rootfs) {
         return importer.tarball(file, compression);
     }

@@ -93,7 +93,7 @@ const IMPORT: &[Flag] = &[
 ];
 
 const EXPORT: &[Flag] = &[
-    option("output", Some('o'), "FILE", "where to (default: standard output)"),
+    option("output", Some('o'), "FILE", "where to (default: the last word, or standard output if there is one word)"),
     option("format", None, "FORMAT", "oci-archive (default) or oci-dir"),
 ];
 
@@ -134,9 +134,9 @@ const CONTAINER: &[Flag] = &[option("container-id", None, "ID", "the same as the
 pub(super) const COMMANDS: &[Syntax] = &[
     command("storage pull", "IMAGE", "fetch an image from a registry, and print its id",
         &[PULL], Order::Anywhere, (0, 1)),
-    command("storage import", "SOURCE", "import images from an OCI layout, an archive of OCI or docker, or a root filesystem",
-        &[IMPORT], Order::Anywhere, (1, 1)),
-    command("storage export", "IMAGE…", "write images as they came, as an OCI archive or layout",
+    command("storage import", "SOURCE [NAME]", "import from an OCI layout, an archive of OCI or docker, a root filesystem, or a module",
+        &[IMPORT], Order::Anywhere, (1, 2)),
+    command("storage export", "IMAGE… [FILE]", "write images as they came, as an OCI archive or layout",
         &[EXPORT], Order::Anywhere, (1, ANY)),
     command("storage ls", "[NAME]", "list images",
         &[LS, FILTER, FORMAT, QUIET], Order::Anywhere, (0, 1)),
@@ -181,13 +181,27 @@ pub(super) fn build(
         }
         "storage import" => {
             let mut flags = handed_on(words, IMPORT, &[])?;
+            if let Some(name) = rest.next().transpose()? {
+                if words.given("name") {
+                    bail!("--name and a word say the same: one of them is enough");
+                }
+                flags.push(format!("--name={name}").into());
+            }
             flags.extend(["--".into(), first.into()]);
             Storage::Import { flags }
         }
         "storage export" => {
             let mut flags = handed_on(words, EXPORT, &[])?;
-            flags.extend(["--".into(), first.into()]);
-            flags.extend(rest.collect::<Result<Vec<_>>>()?.into_iter().map(OsString::from));
+            let mut names = all(first, rest)?;
+            // As for cp, the last word is where to, unless a flag or nothing says so.
+            if !words.given("output")
+                && names.len() > 1
+                && let Some(to) = names.pop()
+            {
+                flags.push(format!("--output={to}").into());
+            }
+            flags.push("--".into());
+            flags.extend(names.into_iter().map(OsString::from));
             Storage::Export { flags }
         }
         "storage ls" => {
@@ -308,6 +322,14 @@ mod tests {
             assert_eq!((mount.source.as_str(), mount.target), ("s", Some("/t".into())));
             assert_eq!(mount.options, ["ro", "nosuid"]);
         }
+        for line in ["storage export a b /f", "storage export -o /f a b", "storage export a --output=/f b"] {
+            let Storage::Export { flags } = parse(line).unwrap() else { panic!("{line}") };
+            assert_eq!(flags, ["--output=/f", "--", "a", "b"], "{line}");
+        }
+        for line in ["storage import dir name", "storage import --name name dir"] {
+            let Storage::Import { flags } = parse(line).unwrap() else { panic!("{line}") };
+            assert_eq!(flags, ["--name=name", "--", "dir"], "{line}");
+        }
         assert!(matches!(parse("storage umount --target /t"), Ok(Storage::Umount { target }) if target == *"/t"));
         assert!(
             matches!(parse("storage cleanup --container-id c"), Ok(Storage::Cleanup { container }) if container == "c")
@@ -325,6 +347,7 @@ mod tests {
             "storage umount",
             "storage mount",
             "storage mount a /b --target /c",
+            "storage import a b --name c",
             "storage prune x",
             "storage ls --filter x",
             "storage ls --filter x=y",

@@ -32,8 +32,8 @@ enum Member {
     Link(String),
 }
 
-/// An archive's bytes: a file, or what comes from standard input, as it is.
-pub(crate) fn open(path: &Path, store: &Store) -> Result<(File, Compression)> {
+/// An archive's bytes, a file or what comes from standard input, as they are; and the first four of them.
+pub(crate) fn open(path: &Path, store: &Store) -> Result<(File, Vec<u8>)> {
     let mut file = if path == Path::new("-") {
         to_file(io::stdin().lock(), store).context("read standard input")?
     } else {
@@ -46,7 +46,7 @@ pub(crate) fn open(path: &Path, store: &Store) -> Result<(File, Compression)> {
     let mut magic = [0; 4];
     let length = read_up_to(&mut file, &mut magic).with_context(|| format!("read {}", path.display()))?;
     file.rewind().with_context(|| format!("read {}", path.display()))?;
-    Ok((file, Compression::of(&magic[..length])))
+    Ok((file, magic[..length].to_vec()))
 }
 
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {

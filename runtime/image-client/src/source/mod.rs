@@ -2,6 +2,7 @@
 
 mod archive;
 mod directory;
+mod module;
 mod rootfs;
 
 use std::io::Read;
@@ -11,6 +12,7 @@ use runx_image::manifest::DOCUMENT_LIMIT;
 
 pub(crate) use archive::{Archive, open};
 pub(crate) use directory::Directory;
+pub(crate) use module::{MAGIC, import_module};
 pub(crate) use rootfs::{Change, import_directory, import_tarball};
 
 /// Files by their paths, of a directory or an archive. Nothing outside of it can be named.

@@ -120,7 +120,7 @@ fn finish(
 }
 
 /// The time, or what reproducible builds say instead.
-fn now() -> SystemTime {
+pub(super) fn now() -> SystemTime {
     let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
     epoch.map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
