@@ -126,6 +126,73 @@ mod tests {
         }
     }
 
+    /// A server with a certificate for 127.0.0.1 that answers one request; and the certificate that it is known by.
+    fn server(answer: &'static str) -> (String, String, std::thread::JoinHandle<String>) {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            let (mut tcp, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            let mut reader = BufReader::new(rustls::Stream::new(&mut tls, &mut tcp));
+            let (mut head, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap_or(0) <= 2 {
+                    break;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                head.push_str(&line);
+            }
+            let mut body = vec![0; length];
+            let _ = reader.read_exact(&mut body);
+            let _ = reader.get_mut().write_all(answer.as_bytes());
+            format!("{head}{}", String::from_utf8(body).unwrap())
+        });
+        (address, made.cert.pem(), served)
+    }
+
+    fn account(authority: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("token"), "secret\n").unwrap();
+        fs::write(directory.path().join("ca.crt"), authority).unwrap();
+        directory
+    }
+
+    #[test]
+    fn labels_go_to_the_clusters_own_server_by_its_own_authority() {
+        let (api, authority, served) = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        let account = account(&authority);
+        let cluster = Cluster::of_node("one", Some(&api), Some(account.path())).unwrap();
+        cluster.label(&[(READY, Some("true")), (VERSION, None)]).unwrap();
+        let request = served.join().unwrap();
+        assert!(request.starts_with("PATCH /api/v1/nodes/one HTTP/1.1\r\n"), "{request}");
+        assert!(request.to_ascii_lowercase().contains("authorization: bearer secret"), "{request}");
+        let body = r#"{"metadata":{"labels":{"runx.dev/ready":"true","runx.dev/version":null}}}"#;
+        assert!(request.ends_with(body), "{request}");
+    }
+
+    #[test]
+    fn a_server_that_the_authority_does_not_know_gets_no_token() {
+        let (api, _, served) = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let account = account(&other.cert.pem());
+        let cluster = Cluster::of_node("one", Some(&api), Some(account.path())).unwrap();
+        let error = format!("{:#}", cluster.label(&[(READY, None)]).unwrap_err());
+        assert!(error.contains("label node one") && !error.contains("secret"), "{error}");
+        assert!(!served.join().unwrap().contains("secret"));
+    }
+
     #[test]
     fn values_of_labels_are_made_of_any_text() {
         assert_eq!(label_value("0.1.0+x y"), "0.1.0xy");
