@@ -32,7 +32,7 @@ fn check_tells_what_there_is_and_how_to_get_the_rest() {
     let with = |args: &[&str]| runx(&[&["--config-file", file.to_str().unwrap()], args].concat());
     let report = json(with(&["check", "--format", "json"]).ok());
     assert_eq!(report["usable"], true);
-    for name in ["clone3", "openat2", "mount", "pid", "seccomp"] {
+    for name in ["clone3", "openat2", "mount", "pid", "seccomp", "id-mapped mounts"] {
         assert_eq!(finding(&report, name)["state"], "ok", "{name}");
         assert_eq!(finding(&report, name)["advice"], Value::Null);
     }

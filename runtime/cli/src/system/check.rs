@@ -80,7 +80,7 @@ pub(crate) fn check(context: &Context, format: ListFormat) -> Result<u8, Failure
     probe::ordinary_users(&mut found);
     probe::cgroups(&mut found);
     probe::confinement(&mut found);
-    probe::storage(&mut found, &context.global.root, &context.global.storage_root());
+    probe::storage(&mut found, &context.runtime(), &context.global.storage_root());
     probe::network(&mut found, &context.config.network);
     let beside = context.executable.parent().unwrap_or(std::path::Path::new("/"));
     probe::programs(&mut found, beside);

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use runx_core::cgroup::Layout;
-use runx_core::sys::mount::NewFilesystem;
+use runx_core::container::Runtime;
+use runx_core::spec::LinuxIdMappingBuilder;
+use runx_core::sys::mount::{self, NewFilesystem};
 use runx_core::sys::{self, capabilities, pidfd};
 use runx_core::{lsm, rootless, seccomp};
 
@@ -249,7 +251,7 @@ fn has_filesystem(kind: &str) -> bool {
 }
 
 /// Where images and root filesystems go.
-pub(super) fn storage(found: &mut Vec<Finding>, root: &Path, storage_root: &Path) {
+pub(super) fn storage(found: &mut Vec<Finding>, runtime: &Runtime, storage_root: &Path) {
     let group = "storage";
     found.push(if has_filesystem("overlay") {
         Finding::ok(group, "overlay", "there")
@@ -263,9 +265,29 @@ pub(super) fn storage(found: &mut Vec<Finding>, root: &Path, storage_root: &Path
         Finding::new(group, "/dev/fuse", State::Limited, "missing: containers cannot mount FUSE filesystems")
             .advise("modprobe fuse")
     });
-    for (name, directory) in [("state", root), ("images", storage_root)] {
+    // Who is in a user namespace has one mapping for all mounts.
+    if !rootless::is_ordinary_user() {
+        let there = storage_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        found.push(match map_ids(runtime, there) {
+            Ok(()) => Finding::ok(group, "id-mapped mounts", format!("there, of {}", there.display())),
+            Err(e) => Finding::new(group, "id-mapped mounts", State::Limited, format!("{}: {e:#}", there.display()))
+                .advise(
+                    "use Linux 5.12 or newer, and a filesystem such as ext4, xfs or btrfs; otherwise images are copied",
+                ),
+        });
+    }
+    for (name, directory) in [("state", runtime.root()), ("images", storage_root)] {
         found.push(place(group, name, directory));
     }
+}
+
+/// Makes an id-mapped mount of a directory, attached nowhere, and lets go of it.
+fn map_ids(runtime: &Runtime, directory: &Path) -> anyhow::Result<()> {
+    let all = LinuxIdMappingBuilder::default().host_id(100_000_u32).container_id(0_u32).size(65_536_u32).build()?;
+    let users = runtime.user_namespace(&[all], &[all])?;
+    let directory = sys::open(directory, libc::O_PATH | libc::O_DIRECTORY)?;
+    let tree = mount::clone_tree(directory.as_fd(), "", false)?;
+    Ok(mount::set_id_map(tree.as_fd(), users.as_fd(), false)?)
 }
 
 /// A directory that is made when it is first needed.
