@@ -146,6 +146,10 @@ fn pools() -> Vec<Row> {
             continue;
         }
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        // One that is just being executed has none yet.
+        if command.is_empty() {
+            continue;
+        }
         let words: Vec<_> = command.split(|byte| *byte == 0).skip(1).map(String::from_utf8_lossy).collect();
         let words = without_secrets(&words);
         rows.push(Row {
