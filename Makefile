@@ -137,7 +137,7 @@ soak:
 	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request
 	RUNX_TERMINALS=200 RUNX_DIRECTORIES=50000 tests/agent/run --dist $(DIST) -k "two_hundred or large_tree"
 	@echo "== The node's installer, killed before each of its steps"
-	RUNX_ROUNDS=1 $(SOAK) --test node -- killed
+	RUNX_ROUNDS=1 $(SOAK) --test node_faults -- killed
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 

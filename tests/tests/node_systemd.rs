@@ -10,13 +10,10 @@ use runx_tests::command::{Done, eventually, run};
 use runx_tests::cri::Client;
 use runx_tests::{dist, image, machine};
 
-macro_rules! needs_machine {
+macro_rules! needs_installer {
     () => {
         runx_tests::needs_systemd!();
-        if let Some(why) = machine::obstacle() {
-            runx_tests::skip_outside_machine(&why);
-            return;
-        }
+        runx_tests::needs_machine!();
     };
 }
 
@@ -96,7 +93,7 @@ impl Drop for Service {
 
 #[test]
 fn by_systemd_it_is_installed_rolled_back_and_taken_away_without_any_capability() {
-    needs_machine!();
+    needs_installer!();
     let service = Service::start();
     machine::write_programs(&service.directory.path().join("programs"), "one");
     let config = service.directory.path().join("config.toml");
@@ -125,7 +122,7 @@ fn by_systemd_it_is_installed_rolled_back_and_taken_away_without_any_capability(
 
 #[test]
 fn pods_of_the_installed_handler_are_in_scopes_of_systemd_as_the_kubelet_wants_them() {
-    needs_machine!();
+    needs_installer!();
     let service = Service::start();
     let at = service.directory.path();
     let programs = at.join("programs");
