@@ -164,7 +164,7 @@ def measure(work, options, name):
     mounts = len(Path("/proc/self/mounts").read_text().splitlines())
     about = (
         f"An image of {options.size} MB in {LAYERS} layers, from a registry on this machine without TLS; each pull begins without it. "
-        f"{versions['runx']}, {versions['podman']}, kernel {platform.release()}, {os.cpu_count()} processors, {mounts} mounts. "
+        f"{versions['runx']}, {versions['podman']}, kernel {platform.release().split('-')[0]}, {os.cpu_count()} processors, {mounts} mounts. "
         "What runx has pulled is on the disk when it ends; podman leaves that to the kernel."
     )
     return {
