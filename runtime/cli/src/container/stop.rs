@@ -148,7 +148,16 @@ pub(super) fn end(
 fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> {
     let id = &seen.record.id;
     if seen.core.is_none() && seen.record.phase != super::record::Phase::Running {
-        return Ok(());
+        // A monitor writes the end down before it takes the network away, and holds the lock until that is done: who stops a
+        // container may want its ports.
+        return match containers.lock(id) {
+            Ok(lock) => {
+                lock.release();
+                Ok(())
+            }
+            Err(e) if e.is::<NoContainer>() => Ok(()),
+            Err(e) => Err(e),
+        };
     }
     let lock = containers.lock(id)?;
     let directory = containers.directory(id);
