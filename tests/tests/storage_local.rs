@@ -114,7 +114,9 @@ fn a_root_filesystem_becomes_an_image() {
         .fails(1, &["RUN", "not supported"]);
     storage.run(&["import", "/nonexistent"]).fails(1, &["/nonexistent"]);
     storage.run(&["import", "--format", "docker", text(&archive)]).fails(1, &["no archive of docker"]);
-    assert_eq!(storage.images().len(), 3);
+    // Those that were made in the same second are the same image.
+    let names: usize = storage.images().iter().map(|image| image["names"].as_array().unwrap().len()).sum();
+    assert_eq!(names, 3);
     storage.assert_clean();
 }
 
