@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use k8s_cri::v1 as api;
 use serde_json::Value;
@@ -473,6 +474,25 @@ exit 1
     }
 }
 
+/// Removes groups, and ends who is left in them: containers are in namespaces of their own.
+fn remove_groups(group: &Path) {
+    let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|line| line.parse().ok()) {
+        // SAFETY: only a signal, to a process in a group whose name nothing else has.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    for entry in fs::read_dir(group).into_iter().flatten().flatten().filter(|it| it.path().is_dir()) {
+        remove_groups(&entry.path());
+    }
+    for _ in 0..100 {
+        match fs::remove_dir(group) {
+            // Who was ended is in it for a moment still.
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(10)),
+            _ => break,
+        }
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         // What the script starts next would not be seen.
@@ -487,11 +507,14 @@ impl Drop for Machine {
                 // SAFETY: only a signal, to a process in the namespace that is ours alone.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
-        crate::shim::remove_group(&self.name());
+        // Pods of a test that failed have some below.
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        hierarchies.chain([root.to_owned()]).for_each(|at| remove_groups(&at.join(self.name())));
     }
 }
 
