@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use runx_tests::command::{Done, eventually, run};
 use runx_tests::container::Containers;
@@ -144,6 +144,26 @@ fn a_monitor_that_was_killed_leaves_a_mount_that_the_next_command_takes_away() {
     containers.container(&["rm", "-f", &id]).ok();
     assert!(!mounted());
     containers.assert_nothing_left();
+}
+
+#[test]
+fn a_command_that_is_killed_at_any_moment_leaves_no_mount_that_rm_does_not_take_away() {
+    needs_root!();
+    if !has_client() {
+        return;
+    }
+    let containers = Containers::new();
+    import(&containers, &containers.rootfs(), "app:1", &[]);
+    for delay in (0..20).map(|step| step * 1500) {
+        let id = containers.id(&format!("k{delay}"));
+        let words = ["container", "run", "--network", "none", "--name", &id, "app:1", "sleep", "600"];
+        let mut child = containers.command(&words).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        containers.container(&["rm", "-f", &id]).ok();
+        containers.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -183,13 +183,30 @@ fn a_command_that_is_killed_at_any_moment_leaves_what_can_be_removed() {
 }
 
 #[test]
+fn what_a_killed_command_left_without_a_record_goes_with_the_next_one() {
+    needs_root!();
+    let containers = Containers::new();
+    containers.script(&["--rm"], "exit 0").ok();
+    let root = containers.storage_root().join("containers");
+    for name in ["half", ".gone-x-1"] {
+        fs::create_dir_all(root.join(name).join("upper/etc")).unwrap();
+    }
+    // One that somebody may still be at.
+    containers.script(&["--rm"], "exit 0").ok();
+    assert!(root.join("half").exists() && !root.join(".gone-x-1").exists());
+    let old = fs::FileTimes::new().set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(600));
+    fs::File::open(root.join("half")).unwrap().set_times(old).unwrap();
+    containers.script(&["--rm"], "exit 0").ok();
+    containers.assert_nothing_left();
+}
+
+#[test]
 fn a_container_whose_monitor_was_killed_is_told_stopped_started_and_removed() {
     needs_root!();
     let containers = Containers::new();
     let id = containers.background("a", &[], "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     kill(monitor(&containers, &id), libc::SIGKILL);
-    let table = containers.container(&["ls"]).ok().stdout;
-    assert!(table.contains("running (no monitor)"), "{table}");
+    eventually("it is told", || containers.container(&["ls"]).ok().stdout.contains("running (no monitor)"));
     containers.container(&["attach", &id]).fails(1, &["no monitor any more"]);
     containers.container(&["exec", &id, "true"]).ok();
     containers.container(&["stop", "-t", "5", &id]).ok();

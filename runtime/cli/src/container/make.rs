@@ -29,7 +29,9 @@ pub(super) fn create(context: &Context, mut make: Make) -> Result<u8, Failure> {
 
 /// `runx container run`.
 pub(super) fn run(context: &Context, make: Make) -> Result<u8, Failure> {
-    run_new(context, make).map_err(|failure| Failure { code: failure.code.max(2), ..failure })
+    // What has no code of its own has docker's for a container that did not come to be.
+    let code = |failure: &Failure| if failure.code == 1 { NOT_RUN } else { failure.code };
+    run_new(context, make).map_err(|failure| Failure { code: code(&failure), ..failure })
 }
 
 fn run_new(context: &Context, mut make: Make) -> Result<u8, Failure> {
@@ -93,6 +95,7 @@ pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Res
         Some(id) => id,
         None => unused_id(containers)?,
     };
+    remove::sweep(containers);
     let (directory, lock) = containers.make(&id)?;
     let made = fill(&id, &directory, options, image).and_then(|record| {
         if let Some(file) = &cidfile {

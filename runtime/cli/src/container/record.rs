@@ -138,6 +138,11 @@ pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
+/// Whether there is a record in a container's directory.
+pub(crate) fn is_there(directory: &Path) -> bool {
+    directory.join(FILE).exists()
+}
+
 /// Now, in RFC 3339.
 pub(crate) fn now() -> String {
     humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
@@ -178,7 +183,8 @@ impl Containers {
         &self.storage
     }
 
-    fn root(&self) -> PathBuf {
+    /// The directory that the containers' directories are in.
+    pub(crate) fn root(&self) -> PathBuf {
         self.storage.join("containers")
     }
 
@@ -296,9 +302,16 @@ impl Containers {
     /// Finds a container by its id or the beginning of it.
     pub(crate) fn find(&self, word: &str) -> Result<Record> {
         let id = self.resolve(word)?;
-        Record::read(&self.directory(&id)).with_context(|| {
-            format!("container {id:?} is only half made or half removed; \"runx container rm --force {id}\" removes it")
-        })
+        let directory = self.directory(&id);
+        match Record::read(&directory) {
+            // It was removed in this moment.
+            Err(_) if !directory.exists() => Err(none(&id)),
+            other => other.with_context(|| {
+                format!(
+                    "container {id:?} is only half made or half removed; \"runx container rm --force {id}\" removes it"
+                )
+            }),
+        }
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use runx_core::container::Runtime;
+use runx_core::sys;
 
-use super::record::{Containers, Lock, Record};
+use super::record::{Containers, Lock, Record, is_there};
 use super::{rootfs, volumes};
 use crate::network;
 
@@ -48,6 +51,41 @@ pub(super) fn remove_directory(directory: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A directory that has no record for so long is nobody's any more.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Removes what commands left that were killed while they made or removed a container: nobody knows its name.
+pub(super) fn sweep(containers: &Containers) {
+    for entry in fs::read_dir(containers.root()).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if name.to_string_lossy().starts_with(".gone-") {
+            // Who is removing it does not mind.
+            let _ = fs::remove_dir_all(&path);
+            continue;
+        }
+        let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
+        if is_there(&path) || age.is_none_or(|age| age < ABANDONED) {
+            continue;
+        }
+        // Somebody may be filling it with a large copy.
+        let Ok(Some(_lock)) = try_lock(&path) else { continue };
+        if !is_there(&path) {
+            let half = Record { id: name.to_string_lossy().into_owned(), ..Record::default() };
+            if let Err(e) = discard(containers, &path, &half, false) {
+                log::debug!("remove the rest of container {}: {}", half.id, crate::message(&e));
+            }
+        }
+    }
+}
+
+/// The lock of a directory, unless somebody has it.
+fn try_lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
+    let fd = sys::open(directory, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    // SAFETY: flock takes a descriptor and flags.
+    let locked = unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0;
+    Ok(locked.then_some(fd))
 }
 
 /// Removes everything of a container that has no processes, even what a killed command or monitor left.

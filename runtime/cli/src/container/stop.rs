@@ -87,7 +87,7 @@ pub(super) fn kill(context: &Context, ids: &[String], name: &str) -> Result<u8, 
 }
 
 /// What asks a container to stop.
-fn stop_signal(record: &Record) -> Result<i32> {
+pub(super) fn stop_signal(record: &Record) -> Result<i32> {
     let name = record.options.stop_signal.as_deref().or(record.defaults.stop_signal.as_deref());
     name.map_or(Ok(libc::SIGTERM), signal::parse)
 }
@@ -159,7 +159,11 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
             Err(e) => Err(e),
         };
     }
-    let lock = containers.lock(id)?;
+    let lock = match containers.lock(id) {
+        // Its monitor was at it, and has removed it.
+        Err(e) if e.is::<NoContainer>() => return Ok(()),
+        other => other?,
+    };
     let directory = containers.directory(id);
     let mut record = Record::read(&directory)?;
     if record.is_monitored() {

@@ -28,7 +28,7 @@ use runx_core::sys::{self, pidfd::Exit, process};
 use super::frames::{self, Kind};
 use super::options::{Options, Restart};
 use super::record::{Containers, Identity, Lock, Phase, Record, now};
-use super::{log, remove, rootless, socket};
+use super::{log, remove, rootless, socket, stop};
 use crate::oci::foreground::Signals;
 use crate::{Context, message};
 use agent::{Agent, Wish};
@@ -59,6 +59,7 @@ pub(crate) fn launch(
     let runtime = context.runtime();
     let systemd_cgroup = context.global.systemd_cgroup;
     let lenient = context.global.rootless;
+    let stop_signal = stop::stop_signal(&record)?;
     let agent = Wish::of(&record.options.annotations)?.map(|wish| Agent::new(wish, &context.executable));
     // SAFETY: refuse_threads made sure that there is no other thread.
     match unsafe { process::clone(0, None) }.context("clone the container's monitor")? {
@@ -75,6 +76,7 @@ pub(crate) fn launch(
                 id: record.id.clone(),
                 directory,
                 options: record.options.clone(),
+                stop_signal,
                 systemd_cgroup,
                 lenient,
                 clients: Clients::new(theirs),
@@ -120,6 +122,8 @@ struct Monitor {
     id: String,
     directory: PathBuf,
     options: Options,
+    /// What asks the container to stop.
+    stop_signal: i32,
     systemd_cgroup: bool,
     lenient: Option<bool>,
     clients: Clients,

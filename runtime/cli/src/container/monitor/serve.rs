@@ -122,6 +122,5 @@ fn stop(monitor: &mut Monitor, running: &Running) {
     if std::mem::replace(&mut monitor.stopping, true) {
         return;
     }
-    let signal = monitor.options.stop_signal.as_deref().and_then(|name| crate::oci::signal::parse(name).ok());
-    let _ = running.container.kill(signal.unwrap_or(libc::SIGTERM), false);
+    let _ = running.container.kill(monitor.stop_signal, false);
 }
