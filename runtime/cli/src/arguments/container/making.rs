@@ -120,8 +120,17 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
     let mut others = others.into_iter();
     let named = image.is_some() || rootfs.is_some() || (words.given("bundle") && others.len() == 0);
     let (program, interactive) = (owned("command")?, words.on("interactive"));
-    if named && id.is_none() && program.is_some() && interactive && others.len() == 1 {
-        let word = others.next().unwrap_or_default();
+    // What follows -i is taken for an image, and then the flag that names one, or a root filesystem, for its command.
+    let names_root = |word: &String| {
+        let name = word.split('=').next().unwrap_or_default();
+        ["-m", "--image", "-r", "--rootfs", "-b", "--bundle"].contains(&name)
+    };
+    if !named
+        && interactive
+        && id.is_none()
+        && let [word, flag, ..] = others.as_slice()
+        && names_root(flag)
+    {
         bail!(
             "-i is --interactive and takes no value: for a container that is called {word:?} say --id {word}, and for an \
              image --image {word} or -m {word}"
