@@ -6,8 +6,9 @@ import re
 import pexpect
 
 PROMPT = "guide$ "
-# What a shell in a container shows when it waits: busybox's and bash's, of root and of others.
-INNER = r"\r?(?:\S+@\S+:\S* |\S* )?[#$] $"
+# What a shell in a container shows when it waits: busybox's and bash's, of root and of others. busybox asks the terminal where
+# the cursor is.
+INNER = r"\r?(?:\S+@\S+:\S* |\S* )?[#$] (?:\x1b\[6n)?$"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]")
 
 

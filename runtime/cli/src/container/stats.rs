@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use runx_core::cgroup::Stats;
-use runx_core::sys;
 use serde_json::{Value, json};
 
 use super::attach::is_terminal;
@@ -15,13 +13,12 @@ use super::ls::format_table;
 use super::record::Containers;
 use super::status::Seen;
 use crate::arguments::ListFormat;
-use crate::oci::foreground::Signals;
 use crate::{Context, Failure, print};
 
 /// The time between two looks.
-const INTERVAL_MS: i32 = 1000;
+const INTERVAL: Duration = Duration::from_secs(1);
 /// The first share of a processor is measured over this time.
-const FIRST_MS: i32 = 250;
+const FIRST: Duration = Duration::from_millis(250);
 
 /// One look at a container.
 struct Look {
@@ -111,19 +108,14 @@ pub(super) fn stats(context: &Context, ids: &[String], once: bool, format: ListF
         }
         Ok(looks)
     };
-    let signals = Signals::hold()?;
     // Where there is a screen, it is drawn anew each time.
     let redraw = !once && format == ListFormat::Table && is_terminal(1);
     let mut before: HashMap<String, Look> = look()?.into_iter().map(|look| (look.id.clone(), look)).collect();
-    let mut wait = FIRST_MS;
+    let mut wait = FIRST;
     loop {
-        sys::poll(signals.as_fd(), libc::POLLIN, wait).context("wait")?;
-        while let Some(signal) = signals.next() {
-            if !matches!(signal, libc::SIGCHLD | libc::SIGWINCH | libc::SIGURG | libc::SIGCONT) {
-                return Ok(128u8.saturating_add(signal as u8));
-            }
-        }
-        wait = INTERVAL_MS;
+        // A signal ends or stops it as any program: there is nothing to put in order, and the shell says so.
+        std::thread::sleep(wait);
+        wait = INTERVAL;
         let now = look()?;
         let mut text = String::new();
         if redraw {
