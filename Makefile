@@ -23,7 +23,7 @@ VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri cri_running lsm node
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all help build demo test test-vm in-vm bench soak test-k8s lint install uninstall clean
+.PHONY: all help build demo test test-vm in-vm bench pictures soak test-k8s lint install uninstall clean
 
 all: build
 
@@ -113,6 +113,10 @@ bench:
 	@echo "== Images"
 	@scripts/bench_images.py --dist $(DIST) --json $(MEASURED)/images.json
 	@scripts/report --from $(MEASURED) --to docs
+
+# The pictures of docs/guide.md, taken from the terminal that the tests use.
+pictures:
+	@RUNX_PICTURES=$(CURDIR)/docs/pictures tests/guide/run --dist $(DIST) -k test_terminal
 
 # The full counts of what `make test` holds samples of. RUNX_SEED repeats the kills of an earlier run.
 SOAK := RUNX_DIST=$(DIST) cargo test --locked -p runx-tests
