@@ -27,6 +27,7 @@ fn what_cannot_be_run_has_dockers_exit_codes_and_leaves_nothing() {
     containers.run(&["--name", &id, "-u", "nobody"], &["true"]).fails(125, &["nobody", "no such user"]);
     containers.run(&["--name", &id, "-w", "rel"], &["true"]).fails(125, &["rel", "not absolute"]);
     containers.run(&["--name", "a/b"], &["true"]).fails(125, &["a/b"]);
+    containers.run(&["--name", ".seccomp"], &["true"]).fails(125, &[".seccomp", "letter or a digit"]);
     containers.run(&["--name", &id, "--mount", "type=bind,src=/nope,dst=/x"], &["true"]).fails(125, &["/nope"]);
     containers.container(&["run", "--rootfs", "/nope", "true"]).fails(125, &["--rootfs /nope"]);
     containers.container(&["run", "--pull", "never", "nope"]).fails(125, &["nope", "runx storage pull nope"]);

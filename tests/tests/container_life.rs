@@ -1,9 +1,10 @@
 //! The life of containers: start, stop, kill, restart, remove, and what a kill of their monitors or commands leaves.
 
 use std::fs;
-use std::process::Stdio;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::{Command, Stdio};
 
-use runx_tests::command::eventually;
+use runx_tests::command::{eventually, run};
 use runx_tests::container::Containers;
 use runx_tests::needs_root;
 
@@ -444,4 +445,41 @@ fn several_commands_at_once_agree() {
         assert!(child.wait().unwrap().success());
     }
     containers.assert_nothing_left();
+}
+
+#[test]
+fn a_container_that_fills_the_disk_can_be_stopped_and_removed() {
+    needs_root!();
+    let containers = Containers::new();
+    let storage = containers.storage_root();
+    fs::create_dir_all(&storage).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "runx-test"]).arg(&storage)).ok();
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        let fill = "dd if=/dev/zero of=/data/f bs=4096 2>/dev/null; ";
+        let sleeps = format!("{fill} while :; do dd if=/dev/zero of=/data/g bs=4096 2>/dev/null; sleep 0.1; done");
+        let full = || nix::sys::statvfs::statvfs(&storage).unwrap().blocks_available() == 0;
+        for end in ["stop", "kill", "rm"] {
+            let id = containers.background(end, &["-v", "/data"], &sleeps);
+            eventually("the disk is full", full);
+            match end {
+                "stop" => containers.container(&["stop", "-t", "1", &id]).ok(),
+                "kill" => containers.container(&["kill", "-s", "KILL", &id]).ok(),
+                _ => containers.container(&["rm", "-f", "-v", &id]).ok(),
+            };
+            if end != "rm" {
+                eventually("it has ended", || !matches!(&*containers.status(&id), "running" | "stopping"));
+                containers.container(&["rm", "-f", "-v", &id]).ok();
+            }
+            assert!(!full());
+        }
+        // One that goes by itself has its own exit code, and leaves nothing.
+        let done = containers.script(&["--rm", "-v", "/data"], &format!("{fill} exit 7"));
+        assert_eq!(done.code, 7, "{}", done.stderr);
+        containers.assert_nothing_left();
+    }));
+    let _ = containers.command(&["container", "rm", "--force", "--volumes", "--all"]).output();
+    run(Command::new("umount").arg("-l").arg(&storage)).ok();
+    if let Err(panic) = done {
+        resume_unwind(panic);
+    }
 }

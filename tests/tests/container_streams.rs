@@ -382,3 +382,47 @@ fn what_a_container_says_at_its_start_is_seen_by_who_starts_it_attached() {
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
 }
+
+#[test]
+fn a_program_that_is_executed_gets_none_of_our_own_streams() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.background("a", &[], "echo on; while :; do sleep 0.1; done");
+    containers.until_logged(&id, "on");
+    // A file of ours stays ours, and what is in it is not the program's to read.
+    let path = containers.scratch().join("report");
+    std::fs::write(&path, "secret\n").unwrap();
+    let file = std::fs::OpenOptions::new().append(true).read(true).open(&path).unwrap();
+    let script = "id -u; cat /proc/self/fd/2 >&2 2>/dev/null & sleep 0.2; kill $! 2>/dev/null; true";
+    let mut command = containers.command(&["container", "exec", "-u", "1000", &id, "sh", "-c", script]);
+    assert!(command.stdout(file.try_clone().unwrap()).stderr(file).status().unwrap().success());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "secret\n1000\n");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&path).unwrap()), 0);
+    // All of the input and output passes, both at once.
+    let input: String = (0..100_000).map(|number| format!("line {number}\n")).collect();
+    let mut command = containers.command(&["container", "exec", "-i", &id, "cat"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let expected = input.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(text == expected, "{} bytes of {}", text.len(), expected.len());
+    // A program that takes nothing does not hold it up, nor does a process that is left behind.
+    let mut command =
+        containers.command(&["container", "exec", "-i", &id, "sh", "-c", "sleep 100 & echo done; exit 4"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        let _ = stdin.write_all(&[b'x'; 1 << 20]);
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    writer.join().unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "done\n");
+    containers.container(&["rm", "-f", &id]).ok();
+    containers.assert_nothing_left();
+}

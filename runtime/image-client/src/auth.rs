@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use oci_client::Reference;
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
@@ -96,8 +97,16 @@ fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<R
     while let Some((shorter, _)) = keys.last().and_then(|key| key.rsplit_once('/')) {
         keys.push(shorter.to_owned());
     }
+    // docker keeps those of its usual registry by the address of an interface that is gone.
+    let usual = Reference::try_from("any").context("find the usual registry")?;
+    let mut asked = registry.to_owned();
+    if registry == usual.registry() {
+        keys.push(usual.resolve_registry().to_owned());
+        asked = format!("https://{}/v1/", usual.resolve_registry());
+    }
     if let Some(helper) = keys.iter().find_map(|key| file.cred_helpers.get(key)) {
-        return ask(helper, registry).map(Some);
+        // It may know nobody there, and the image may be everybody's.
+        return ask(helper, &asked);
     }
     let entry = keys.iter().find_map(|key| {
         file.auths.iter().find(|(stored, _)| plain(stored) == *key || *stored == key).map(|(_, entry)| entry)
@@ -109,7 +118,7 @@ fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<R
     }
     match &file.creds_store {
         // It is asked for all, and may know nobody.
-        Some(helper) => Ok(ask(helper, registry).ok()),
+        Some(helper) => Ok(ask(helper, &asked).ok().flatten()),
         None => Ok(None),
     }
 }
@@ -145,7 +154,7 @@ fn of_entry(entry: &Entry, registry: &str) -> Result<Option<RegistryAuth>> {
 }
 
 /// Asks a program as docker does: `docker-credential-NAME get`, with the registry on its standard input.
-fn ask(helper: &str, registry: &str) -> Result<RegistryAuth> {
+fn ask(helper: &str, registry: &str) -> Result<Option<RegistryAuth>> {
     ensure!(!helper.is_empty() && !helper.contains('/'), "the credential helper {helper:?} is no program's name");
     let program = format!("docker-credential-{helper}");
     let mut command = Command::new(&program);
@@ -156,7 +165,10 @@ fn ask(helper: &str, registry: &str) -> Result<RegistryAuth> {
         let _ = input.write_all(registry.as_bytes());
     }
     let output = child.wait_with_output().with_context(|| format!("run the credential helper {program}"))?;
-    ensure!(output.status.success(), "{program} has no credentials for {registry} ({})", output.status);
+    if !output.status.success() {
+        log::warn!("{program} has no credentials for {registry} ({}): the pull goes on without", output.status);
+        return Ok(None);
+    }
     // What it says is secret, also where it is no answer.
     let answer: Option<Answer> = serde_json::from_slice(&output.stdout).ok();
     let answer = answer.with_context(|| format!("{program} gave no answer that can be read"))?;
@@ -164,7 +176,7 @@ fn ask(helper: &str, registry: &str) -> Result<RegistryAuth> {
         answer.username != "<token>",
         "{program} has an identity token for {registry}, which is not supported: log in with a name and a password"
     );
-    Ok(RegistryAuth::Basic(answer.username, answer.secret))
+    Ok(Some(RegistryAuth::Basic(answer.username, answer.secret)))
 }
 
 #[cfg(test)]
@@ -194,6 +206,15 @@ mod tests {
         assert_eq!(found(&file, "two.example", "tool"), basic("a", "b"));
         assert_eq!(found(&file, "empty.example", "tool"), None);
         assert_eq!(found(&file, "reg.example", "tool"), None);
+    }
+
+    #[test]
+    fn the_usual_registry_is_found_by_dockers_old_address() {
+        let usual = Reference::try_from("any").unwrap();
+        let auth = STANDARD.encode("me:secret");
+        let file = format!(r#"{{"auths":{{"https://{}/v1/":{{"auth":"{auth}"}}}}}}"#, usual.resolve_registry());
+        assert_eq!(found(&file, usual.registry(), "library/any"), basic("me", "secret"));
+        assert_eq!(found(&file, "reg.example", "library/any"), None);
     }
 
     #[test]

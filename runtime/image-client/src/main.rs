@@ -40,8 +40,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     arguments::log_to_stderr(arguments.verbose);
-    // Whatever the user's mask is: it is the store's directory that keeps others out, and modes in it are images'.
-    rustix::process::umask(rustix::fs::Mode::empty());
+    if !matches!(arguments.command, Command::Export(_)) {
+        // Whatever the user's mask is: it is the store's directory that keeps others out, and modes in it are images'.
+        rustix::process::umask(rustix::fs::Mode::empty());
+    }
     rustls::crypto::ring::default_provider().install_default().map_err(|_| anyhow!("set up cryptography"))?;
     let store = Store::open(&arguments.storage_root)?;
     match arguments.command {

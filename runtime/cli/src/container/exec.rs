@@ -1,12 +1,13 @@
 //! `exec`: another program in a container that runs.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context as _, Result, anyhow};
 use runx_core::container::{Container, ExecOptions};
 use runx_core::spec::{Process as ProcessSpec, Spec};
 use runx_core::{bundle, sys};
 
+use super::pipes::Pipes;
 use super::record::Containers;
 use super::spec::all_capabilities;
 use super::status::{Seen, Status};
@@ -40,7 +41,14 @@ pub(super) fn exec(context: &Context, exec: ContainerExec) -> Result<u8, Failure
     }
     let description = describe(core, &exec)?;
     let signals = if exec.detach { None } else { Some(Signals::hold()?) };
-    let stdio = if exec.tty && !exec.detach { None } else { Some(stdio(&exec)?) };
+    let (pipes, stdio) = match (exec.detach, exec.tty) {
+        (true, _) => (None, Some(nothing()?)),
+        (false, true) => (None, None),
+        (false, false) => {
+            let (ours, theirs) = Pipes::make(exec.interactive)?;
+            (Some(ours), Some(theirs))
+        }
+    };
     let entered = enter(core)?;
     let options = ExecOptions { stdio, entered, ..ExecOptions::default() };
     let failed = |error: runx_core::Error| {
@@ -63,21 +71,17 @@ pub(super) fn exec(context: &Context, exec: ContainerExec) -> Result<u8, Failure
         return Err(failed(e));
     }
     let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&process, &signals, terminal.as_ref(), None)?.code as u8)
+    let exit = match pipes {
+        Some(pipes) => pipes.wait(&process, &signals)?,
+        None => foreground::wait(&process, &signals, terminal.as_ref(), None)?,
+    };
+    Ok(exit.code as u8)
 }
 
-/// Its streams, if it has no terminal of ours.
-fn stdio(exec: &ContainerExec) -> Result<[OwnedFd; 3]> {
+/// The streams of one that nobody looks at.
+fn nothing() -> Result<[OwnedFd; 3]> {
     let null = || sys::open("/dev/null", libc::O_RDWR).context("open /dev/null");
-    let own = |number: i32| -> Result<OwnedFd> {
-        // SAFETY: the standard streams stay open for as long as this program runs.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        fd.try_clone_to_owned().context("pass a standard stream on")
-    };
-    if exec.detach {
-        return Ok([null()?, null()?, null()?]);
-    }
-    Ok([if exec.interactive { own(0)? } else { null()? }, own(1)?, own(2)?])
+    Ok([null()?, null()?, null()?])
 }
 
 /// The container's own process with another command line, and what the flags change.

@@ -123,6 +123,21 @@ fn configured(
     (max_size, max_file): (Option<u64>, Option<u32>),
 ) -> Result<()> {
     let config = &context.config.container;
+    let usual = LogOptions::default();
+    options.log = LogOptions {
+        max_size: max_size.or(config.log.max_size.and_then(|size| u64::try_from(size).ok())).unwrap_or(usual.max_size),
+        max_file: max_file.or(config.log.max_file).unwrap_or(usual.max_file),
+    };
+    if let Some(bundle) = options.bundle.as_ref().filter(|bundle| bundle.join("config.json").exists()) {
+        // All else is decided there, by nobody's defaults.
+        if network.is_some() {
+            anyhow::bail!(
+                "--bundle: {} is there already and decides about --network",
+                bundle.join("config.json").display()
+            );
+        }
+        return Ok(());
+    }
     options.network = match (network, config.network.as_deref()) {
         (Some(given), _) => given,
         (None, Some(text)) if options.publish.is_empty() => Network::from_str(text)?,
@@ -134,11 +149,6 @@ fn configured(
     }
     limits.cpus = limits.cpus.or(config.cpus.map(|cpus| (cpus * 1000.0).round().max(10.0) as i64));
     limits.pids = limits.pids.or(config.pids_limit);
-    let usual = LogOptions::default();
-    options.log = LogOptions {
-        max_size: max_size.or(config.log.max_size.and_then(|size| u64::try_from(size).ok())).unwrap_or(usual.max_size),
-        max_file: max_file.or(config.log.max_file).unwrap_or(usual.max_file),
-    };
     Ok(())
 }
 
@@ -227,13 +237,24 @@ fn take_configuration(record: &mut Record) -> Result<()> {
         ("--publish", !options.publish.is_empty()),
         ("--annotation", !options.annotations.is_empty()),
         ("--sysctl", !options.sysctls.is_empty()),
+        ("--entrypoint", options.entrypoint.is_some()),
+        ("--group-add", !options.groups.is_empty()),
+        ("--security-opt", options.security != plain.security),
+        ("--dns, --dns-search or --add-host", {
+            !options.dns.is_empty() || !options.dns_search.is_empty() || !options.hosts.is_empty()
+        }),
+        ("--shm-size", options.shm_size.is_some()),
     ];
     if let Some((flag, _)) = decided.iter().find(|(_, given)| *given) {
         anyhow::bail!("--bundle: {} is there already and decides about {flag}", path.display());
     }
     let process = config.process().as_ref().context("the bundle's configuration has no process")?;
     record.args = process.args().clone().unwrap_or_default();
-    record.options.tty = process.terminal().unwrap_or(false);
+    let terminal = process.terminal().unwrap_or(false);
+    if options.tty && !terminal {
+        anyhow::bail!("--bundle: {} says that there is no terminal, and --tty that there is one", path.display());
+    }
+    record.options.tty = terminal;
     let root = config.root().as_ref().context("the bundle's configuration has no root")?;
     record.rootfs = record.bundle.join(root.path());
     Ok(())

@@ -15,6 +15,7 @@ mod make;
 mod monitor;
 pub(crate) mod options;
 mod pause;
+mod pipes;
 pub(crate) mod record;
 mod remove;
 mod rootfs;

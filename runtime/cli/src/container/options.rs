@@ -148,7 +148,7 @@ pub(crate) struct Device {
 }
 
 /// `--security-opt`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Security {
     pub(crate) seccomp: Seccomp,
@@ -162,7 +162,7 @@ pub(crate) struct Security {
 }
 
 /// Which system calls are allowed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Seccomp {
     /// The usual profile.

@@ -196,6 +196,10 @@ impl Containers {
     /// Makes the directory of a new container, and locks it.
     pub(crate) fn make(&self, id: &str) -> Result<(PathBuf, Lock)> {
         validate_id(id)?;
+        // What begins with a dot is ours: rests that are removed, and the core's own directories.
+        if !id.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+            bail!("invalid --name {id:?}: it has to begin with a letter or a digit");
+        }
         let directory = self.directory(id);
         let make = || DirBuilder::new().mode(0o700).create(&directory);
         let made = match make() {

@@ -23,9 +23,8 @@ pub(super) fn take_down(root: &Path, directory: &Path, record: &Record) -> Resul
 
 /// What is done at the end of a container that is not started again.
 pub(super) fn after_end(root: &Path, containers: &Containers, directory: &Path, record: &Record) {
-    // What cannot be taken away now is tried again by the next start, or by rm.
-    let _ = take_down(root, directory, record);
-    if record.options.auto_remove {
+    // What cannot be taken away now is tried again by the next start, or by rm: for that, what is known of it has to stay.
+    if take_down(root, directory, record).is_ok() && record.options.auto_remove {
         let _ = discard(containers, directory, record, true);
     }
 }

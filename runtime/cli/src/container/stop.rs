@@ -76,7 +76,7 @@ pub(super) fn kill(context: &Context, ids: &[String], name: &str) -> Result<u8, 
         };
         if number == libc::SIGKILL || number == stop_signal(&seen.record)? {
             // Who kills it does not want it back.
-            containers.change(&id, |record| record.stopped = true)?;
+            mark(&containers, &id)?;
         }
         match core.kill(number, false) {
             Err(Error::Finished) => bail!("container {id:?} has ended in this moment"),
@@ -101,7 +101,7 @@ pub(super) fn end(
     name: Option<&str>,
 ) -> Result<()> {
     let begun = Instant::now();
-    let (mut looked, mut asked) = (false, false);
+    let (mut looked, mut asked, mut marked) = (false, false, false);
     loop {
         let seen = match containers.find(id) {
             // It was made with --rm, or somebody else was faster.
@@ -113,8 +113,12 @@ pub(super) fn end(
         if seen.status.is_down() {
             return clear(context, containers, &seen);
         }
-        if !record.stopped && containers.change(id, |record| record.stopped = true).is_err() {
-            continue;
+        if !record.stopped && !marked {
+            if mark(containers, id).is_err() {
+                // It has gone meanwhile.
+                continue;
+            }
+            marked = true;
         }
         match (seen.status, &seen.core) {
             (Status::Running | Status::Paused, Some(core)) if !asked => {
@@ -178,10 +182,29 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
         record.phase = super::record::Phase::Exited;
         record.finished.get_or_insert_with(super::record::now);
     }
-    record.write(&directory)?;
+    if let Err(e) = record.write(&directory) {
+        // A full disk must not keep anybody from making room.
+        log::warn!("{}", crate::message(&e));
+    }
     remove::after_end(&context.global.root, containers, &directory, &record);
     lock.release();
     Ok(())
+}
+
+/// Writes down that somebody stopped a container, so that its policy does not start it again. Where that cannot be written, on
+/// a full disk say, the container can be stopped nevertheless.
+///
+/// # Errors
+/// [`NoContainer`].
+fn mark(containers: &Containers, id: &str) -> Result<()> {
+    match containers.change(id, |record| record.stopped = true) {
+        Err(e) if e.is::<NoContainer>() => Err(e),
+        Err(e) => {
+            log::warn!("{}", crate::message(&e));
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Ends a container's first process: by a signal, and after a time by force.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use anyhow::{Context as _, Result, bail};
 use runx_core::sys::{self, resolve};
@@ -21,16 +21,16 @@ pub(super) struct User {
 
 /// Reads a file below `root`, which does not lead out of it. What is not there is empty.
 fn read(root: BorrowedFd<'_>, path: &str) -> Result<String> {
-    // A FIFO is not waited for.
-    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let fd = match sys::openat2(root, path, flags, 0, resolve::IN_ROOT | resolve::NO_MAGICLINKS) {
+    // Only looked at: to open a device may already do something, and a FIFO waits.
+    let place = match sys::openat2(root, path, libc::O_PATH, 0, resolve::IN_ROOT | resolve::NO_MAGICLINKS) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(String::new()),
-        other => other.with_context(|| format!("open the container's /{path}"))?,
+        other => File::from(other.with_context(|| format!("open the container's /{path}"))?),
     };
-    let file = File::from(fd);
-    if !file.metadata().is_ok_and(|found| found.is_file()) {
+    if !place.metadata().is_ok_and(|found| found.is_file()) {
         bail!("the container's /{path} is no regular file");
     }
+    let file = File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+        .with_context(|| format!("open the container's /{path}"))?;
     let mut text = Vec::new();
     file.take(LIMIT).read_to_end(&mut text).with_context(|| format!("read the container's /{path}"))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -66,9 +66,11 @@ fn find(passwd: &str, groups: &str, user: &str, group: Option<&str>, more: &[Str
             }
         })
     };
-    let entry = entries()
-        .find(|(name, ..)| *name == user)
-        .or_else(|| number(user).and_then(|wanted| entries().find(|(_, uid, ..)| *uid == wanted)));
+    // A number is one, whatever the image calls its users: who asks for 1000 must not become root.
+    let entry = match number(user) {
+        Some(wanted) => entries().find(|(_, uid, ..)| *uid == wanted),
+        None => entries().find(|(name, ..)| *name == user),
+    };
     let (name, uid, gid, home) = match (entry, number(user)) {
         (Some(entry), _) => entry,
         (None, Some(uid)) => ("", uid, 0, "/"),
@@ -84,9 +86,9 @@ fn find(passwd: &str, groups: &str, user: &str, group: Option<&str>, more: &[Str
         })
     };
     let by_name = |wanted: &str| -> Result<u32> {
-        let named = group_lines().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
-        named
-            .or_else(|| number(wanted))
+        let named = || group_lines().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
+        number(wanted)
+            .or_else(named)
             .with_context(|| format!("{wanted:?}: the container's /etc/group has no such group"))
     };
     let mut all = Vec::new();
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n42:x:7:7::/odd:\nbad:x:abc:1::/:\n";
-    const GROUP: &str = "root:x:0:\nweb:x:34:\naudio:x:50:web,other\nvideo:x:51:other\n";
+    const GROUP: &str = "root:x:0:\n42:x:0:\n51:x:0:\nweb:x:34:\naudio:x:50:web,other\nvideo:x:51:other\n";
 
     fn user(text: &str, more: &[&str]) -> Result<User> {
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
@@ -131,8 +133,9 @@ mod tests {
         assert_eq!(user("web:video", &[]).unwrap(), User { gid: 51, groups: vec![], ..web.clone() });
         assert_eq!(user("web:99", &["audio", "60"]).unwrap(), User { gid: 99, groups: vec![50, 60], ..web });
         assert_eq!(user("1000", &[]).unwrap(), User { uid: 1000, gid: 0, groups: vec![], home: "/".into() });
-        // A name comes before a number.
-        assert_eq!(user("42", &[]).unwrap().uid, 7);
+        // Whatever the image calls its users and groups.
+        assert_eq!(user("42", &[]).unwrap(), User { uid: 42, gid: 0, groups: vec![], home: "/".into() });
+        assert_eq!(user("web:51", &["42"]).unwrap().groups, [42]);
     }
 
     #[test]

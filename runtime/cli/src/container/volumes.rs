@@ -28,7 +28,8 @@ pub(super) fn directory(containers: &Containers, name: &str) -> Result<PathBuf> 
     }
     let make = || -> io::Result<()> {
         if let Some(parent) = data.parent() {
-            DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+            // A container may make programs in it that take their owner's rights: nobody else on the machine shall reach them.
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
         DirBuilder::new().mode(0o755).create(&data)
     };

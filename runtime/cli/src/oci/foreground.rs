@@ -115,7 +115,8 @@ pub(crate) fn wait(
     }
 }
 
-fn forward(process: &Process, signal: i32, terminal: Option<&Terminal>) {
+/// Passes a signal on to the process, and reaps orphans.
+pub(crate) fn forward(process: &Process, signal: i32, terminal: Option<&Terminal>) {
     match signal {
         libc::SIGCHLD => {
             // Orphans that were handed to us; the process itself is waited for by its descriptor.

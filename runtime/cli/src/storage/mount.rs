@@ -87,6 +87,13 @@ fn image(root: &Path, wanted: &ImageMount, options: &MountOptions, target: Optio
         if !writable {
             options.set |= attr::RDONLY;
         }
+        // All users of the machine see it: an image's devices and programs of root's are no more than files, unless they are
+        // asked for.
+        for (word, attribute) in [("suid", attr::NOSUID), ("dev", attr::NODEV)] {
+            if !wanted.options.iter().any(|option| option == word) {
+                options.set |= attribute;
+            }
+        }
         let mount = bind(&mounted, &options)?;
         let target = target.unwrap_or(&mounted);
         attach(&mount, target, &options)?;

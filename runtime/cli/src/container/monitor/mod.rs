@@ -263,13 +263,17 @@ impl Monitor {
                 Restart::Always | Restart::UnlessStopped => true,
             };
         record.phase = if again { Phase::Restarting } else { Phase::Exited };
-        record.write(&self.directory)?;
+        // A full disk must not keep us from taking away what is there, which may be what filled it.
+        let written = record.write(&self.directory);
         if let Err(Error::NotFound(_)) = container.delete(true) {
             // Somebody else was faster.
         }
         drop(listener);
         if !again {
             remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
+        }
+        if written.is_err() && (again || !record.options.auto_remove) {
+            let _ = record.write(&self.directory);
         }
         self.options.restart = record.options.restart;
         lock.release();
@@ -299,9 +303,9 @@ impl Monitor {
         let mut record = Record::read(&self.directory)?;
         let give_up = |mut record: Record| -> Result<Option<Running>> {
             record.phase = Phase::Exited;
-            record.write(&self.directory)?;
+            let written = record.write(&self.directory);
             remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
-            Ok(None)
+            written.map(|()| None)
         };
         if self.stopping || record.stopped {
             let done = give_up(record);
@@ -319,9 +323,9 @@ impl Monitor {
                 record.error = Some(message(&e));
                 record.finished = finished;
                 record.phase = Phase::Exited;
-                record.write(&self.directory)?;
+                let written = record.write(&self.directory);
                 remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
-                Ok(None)
+                written.map(|()| None)
             }
         };
         lock.release();
