@@ -423,6 +423,15 @@ fn a_program_that_is_executed_gets_none_of_our_own_streams() {
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text, "done\n");
+    // Nor does a reader of ours who does not read keep signals out.
+    let mut command = containers.command(&["container", "exec", &id, "seq", "1", "1000000"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let ended = || {
+        // SAFETY: kill takes numbers; the process is this test's, and has not been waited for.
+        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        child.try_wait().unwrap().is_some()
+    };
+    eventually("it has ended", ended);
     containers.container(&["rm", "-f", &id]).ok();
     containers.assert_nothing_left();
 }

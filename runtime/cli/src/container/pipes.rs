@@ -4,22 +4,34 @@
 //! is typed or was written there before, for as long as a process in there keeps them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use runx_core::container::Process;
 use runx_core::sys::{self, pidfd::Exit};
 
-use crate::oci::console::copy;
 use crate::oci::foreground::{Signals, forward};
+
+/// Where the program's outputs go.
+const OURS: [i32; 2] = [1, 2];
 
 /// Our ends.
 pub(super) struct Pipes {
     /// Where its input is written to, and what has been read for it.
     input: Option<(OwnedFd, Vec<u8>)>,
-    /// What it prints, and which of our streams that goes to.
-    outputs: [Option<OwnedFd>; 2],
+    /// What it prints, to our standard output and error.
+    outputs: [Option<Output>; 2],
 }
+
+/// One of its outputs.
+struct Output {
+    from: OwnedFd,
+    /// Ours does not take anything now, and is waited for.
+    full: bool,
+}
+
+/// As much can be written to a pipe that is ready without waiting: PIPE_BUF.
+const ATOMIC: usize = 4096;
 
 impl Pipes {
     /// Makes them. Returns our ends and the program's; without `interactive` its input is empty.
@@ -34,7 +46,7 @@ impl Pipes {
             (None, sys::open("/dev/null", libc::O_RDONLY).context("open /dev/null")?)
         };
         let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
-        let outputs = [Some(out.into()), Some(err.into())];
+        let outputs = [out.into(), err.into()].map(|from| Some(Output { from, full: false }));
         Ok((Self { input, outputs }, [stdin, stdout.into(), stderr.into()]))
     }
 
@@ -49,16 +61,22 @@ impl Pipes {
                 Some((fd, _)) => (-1, fd.as_raw_fd()),
                 None => (-1, -1),
             };
-            let output = |index: usize| self.outputs[index].as_ref().map_or(-1, |fd: &OwnedFd| fd.as_raw_fd());
+            let output = |index: usize| match &self.outputs[index] {
+                // Who does not read keeps us from writing, but not from hearing signals.
+                Some(Output { full: true, .. }) => poll(OURS[index], libc::POLLOUT),
+                Some(output) => poll(output.from.as_raw_fd(), libc::POLLIN),
+                None => poll(-1, 0),
+            };
             let mut fds = [
                 poll(if exit.is_none() { process.pidfd().as_raw_fd() } else { -1 }, libc::POLLIN),
                 poll(signals.as_fd().as_raw_fd(), libc::POLLIN),
                 poll(if exit.is_none() { reads } else { -1 }, libc::POLLIN),
                 poll(if exit.is_none() { writes } else { -1 }, libc::POLLOUT),
-                poll(output(0), libc::POLLIN),
-                poll(output(1), libc::POLLIN),
+                output(0),
+                output(1),
             ];
-            let timeout = if exit.is_some() { 0 } else { -1 };
+            let full = self.outputs.iter().flatten().any(|output| output.full);
+            let timeout = if exit.is_some() && !full { 0 } else { -1 };
             // SAFETY: fds is a valid list of that many.
             let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
             if ready == -1 {
@@ -69,7 +87,13 @@ impl Pipes {
                 return Err(error).context("wait for the program");
             }
             while let Some(signal) = signals.next() {
-                forward(process, signal, None);
+                match exit {
+                    // There is only somebody to be waited for who does not read.
+                    Some(exit) if matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) => {
+                        return Ok(exit);
+                    }
+                    _ => forward(process, signal, None),
+                }
             }
             if fds[2].revents != 0 {
                 self.read();
@@ -77,19 +101,14 @@ impl Pipes {
             if fds[3].revents != 0 {
                 self.write();
             }
-            for (index, number) in [1, 2].into_iter().enumerate() {
-                // SAFETY: the standard streams stay open for as long as this program runs.
-                let to = unsafe { BorrowedFd::borrow_raw(number) };
+            for (index, _) in fds[4..].iter().enumerate().filter(|(_, fd)| fd.revents != 0) {
                 // Once ours takes nothing any more, the program shall know.
-                if fds[4 + index].revents != 0
-                    && !self.outputs[index].as_ref().is_some_and(|from| copy(from.as_fd(), to))
-                {
+                if !self.outputs[index].as_mut().is_some_and(|output| output.pass_on(OURS[index])) {
                     self.outputs[index] = None;
                 }
             }
             if let Some(exit) = exit
-                && fds[4].revents == 0
-                && fds[5].revents == 0
+                && fds[4..].iter().all(|fd| fd.revents == 0)
             {
                 return Ok(exit);
             }
@@ -122,5 +141,34 @@ impl Pipes {
             Err(_) if matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
             Err(_) => self.input = None,
         }
+    }
+}
+
+impl Output {
+    /// Copies what ours takes without waiting. Returns `false` at the end of either.
+    fn pass_on(&mut self, number: i32) -> bool {
+        let mut ours = libc::pollfd { fd: number, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: ours is a valid list of one.
+        self.full = unsafe { libc::poll(&raw mut ours, 1, 0) } == 0;
+        if self.full {
+            return true;
+        }
+        let mut buffer = [0_u8; ATOMIC];
+        // SAFETY: the buffer is valid for its length.
+        let n = unsafe { libc::read(self.from.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let Ok(n) = usize::try_from(n) else {
+            return io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        };
+        let mut rest = &buffer[..n];
+        while !rest.is_empty() {
+            // SAFETY: rest is valid for its length.
+            let n = unsafe { libc::write(number, rest.as_ptr().cast(), rest.len()) };
+            match usize::try_from(n) {
+                Ok(n) => rest = &rest[n..],
+                Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        n > 0
     }
 }

@@ -131,7 +131,7 @@ impl Terminal {
 }
 
 /// Copies what is there to be read. Returns `false` at the end.
-pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
+pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
     let mut buffer = [0u8; 16 * 1024];
     let n = loop {
         // SAFETY: the buffer is valid for its length.
