@@ -160,7 +160,7 @@ fn a_container_outlives_the_command_that_runs_it() {
     eventually("it runs", || containers.container(&["ls", "-q"]).stdout.contains(&id));
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(containers.status(&id), "running");
+    containers.until(&id, "running");
     containers.until_logged(&id, "on");
     containers.container(&["kill", &id]).ok();
     // Nobody is there to see it, and it removes itself.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use runx_core::Error;
 use runx_core::container::{Container, Status as CoreStatus};
 
-use super::record::{Phase, Record};
+use super::record::{Containers, Phase, Record};
 use crate::Context;
 
 /// The status of a container in docker's words.
@@ -70,7 +70,7 @@ impl Seen {
     }
 
     /// Looks at the container of a record.
-    pub(crate) fn look(context: &Context, record: Record) -> Result<Self> {
+    pub(crate) fn look(context: &Context, mut record: Record) -> Result<Self> {
         let core = match context.runtime().load(&record.id) {
             Ok(core) => Some(core),
             Err(Error::NotFound(_)) => None,
@@ -78,7 +78,15 @@ impl Seen {
         };
         // A container of another root's state, or of the command for engines, may have the same id.
         let core = core.filter(|core| core.state().bundle == record.bundle);
-        let monitored = record.is_monitored();
+        let mut monitored = record.is_monitored();
+        if !monitored
+            && matches!(record.phase, Phase::Running | Phase::Restarting)
+            && let Ok(newer) = Record::read(&Containers::of(context).directory(&record.id))
+        {
+            // Its monitor has ended since the record was read: what it wrote last counts.
+            record = newer;
+            monitored = record.is_monitored();
+        }
         let status = match core.as_ref().map(Container::status) {
             Some(CoreStatus::Running) => Status::Running,
             Some(CoreStatus::Paused) => Status::Paused,
