@@ -85,7 +85,17 @@ impl Attachment {
     ) -> Result<()> {
         self.result = None;
         for at in 0..self.chain.len() {
-            let out = self.call(Verb::Add, at, Some(netns), lock)?;
+            let mut out = self.call(Verb::Add, at, Some(netns), lock);
+            // The chains that all published ports of the machine have in common are made by the first who needs them, and the
+            // plugin does not expect another to make them in the same moment.
+            for _ in 0..3 {
+                if out.is_ok() || self.name(at) != "portmap" {
+                    break;
+                }
+                self.call(Verb::Del, at, Some(netns), lock)?;
+                out = self.call(Verb::Add, at, Some(netns), lock);
+            }
+            let out = out?;
             let result: Value = serde_json::from_slice(&out)
                 .with_context(|| format!("the result of CNI plugin {} is no JSON", self.name(at)))?;
             self.result = Some(result);
