@@ -69,7 +69,9 @@ class Tmux:
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
         console.print(Text.from_ansi(text))
         pathlib.Path(PICTURES).mkdir(parents=True, exist_ok=True)
-        console.save_svg(str(pathlib.Path(PICTURES, f"{name}.svg")), title=title, unique_id=name)
+        # Without fonts from elsewhere: whoever looks at it asks nobody else.
+        picture = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title, unique_id=name), flags=re.DOTALL)
+        pathlib.Path(PICTURES, f"{name}.svg").write_text(picture)
 
     def end(self):
         subprocess.run([*self.base, "kill-server"], capture_output=True, check=False)
