@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use runx_tests::command::run;
+use runx_tests::command::{eventually, run};
 use runx_tests::container::Containers;
 use runx_tests::needs_root;
 
@@ -234,6 +234,16 @@ fn limits_take_effect_and_update_changes_them() {
     // They hold for the next start, too.
     containers.container(&["start", &id]).ok();
     assert_eq!(all().0, "100663296");
+    // And for one by the policy, after the program ends by itself.
+    containers.container(&["update", "--restart", "always", "--memory", "80m", &id]).ok();
+    let before = containers.inspect(&id)["state"]["pid"].as_i64().unwrap();
+    // SAFETY: kill takes numbers; the process is this test's container.
+    assert_eq!(unsafe { libc::kill(before as i32, libc::SIGKILL) }, 0);
+    eventually("it runs again", || {
+        let state = &containers.inspect(&id)["state"];
+        state["status"] == "running" && state["pid"] != before
+    });
+    assert_eq!(all(), ("83886080".into(), "200000".into(), "30".into()));
     containers.container(&["rm", "-f", &id]).ok();
     containers.assert_nothing_left();
 }

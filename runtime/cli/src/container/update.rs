@@ -1,10 +1,11 @@
 //! `update`: other limits, and another restart policy, for containers that are there.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use runx_core::spec::LinuxResources;
+use serde_json::Value;
 
 use super::options::{Limits, Restart};
-use super::record::{Containers, Record};
+use super::record::{Containers, Record, write_atomically};
 use super::status::Seen;
 use super::{each, spec};
 use crate::{Context, Failure};
@@ -45,10 +46,31 @@ pub(super) fn update(
                 core.update(&resources)?;
             }
         }
+        if !record.options.given_configuration {
+            keep(&record).with_context(|| format!("change the configuration of container {id:?}"))?;
+        }
         record.write(&directory)?;
         lock.release();
         Ok(word.to_owned())
     })
+}
+
+/// Writes the limits into the configuration, too, with which a policy starts the container again.
+fn keep(record: &Record) -> Result<()> {
+    let path = record.bundle.join("config.json");
+    let text = match std::fs::read(&path) {
+        // It was never started.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("read {}", path.display()))?,
+    };
+    let mut config: Value = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    if let Value::Object(limits) = spec::resources(&record.options.limits) {
+        for (name, limit) in limits {
+            config["linux"]["resources"][&name] = limit;
+        }
+    }
+    let text = serde_json::to_vec(&config).context("write config.json")?;
+    write_atomically(&path, &text)
 }
 
 fn merge(kept: &mut Limits, new: &Limits) {
