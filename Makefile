@@ -18,7 +18,7 @@ MEASURED := $(CURDIR)/target/bench
 # For scripts/vm test: suites and --skip WORD, everything if it is empty. Emulated, all takes 5 to 20 times as long.
 VM_FLAGS ?=
 # What `make test` runs of these: the suites whose promises have to do with cgroups, systemd or AppArmor.
-VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri cri_running lsm node_systemd pool rootless runtime seccomp shim systemd task_api
+VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri_running lsm node_systemd pool rootless runtime seccomp shim systemd task_api
 
 PREFIX ?= /usr/local
 DESTDIR ?=
