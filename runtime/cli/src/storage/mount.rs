@@ -115,7 +115,7 @@ fn parts_of(root: &Path, target: &Path) -> PathBuf {
 
 /// The absolute path of a place to mount at, without links.
 fn place_of(target: &Path) -> Result<PathBuf> {
-    fs::canonicalize(target).with_context(|| format!("mount at {} (it has to be there)", target.display()))
+    fs::canonicalize(target).with_context(|| format!("the target {} has to be there", target.display()))
 }
 
 fn bind(source: &Path, options: &MountOptions) -> Result<OwnedFd> {

@@ -136,6 +136,14 @@ pub(super) fn make(others: Vec<String>, words: &Words) -> Result<Make> {
              image --image {word} or -m {word}"
         );
     }
+    // Docker's -m is the memory, and then the image follows.
+    if let (Some(size), [word, ..]) = (&image, others.as_slice())
+        && size.starts_with(|first: char| first.is_ascii_digit())
+        && size.ends_with(|last: char| last.is_ascii_alphabetic())
+        && bytes(size).is_ok()
+    {
+        bail!("-m is --image, and {size:?} is no image: for a limit on memory say --memory {size} {word}");
+    }
     let image = if named { image } else { others.next() };
     if image.is_none() && !named {
         bail!("it needs an image, or --rootfs DIR: \"runx storage ls\" lists the images that are here");

@@ -51,6 +51,17 @@ fn a_lone_i_is_interactive_and_one_that_looks_like_a_name_is_refused() {
 }
 
 #[test]
+fn memory_has_no_short_form_and_who_uses_dockers_is_told() {
+    refused(&["run", "-m", "64m", "alpine", "true"], "--memory 64m alpine");
+    refused(&["create", "-m=1.5g", "alpine"], "--memory 1.5g alpine");
+    // Names of images may be like these.
+    for image in ["64m", "4096"] {
+        assert_eq!(run(&["-m", image]).options.image.as_deref(), Some(image));
+    }
+    assert_eq!(run(&["-m", "3proxy", "true"]).options.image.as_deref(), Some("3proxy"));
+}
+
+#[test]
 fn volumes_are_paths_or_names() {
     let mounts = run(&["-v", "/h:/c:ro", "-v", "data:/d", "-v", "/anon", "--tmpfs", "/t:size=1m", "a"]).options.mounts;
     let found: Vec<_> = mounts.iter().map(|mount| (mount.kind, mount.source.as_str(), mount.target.as_str())).collect();
