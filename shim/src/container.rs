@@ -14,13 +14,13 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::ttrpc::{self, Code};
 use runx_core::Error;
+use runx_core::agent::Wish;
 use runx_core::bundle::Bundle;
 use runx_core::cgroup::{OomEvents, OomWatch};
 use runx_core::container::{Born, Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
 use runx_core::workload;
 
-use crate::agent;
 use crate::artifact::Artifacts;
 use crate::error::{runtime_failure, status, unknown};
 use crate::events::Publisher;
@@ -52,7 +52,7 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) core: Core,
     /// The agent that its annotations ask for.
-    pub(crate) agent: Option<agent::Wish>,
+    pub(crate) agent: Option<Wish>,
     pub(crate) init: Arc<Process>,
     /// The user and group that own the pipes of its processes.
     pub(crate) io_owner: (u32, u32),
@@ -98,7 +98,7 @@ pub(crate) fn create_streams(request: &CreateTaskRequest) -> Streams {
 }
 
 /// A container, the agent that it wants, and its first process.
-pub(crate) type Created = (Core, Option<agent::Wish>, Handle);
+pub(crate) type Created = (Core, Option<Wish>, Handle);
 
 /// Mounts the root filesystem and makes the container. Everything is taken back on failure.
 pub(crate) fn create(
@@ -159,7 +159,7 @@ fn create_mounted(
             format!("{what}: process.terminal is {terminal} in config.json and {} in the request", request.terminal),
         ));
     }
-    let agent = agent::Wish::of(bundle.spec()).map_err(|e| status(Code::INVALID_ARGUMENT, format!("{what}: {e}")))?;
+    let agent = Wish::of(bundle.spec()).map_err(|e| status(Code::INVALID_ARGUMENT, format!("{what}: {e}")))?;
     let create = CreateOptions {
         stdio: duplicate(stdio)?,
         no_pivot: options.no_pivot,
@@ -245,7 +245,7 @@ impl Container {
     pub(crate) fn new(
         id: String,
         bundle: PathBuf,
-        (core, agent): (Core, Option<agent::Wish>),
+        (core, agent): (Core, Option<Wish>),
         init: Arc<Process>,
         io_owner: (u32, u32),
     ) -> Self {

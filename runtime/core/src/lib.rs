@@ -5,6 +5,7 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod agent;
 pub mod bundle;
 mod capability;
 pub mod cgroup;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow};
+use runx_core::agent::Wish;
 use runx_core::spec::Spec;
 
 use super::options::{LogOptions, MountKind, Network, Options};
@@ -86,7 +87,9 @@ pub(super) fn new(context: &Context, containers: &Containers, make: Make) -> Res
         // By its whole id, which stays when others come.
         options.network = Network::Container(containers.resolve(other).context("--network")?);
     }
-    super::monitor::agent::Wish::of(&options.annotations)?;
+    // Of several with one name the last one holds.
+    let annotation = |name: &str| options.annotations.iter().rev().find(|(key, _)| key == name);
+    Wish::read(|name| annotation(name).map(|(_, value)| value.as_str())).context("--annotation")?;
     let image = match (&options.image, &options.rootfs) {
         (Some(name), None) => Some(rootfs::image(context, containers, name, pull)?),
         _ => None,

@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use runx_core::agent::{PROGRAM, TOKENS};
 use runx_core::bundle;
 use runx_core::container::{Container, ExecOptions};
 use runx_core::spec::{Process as ProcessSpec, Spec};
@@ -13,12 +14,6 @@ use super::exec::{enter, in_runcs_words};
 use super::foreground::{self, Signals};
 use crate::arguments::Agent;
 use crate::{Context, Failure};
-
-/// The program's file name, and what it is called in a container.
-const PROGRAM: &str = "runx-agent";
-
-/// Where it makes a token when it is given none, the first that can be: only the container's user can read it.
-const TOKENS: &str = "/dev/.runx-agent/token,/dev/shm/.runx-agent/token";
 
 /// What decides who may ask it.
 const OF_TOKENS: [&str; 4] = ["--access-token", "--access-token-file", "--generate-token", "--insecure"];
@@ -53,15 +48,11 @@ fn beside(executable: &Path) -> Result<PathBuf> {
 /// The container's own process with another command line.
 fn describe(container: &Container, agent: &Agent) -> Result<ProcessSpec> {
     let config: Spec = bundle::parse_file(&container.state().config_path())?;
-    let mut process = config.process().clone().context("the container's configuration has no process")?;
-    let mut args = vec![PROGRAM.to_owned()];
+    let mut flags = Vec::new();
     let decides = |flag: &String| OF_TOKENS.contains(&flag.split('=').next().unwrap_or_default());
     if !agent.flags.iter().any(decides) {
-        args.extend(["--generate-token".to_owned(), TOKENS.to_owned()]);
+        flags.extend(["--generate-token".to_owned(), TOKENS.to_owned()]);
     }
-    args.extend(agent.flags.iter().cloned());
-    process.set_args(Some(args));
-    process.set_terminal(Some(false));
-    process.set_console_size(None);
-    Ok(process)
+    flags.extend(agent.flags.iter().cloned());
+    Ok(runx_core::agent::process(&config, flags)?)
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use runx_core::Error;
+use runx_core::agent::Wish;
 use runx_core::bundle::Bundle;
 use runx_core::container::{Container, CreateOptions, Process, Runtime};
 use runx_core::spawn::refuse_threads;
@@ -31,7 +32,7 @@ use super::record::{Containers, Identity, Lock, Phase, Record, now};
 use super::{log, remove, rootless, socket, stop};
 use crate::oci::foreground::Signals;
 use crate::{Context, message};
-use agent::{Agent, Wish};
+use agent::Agent;
 use clients::Clients;
 use streams::Streams;
 
@@ -60,7 +61,7 @@ pub(crate) fn launch(
     let systemd_cgroup = context.global.systemd_cgroup;
     let lenient = context.global.rootless;
     let stop_signal = stop::stop_signal(&record)?;
-    let agent = Wish::of(&record.options.annotations)?.map(|wish| Agent::new(wish, &context.executable));
+    let agent = Wish::of(bundle.spec())?.map(|wish| Agent::new(wish, &context.executable));
     // SAFETY: refuse_threads made sure that there is no other thread.
     match unsafe { process::clone(0, None) }.context("clone the container's monitor")? {
         process::Cloned::Parent { .. } => Ok(ours),
