@@ -1,10 +1,11 @@
 //! `runx container` of an ordinary user.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use runx_tests::command::{Done, eventually, run};
-use runx_tests::user::OwnBundle;
+use runx_tests::user::{FURTHER, ID, OwnBundle};
 use runx_tests::{leftovers, needs_user};
 
 /// His containers: below his home, with the root filesystem of his bundle.
@@ -62,6 +63,29 @@ fn an_ordinary_user_runs_containers_with_the_machines_network_or_none() {
     );
     own.run(&["--rm"], &["true"]).fails(125, &["--network bridge needs root", "--network host"]);
     own.run(&["--rm", "--network", "none", "--privileged"], &["true"]).fails(125, &["need root"]);
+    own.assert_nothing_left();
+}
+
+#[test]
+fn all_his_further_ids_are_in_his_containers_by_his_name_and_his_number() {
+    needs_user!(obstacle_to_further_ids);
+    let own = Own::new();
+    let second = FURTHER.0 + FURTHER.1;
+    for file in ["subuid", "subgid"] {
+        let path = own.0.scratch().join("etc").join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        // The first one once more, which the kernel would refuse.
+        fs::write(&path, format!("{text}{ID}:{}:{}\n{ID}:{second}:10\n", FURTHER.0, FURTHER.1)).unwrap();
+    }
+    let (rootfs, script) =
+        (own.0.rootfs(), "cat /proc/self/uid_map /proc/self/gid_map; touch /tmp/f; chown 65546:65546 /tmp/f");
+    let words = ["container", "run", "--rm", "--network", "none", "--rootfs", rootfs.to_str().unwrap(), "--"];
+    let done = run(&mut own.0.command_when_known(&[&words[..], &["sh", "-c", script]].concat())).ok();
+    let lines: Vec<_> = done.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let expected = [format!("0 {ID} 1"), format!("1 {} {}", FURTHER.0, FURTHER.1), format!("65537 {second} 10")];
+    assert_eq!(lines, [&expected[..], &expected[..]].concat());
+    let made = fs::metadata(rootfs.join("tmp/f")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (second + 9, second + 9));
     own.assert_nothing_left();
 }
 

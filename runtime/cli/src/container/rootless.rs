@@ -3,59 +3,26 @@
 //! What makes and removes them does so in a user namespace of the user's: he is root in it, and has the further ids that
 //! /etc/subuid and /etc/subgid give him. The monitor stays in it, and with its end the mounts that were made there go.
 
-use std::fs;
 use std::sync::OnceLock;
 
-use anyhow::{Context as _, Result, bail};
-use runx_core::bundle::Bundle;
-use runx_core::rootless;
+use anyhow::{Result, bail};
+use runx_core::rootless::{self, Ids};
 use serde_json::{Value, json};
 
 use super::options::{Network, Options};
 
-/// The mappings of users and groups that this process has entered with.
-static ENTERED: OnceLock<(Value, Value)> = OnceLock::new();
+/// The group of terminals.
+const TERMINALS: u32 = 5;
+
+/// What this process has entered with.
+static ENTERED: OnceLock<Ids> = OnceLock::new();
 
 /// Enters the user's own user namespace, unless this process is root or there already.
 pub(super) fn enter() -> Result<()> {
-    if !rootless::is_ordinary_user() || ENTERED.get().is_some() {
-        return Ok(());
+    if rootless::is_ordinary_user() && ENTERED.get().is_none() {
+        let _ = ENTERED.set(rootless::enter_own()?);
     }
-    let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    // The C library would load a library for the question, which a static program cannot.
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(user)).then(|| name.to_owned())
-    });
-    let mappings = |own: u32, file: &str| {
-        let mut all = vec![json!({"containerID": 0, "hostID": own, "size": 1})];
-        let further = further(&fs::read_to_string(file).unwrap_or_default(), name.as_deref(), user);
-        all.extend(further.map(|(first, size)| json!({"containerID": 1, "hostID": first, "size": size})));
-        Value::Array(all)
-    };
-    let (users, groups) = (mappings(user, "/etc/subuid"), mappings(group, "/etc/subgid"));
-    let spec = json!({
-        "ociVersion": "1.2.0",
-        "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
-        "root": {"path": "/"},
-        "linux": {"namespaces": [{"type": "user"}, {"type": "mount"}], "uidMappings": users, "gidMappings": groups},
-    });
-    let spec = serde_json::from_value(spec).context("describe the user namespace")?;
-    rootless::enter(&Bundle::new("/".into(), spec)?)?;
-    let _ = ENTERED.set((users, groups));
     Ok(())
-}
-
-/// The first range of further ids that a user has, by his name or number (subuid(5)).
-fn further(text: &str, name: Option<&str>, id: u32) -> Option<(u32, u32)> {
-    text.lines().find_map(|line| {
-        let mut fields = line.trim().split(':');
-        let owner = fields.next()?;
-        let is_his = Some(owner) == name || owner.parse() == Ok(id);
-        is_his.then(|| Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?)))?
-    })
 }
 
 /// Whether this process is in a user namespace that [`enter`] made.
@@ -82,17 +49,20 @@ pub(super) fn check(options: &Options) -> Result<()> {
 
 /// Changes a configuration so that it holds in the user namespace.
 pub(super) fn adapt(config: &mut Value) {
-    let Some((users, groups)) = ENTERED.get() else { return };
+    let Some(ids) = ENTERED.get() else { return };
+    fit(config, ids);
+}
+
+fn fit(config: &mut Value, ids: &Ids) {
     let linux = &mut config["linux"];
     if let Some(namespaces) = linux["namespaces"].as_array_mut() {
         namespaces.push(json!({"type": "user"}));
     }
-    let has_groups = groups.as_array().is_some_and(|list| list.len() > 1);
-    linux["uidMappings"] = users.clone();
-    linux["gidMappings"] = groups.clone();
+    linux["uidMappings"] = json!(ids.users);
+    linux["gidMappings"] = json!(ids.groups);
     for mount in config["mounts"].as_array_mut().into_iter().flatten() {
-        // The group of terminals has a number in the namespace only if there are further ids.
-        if let Some(options) = mount["options"].as_array_mut().filter(|_| !has_groups) {
+        // The group of terminals is in the namespace only if there are so many further ids.
+        if let Some(options) = mount["options"].as_array_mut().filter(|_| !ids.has_group(TERMINALS)) {
             options.retain(|option| option != "gid=5");
         }
     }
@@ -103,11 +73,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn further_ids_are_found_by_name_and_number() {
-        let text = "root:1:2\nalice:100000:65536\n1001:200000:10\nbad:x:y\n";
-        assert_eq!(further(text, Some("alice"), 5), Some((100_000, 65_536)));
-        assert_eq!(further(text, Some("bob"), 1001), Some((200_000, 10)));
-        assert_eq!(further(text, Some("bad"), 7), None);
-        assert_eq!(further(text, None, 7), None);
+    fn the_group_of_terminals_is_named_only_where_it_is() {
+        let ids = |groups: Value| -> Ids {
+            let users = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+            Ids { users: serde_json::from_value(users).unwrap(), groups: serde_json::from_value(groups).unwrap() }
+        };
+        let own = json!({"containerID": 0, "hostID": 100, "size": 1});
+        for (more, has) in [(0, false), (4, false), (5, true), (65_536, true)] {
+            let mut groups = vec![own.clone()];
+            groups.extend((more > 0).then(|| json!({"containerID": 1, "hostID": 100_000, "size": more})));
+            let mut config = json!({"linux": {"namespaces": []}, "mounts": [{"options": ["nosuid", "gid=5"]}, {}]});
+            fit(&mut config, &ids(json!(groups)));
+            assert_eq!(config["linux"]["gidMappings"], json!(groups));
+            assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 1000, "size": 1}]));
+            assert_eq!(config["linux"]["namespaces"], json!([{"type": "user"}]));
+            let options = if has { json!(["nosuid", "gid=5"]) } else { json!(["nosuid"]) };
+            assert_eq!(config["mounts"][0]["options"], options, "{more}");
+        }
     }
 }

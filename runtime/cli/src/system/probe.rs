@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use runx_core::cgroup::Layout;
 use runx_core::container::Runtime;
+use runx_core::rootless::Ids;
 use runx_core::spec::LinuxIdMappingBuilder;
 use runx_core::sys::mount::{self, NewFilesystem};
 use runx_core::sys::{self, capabilities, pidfd};
@@ -107,33 +108,26 @@ fn users() -> Finding {
 /// What an ordinary user needs for containers of his own.
 pub(super) fn ordinary_users(found: &mut Vec<Finding>) {
     let group = "ordinary users";
+    let ids = Ids::own();
+    let further = ids.users.len() > 1 || ids.groups.len() > 1;
     let programs: Vec<_> = ["newuidmap", "newgidmap"].into_iter().filter(|name| which(name).is_none()).collect();
     let advice = "apt install uidmap, or dnf install shadow-utils";
     found.push(match programs[..] {
         [] => Finding::ok(group, "newuidmap, newgidmap", "there"),
-        _ => Finding::new(group, "newuidmap, newgidmap", State::Limited, "missing: a container has one user id")
-            .advise(advice),
+        _ => {
+            let text = if further { "missing, and your ids need them" } else { "missing: a container has one user id" };
+            Finding::new(group, "newuidmap, newgidmap", State::Limited, text).advise(advice)
+        }
     });
-    let uid = nix::unistd::getuid();
-    // The file and not the C library, which would load modules into a program that has no loader.
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid.to_string()).then_some(name)
-    });
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let own = text.lines().find(|line| {
-            let owner = line.split(':').next().unwrap_or_default();
-            owner == uid.to_string() || name == Some(owner)
-        });
-        found.push(match own {
-            Some(line) => Finding::ok(group, file, line.to_owned()),
+    for (file, mappings) in [("/etc/subuid", &ids.users), ("/etc/subgid", &ids.groups)] {
+        let ranges: Vec<_> =
+            mappings.iter().skip(1).map(|range| format!("{}:{}", range.host_id(), range.size())).collect();
+        found.push(match ranges[..] {
             // Root has all ids, and needs no line.
-            None if uid.is_root() => Finding::ok(group, file, "not needed by root"),
-            None => Finding::new(group, file, State::Limited, "no ids for you: a container has one user id")
+            [] if nix::unistd::getuid().is_root() => Finding::ok(group, file, "not needed by root"),
+            [] => Finding::new(group, file, State::Limited, "no ids for you: a container has one user id")
                 .advise("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 YOU"),
+            _ => Finding::ok(group, file, ranges.join(", ")),
         });
     }
 }

@@ -7,6 +7,8 @@
 //! Ids beyond the user's own are mapped by newuidmap(1) and newgidmap(1), which know from /etc/subuid and /etc/subgid
 //! which are his.
 
+mod ids;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,12 +16,13 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType};
 
 use crate::bundle::{Bundle, empty_path};
 use crate::error::{Context, Error, Result};
 use crate::spawn::refuse_threads;
 use crate::sys::{self, pidfd, process};
+pub use ids::Ids;
 
 /// Who called, if this process has entered a user namespace since.
 static CALLER: OnceLock<u32> = OnceLock::new();
@@ -89,57 +92,15 @@ pub fn join(namespace: BorrowedFd<'_>) -> Result<()> {
     process::unshare(libc::CLONE_NEWNS).context("unshare the mount namespace")
 }
 
-/// Enters a new user namespace with all ids that are the user's: he is its root, and its other users are his subordinate
-/// ids as /etc/subuid and /etc/subgid have them. As for [`enter`], this process must have one thread.
+/// Enters a new user namespace with all ids that are the user's ([`Ids::own`]): he is its root, and its other users are his
+/// subordinate ids. As for [`enter`], this process must have one thread. Returns what was mapped.
 ///
 /// # Errors
-/// As for [`enter`]. That he has no subordinate ids is none: then there is nobody but root in it.
-pub fn enter_own() -> Result<()> {
-    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let number = user.to_string();
-    // Not by the C library, which loads what knows users elsewhere: a static program may not have that.
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let known = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then(|| name.to_owned())
-    });
-    // Whatever he says of himself: newuidmap knows better.
-    let name = known.or_else(|| std::env::var("USER").ok()).unwrap_or_default();
-    let ranges = |file: &str| {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        subordinate(&text, &[&name, &number])
-    };
-    make(&own_mappings(user.as_raw(), &ranges("/etc/subuid"))?, &own_mappings(group.as_raw(), &ranges("/etc/subgid"))?)
-}
-
-/// The ranges of subordinate ids that belong to one of these names: the first and how many.
-fn subordinate(text: &str, names: &[&str]) -> Vec<(u32, u32)> {
-    let range = |line: &str| {
-        let mut fields = line.trim().split(':');
-        let owner = fields.next().filter(|owner| !owner.is_empty())?;
-        let (first, count) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        (names.contains(&owner) && count > 0).then_some((first, count))
-    };
-    text.lines().filter_map(range).collect()
-}
-
-/// Root is the user himself, and the ranges follow.
-fn own_mappings(own: u32, ranges: &[(u32, u32)]) -> Result<Vec<LinuxIdMapping>> {
-    let mapping = |inside: u32, outside: u32, size: u32| {
-        let mapping = LinuxIdMappingBuilder::default().container_id(inside).host_id(outside).size(size).build();
-        mapping.map_err(|e| Error::spec(format!("linux.uidMappings: {e}")))
-    };
-    let mut mappings = vec![mapping(0, own, 1)?];
-    let mut inside = 1_u32;
-    for (first, count) in ranges {
-        mappings.push(mapping(inside, *first, *count)?);
-        match inside.checked_add(*count) {
-            Some(next) => inside = next,
-            None => break,
-        }
-    }
-    Ok(mappings)
+/// As for [`enter`]; and when he has subordinate ids, but newuidmap(1) or newgidmap(1) is not installed.
+pub fn enter_own() -> Result<Ids> {
+    let ids = Ids::own();
+    make(&ids.users, &ids.groups)?;
+    Ok(ids)
 }
 
 fn remember_caller() {
@@ -280,17 +241,6 @@ impl Drop for Lent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn subordinate_ids_are_those_of_the_name_or_the_number() {
-        let text = "alice:100000:65536\n# comment\nbob:1:x\n1000:300000:10\nalice:200000:0\nmallory:5:5\n";
-        assert_eq!(subordinate(text, &["alice", "1000"]), [(100_000, 65536), (300_000, 10)]);
-        assert!(subordinate(text, &["bob", "1001"]).is_empty());
-        assert!(subordinate(":1:1\n", &["", "7"]).is_empty());
-        let mapped = own_mappings(1000, &[(100_000, 65536), (300_000, 10)]).unwrap();
-        let numbers: Vec<_> = mapped.iter().map(|m| (m.container_id(), m.host_id(), m.size())).collect();
-        assert_eq!(numbers, [(0, 1000, 1), (1, 100_000, 65536), (65537, 300_000, 10)]);
-    }
 
     #[test]
     fn only_the_own_id_alone_needs_no_help() {
