@@ -1,8 +1,9 @@
 //! `runx storage pull`: from a real registry, through a network that does what networks do.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -258,11 +259,81 @@ fn two_pulls_at_once_download_each_blob_once() {
     field.is_right();
 }
 
+/// A command that runs. It ends with this.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+
+    /// How it ended, and what it said on standard error.
+    #[track_caller]
+    fn end(&mut self) -> (Option<i32>, String) {
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status.unwrap().code(), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_pull_that_waits_for_another_one_ends_at_a_signal_and_leaves_the_other_alone() {
+    needs_registry!();
+    let field = Field::new();
+    // Nothing more comes: who waits for the first one waits until the test is at its end.
+    field.proxy.set(Some(Fault::Slow(Duration::from_secs(3600))));
+    let ingest = field.storage.root().join("storage/ingest");
+    let locks = || {
+        let entries = fs::read_dir(&ingest).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "lock")).map(|entry| entry.path())
+    };
+    let pull = || {
+        let mut command = field.storage.command(&["pull", &field.name()]);
+        Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let mut first = pull();
+    eventually("the first one has a layer", || locks().next().is_some());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut second = pull();
+        let pid = second.0.id();
+        // It is in what it waits for when it has opened the lock that the first one holds.
+        eventually("the second one waits", || {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            let open: Vec<_> = open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+            locks().any(|lock| open.contains(&lock))
+        });
+        second.signal(signal);
+        let (code, said) = second.end();
+        assert!(first.0.try_wait().unwrap().is_none(), "the first one still pulls");
+        assert_eq!(code, Some(128 + signal as i32), "{said}");
+        assert!(said.contains("interrupted"), "{said}");
+        assert!(locks().next().is_some(), "the first one's lock is still there");
+    }
+    first.signal(Signal::SIGINT);
+    assert_eq!(first.end().0, Some(130));
+    assert!(locks().next().is_none(), "{:?}", locks().collect::<Vec<_>>());
+    field.proxy.set(None);
+    field.pull().ok();
+    field.is_right();
+}
+
 #[test]
 fn a_pull_that_was_killed_is_gone_on_with_and_comes_out_right() {
     needs_registry!();
     let field = Field::new();
-    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+    for (signal, code) in [(Signal::SIGTERM, Some(143)), (Signal::SIGKILL, None), (Signal::SIGKILL, None)] {
         field.proxy.set(Some(Fault::Slow(Duration::from_millis(200))));
         let mut pull = field.storage.command(&["pull", &field.name()]);
         let mut pull = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -276,7 +347,7 @@ fn a_pull_that_was_killed_is_gone_on_with_and_comes_out_right() {
         };
         eventually("a part of a layer is there", partial);
         kill(Pid::from_raw(pull.id().cast_signed()), signal).unwrap();
-        assert!(!pull.wait().unwrap().success());
+        assert_eq!(pull.wait().unwrap().code(), code, "{signal}");
         assert!(partial(), "what came is kept after {signal}");
         assert!(field.storage.images().is_empty(), "nothing half-made is used");
     }

@@ -1,7 +1,7 @@
 //! Layers on their way into the store: unpacked, checked, published.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
 use anyhow::{Context as _, Result};
 use runx_image::layer::{Form, Layer};
@@ -32,7 +32,7 @@ pub(crate) fn present(ingest: &Ingest, ids: &Ids) -> Result<Option<Landed>> {
 /// Unpacks a layer from a stream, and publishes it if it stands by itself. `limit` is of the decompressed archive.
 pub(crate) fn unpack(ingest: &Ingest, from: impl Read, ids: &Ids, limit: u64) -> Result<Landed> {
     let place = ingest.place()?;
-    let unpacked = unpack::unpack(from, &place.diff(), limit)?;
+    let unpacked = unpack::unpack(Watched { from, ingest }, &place.diff(), limit)?;
     if unpacked.diff_id != ids.diff_id {
         let (expected, found) = (ids.diff_id.to_string(), unpacked.diff_id.to_string());
         return Err(Error::Corrupt { what: "the decompressed layer".into(), expected, found }.into());
@@ -42,6 +42,21 @@ pub(crate) fn unpack(ingest: &Ingest, from: impl Read, ids: &Ids, limit: u64) ->
         return publish(ingest, place, &unpacked, ids, false).map(Landed::Stored);
     }
     Ok(Landed::Waiting(place, unpacked))
+}
+
+/// A stream that ends with an error when the user wants no more.
+struct Watched<'a, R> {
+    from: R,
+    ingest: &'a Ingest,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ingest.is_interrupted() {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.from.read(buffer)
+    }
 }
 
 /// Unpacks a layer whose blob is in the store.

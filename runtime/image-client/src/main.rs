@@ -33,7 +33,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("runx storage: {e:#}");
-            ExitCode::FAILURE
+            match e.downcast_ref::<pull::Interrupted>() {
+                // As a shell reports a program that a signal ended.
+                Some(interrupted) => ExitCode::from(128 + interrupted.signal as u8),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -56,7 +60,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 .build()
                 .context("start the runtime")?;
             let pulled = runtime.block_on(pull::pull(&store, &options, &progress));
-            // Threads that unpack find out by themselves that nothing comes any more; what they made goes first.
+            // Threads that unpack or wait find out by themselves that it is at its end; what they made goes first.
             drop(runtime);
             let image = pulled?;
             println!("{}", image.id);

@@ -48,10 +48,10 @@ pub(crate) async fn pull(store: &Store, options: &Options, progress: &Progress) 
     let (top, content, chosen) = documents(&registry, options.platform.as_ref()).await?;
     let manifest = plan::manifest(&content)?;
     let ingest = Arc::new(store.ingest()?);
-    let interrupted = watch_signals(ingest.clone());
+    let interrupted = watch_signals(ingest.clone()).context("listen to signals")?;
     let pulled = tokio::select! {
         pulled = bring(&registry, &ingest, &content, &manifest.config, options, progress) => pulled,
-        () = interrupted => bail!("interrupted; what came until now is kept for the next time"),
+        interrupted = interrupted => return Err(interrupted.into()),
     };
     let (plan, stored) = pulled?;
     let mut digests = vec![&chosen];
@@ -97,18 +97,27 @@ fn check(content: &[u8], expected: Option<&str>, registry: &Registry) -> Result<
     }
 }
 
-/// Ends when the user wants no more. What is there is then kept.
-async fn watch_signals(ingest: Arc<Ingest>) {
+/// The user wants no more.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; what came until now is kept for the next time")]
+pub(crate) struct Interrupted {
+    /// The signal that said so.
+    pub(crate) signal: i32,
+}
+
+/// Ends when the user wants no more. What is there is then kept. From now on signals do nothing else.
+fn watch_signals(ingest: Arc<Ingest>) -> io::Result<impl Future<Output = Interrupted>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    ingest.interrupt();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        let signal = tokio::select! {
+            _ = interrupt.recv() => libc::SIGINT,
+            _ = terminate.recv() => libc::SIGTERM,
+        };
+        // Threads that wait or read find it out by this.
+        ingest.interrupt();
+        Interrupted { signal }
+    })
 }
 
 async fn bring(

@@ -86,6 +86,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Somebody wants it no more: [`crate::Ingest::interrupt`].
+    #[error("{0}: interrupted")]
+    Interrupted(String),
     /// A call to the kernel failed.
     #[error("{operation}: {source}")]
     System {

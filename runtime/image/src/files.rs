@@ -1,11 +1,17 @@
 //! Files that are there completely or not at all, and locks.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+
+/// How often a lock that another process has is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Puts a file in its place: written beside, synchronised, renamed. Two writers do not meet if they hold a lock.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
@@ -60,16 +66,25 @@ pub(crate) struct PassingLock {
 }
 
 impl PassingLock {
-    /// Waits until it is had. `waiting` is called once if somebody else has it.
-    pub(crate) fn take(path: &Path, waiting: impl FnOnce()) -> Result<Self> {
+    /// Waits until it is had, or until `interrupted` is set. `waiting` is called once if somebody else has it.
+    pub(crate) fn take(path: &Path, interrupted: &AtomicBool, waiting: impl FnOnce()) -> Result<Self> {
         let mut waiting = Some(waiting);
         loop {
             let file = lock_file(path)?;
-            if file.try_lock().is_err() {
-                if let Some(say) = waiting.take() {
-                    say();
+            match file.try_lock() {
+                Ok(()) => {}
+                // Not by a call that blocks: nothing gets a thread out of it but the other's end.
+                Err(TryLockError::WouldBlock) => {
+                    if interrupted.load(Ordering::Relaxed) {
+                        return Err(Error::Interrupted(format!("wait for the lock {}", path.display())));
+                    }
+                    if let Some(say) = waiting.take() {
+                        say();
+                    }
+                    thread::sleep(AGAIN);
+                    continue;
                 }
-                file.lock().on("lock", path)?;
+                Err(TryLockError::Error(e)) => return Err(e).on("lock", path),
             }
             // Whoever had it before may have removed the file, and somebody else have made another one.
             let same = |there: fs::Metadata| file.metadata().is_ok_and(|ours| ours.ino() == there.ino());
@@ -89,8 +104,7 @@ impl Drop for PassingLock {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::thread;
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 
@@ -103,7 +117,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let _lock = PassingLock::take(&path, || ()).unwrap();
+                        let _lock = PassingLock::take(&path, &AtomicBool::new(false), || ()).unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         thread::yield_now();
                         inside.fetch_sub(1, Ordering::SeqCst);
@@ -111,6 +125,21 @@ mod tests {
                 });
             }
         });
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_waits_can_be_interrupted_and_leaves_the_lock_to_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let interrupted = AtomicBool::new(false);
+        let held = PassingLock::take(&path, &interrupted, || panic!("nobody has it")).unwrap();
+        let waited = PassingLock::take(&path, &interrupted, || interrupted.store(true, Ordering::Relaxed));
+        assert!(matches!(waited, Err(Error::Interrupted(_))), "{waited:?}");
+        assert!(path.exists(), "it is the holder's still");
+        // One that is free is had without waiting.
+        drop(held);
+        PassingLock::take(&path, &interrupted, || panic!("nobody has it")).unwrap();
         assert!(!path.exists());
     }
 

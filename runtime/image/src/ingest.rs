@@ -73,17 +73,17 @@ impl Ingest {
     /// is called if another process or thread is about it. Have one at a time, or those who wait may wait for each other.
     ///
     /// # Errors
-    /// When the lock's file cannot be made.
+    /// When the lock's file cannot be made, and [`Error::Interrupted`] after [`Ingest::interrupt`].
     pub fn take(&self, digest: &Digest, waiting: impl FnOnce()) -> Result<Held> {
         let path = self.store.path("ingest").join(format!("{}.lock", digest.hex()));
-        PassingLock::take(&path, waiting).map(|lock| Held { _lock: lock })
+        PassingLock::take(&path, &self.interrupted, waiting).map(|lock| Held { _lock: lock })
     }
 
     /// Whether a blob is there and right. One that no image has yet is read again, for the machine may have stopped before
     /// it reached the disk; if it is wrong, it is removed.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it cannot be read, and [`Error::Interrupted`] after [`Ingest::interrupt`].
     pub fn has_blob(&self, digest: &Digest, size: Option<u64>) -> Result<bool> {
         let path = self.store.blob_path(digest);
         let Ok(metadata) = fs::metadata(&path) else { return Ok(false) };
@@ -95,7 +95,7 @@ impl Ingest {
         if length_fits && self.store.images()?.iter().any(has) {
             return Ok(true);
         }
-        let right = length_fits && digest_of_file(&path)? == *digest;
+        let right = length_fits && self.digest_of_file(&path)? == *digest;
         if !right {
             log::warn!("{} is damaged: it is fetched again", path.display());
             files::remove_file(&path)?;
@@ -126,7 +126,7 @@ impl Ingest {
     /// order. The right to bring it has to be held.
     ///
     /// # Errors
-    /// When the file cannot be opened or read.
+    /// When the file cannot be opened or read, and [`Error::Interrupted`] after [`Ingest::interrupt`].
     pub fn blob(&self, _held: &Held, blob: &Descriptor, mut replay: impl FnMut(&[u8])) -> Result<BlobWriter> {
         let path = self.store.path("ingest").join(format!("{}.partial", blob.digest.hex()));
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -137,12 +137,11 @@ impl Ingest {
         if there > blob.size {
             file.set_len(0).on("truncate", &path)?;
         } else if there > 0 {
-            read_through(&mut file, |chunk| {
+            self.read_through(&mut file, &path, |chunk| {
                 hasher.update(chunk);
                 replay(chunk);
                 written += chunk.len() as u64;
-            })
-            .on("read", &path)?;
+            })?;
         }
         let to = self.store.blob_path(&blob.digest);
         let interrupted = self.interrupted.clone();
@@ -192,7 +191,7 @@ impl Ingest {
         let to = self.store.layer_path(&key);
         // For a moment only, and nobody who has this one waits for another.
         let lock = self.store.path("ingest").join(format!("publish-{}.lock", key.hex()));
-        let _lock = PassingLock::take(&lock, || ())?;
+        let _lock = PassingLock::take(&lock, &self.interrupted, || ())?;
         // Another process may have made it meanwhile: then it is as good.
         if self.layer(&key)?.is_some() {
             return Ok(key);
@@ -235,9 +234,35 @@ impl Ingest {
         Ok(stored)
     }
 
-    /// It will end because somebody does not want to wait: then blobs stay, so that the next one goes on from there.
+    /// It will end because somebody does not want to wait: then blobs stay, so that the next one goes on from there. Whoever
+    /// waits in [`Ingest::take`], or reads a blob, gives up.
     pub fn interrupt(&self) {
         self.interrupted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Ingest::interrupt`] was called.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn digest_of_file(&self, path: &Path) -> Result<Digest> {
+        let mut hasher = Sha256::new();
+        let mut file = File::open(path).on("open", path)?;
+        self.read_through(&mut file, path, |chunk| hasher.update(chunk))?;
+        Ok(Digest::finish(hasher))
+    }
+
+    fn read_through(&self, file: &mut File, path: &Path, mut each: impl FnMut(&[u8])) -> Result<()> {
+        let mut buffer = vec![0; 1 << 18];
+        while !self.is_interrupted() {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(length) => each(&buffer[..length]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).on("read", path),
+            }
+        }
+        Err(Error::Interrupted(format!("read {}", path.display())))
     }
 
     fn fresh(&self, kind: &str) -> PathBuf {
@@ -404,23 +429,4 @@ impl Drop for LayerPlace {
             log::warn!("clean up: {e}");
         }
     }
-}
-
-fn read_through(file: &mut File, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => each(&buffer[..length]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-pub(crate) fn digest_of_file(path: &Path) -> Result<Digest> {
-    let mut hasher = Sha256::new();
-    let mut file = File::open(path).on("open", path)?;
-    read_through(&mut file, |chunk| hasher.update(chunk)).on("read", path)?;
-    Ok(Digest::finish(hasher))
 }
