@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use runx_image::manifest::Platform;
 
+use crate::unpack::Limit;
 use crate::{export, import, pull, tls};
 
 /// Brings images into the store, and takes them out of it.
@@ -78,7 +79,7 @@ impl Import {
             name: self.name,
             format: self.format,
             changes: self.change,
-            max_layer_size: self.max_layer_size,
+            limit: Limit::new(self.max_layer_size),
         })
     }
 }
@@ -141,7 +142,7 @@ impl Pull {
                 registry_cas: self.registry_ca.iter().map(|pair| registry_ca(pair)).collect::<Result<_>>()?,
             },
             parallel: self.parallel.into(),
-            max_layer_size: self.max_layer_size,
+            limit: Limit::new(self.max_layer_size),
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::land;
 use crate::plan::{Names, Plan, Stored};
 use crate::progress::Progress;
 use crate::source::{self, Archive, Change, Directory, Source, document};
-use crate::unpack::Compression;
+use crate::unpack::{Compression, Limit};
 
 /// How deep indexes may be in each other.
 const DEPTH: usize = 4;
@@ -38,7 +38,8 @@ pub(crate) struct Options {
     pub(crate) format: Option<Format>,
     pub(crate) platform: Option<Platform>,
     pub(crate) changes: Vec<String>,
-    pub(crate) max_layer_size: Option<u64>,
+    /// What a layer may become when it is decompressed.
+    pub(crate) limit: Limit,
 }
 
 /// Imports all images of a source.
@@ -70,7 +71,7 @@ pub(crate) fn import(store: &Store, options: &Options, progress: &Progress) -> R
     if options.format == Some(Format::Rootfs) {
         return importer.tarball(file, compression);
     }
-    let limit = options.max_layer_size.unwrap_or_else(|| crate::unpack::limit(file.metadata().map_or(0, |m| m.len())));
+    let limit = options.limit.of_whole(file.metadata().map_or(0, |m| m.len()));
     let archive = Archive::read(&options.source, &file, compression, store, limit)?;
     match importer.format(archive.has("oci-layout") && archive.has("index.json"), archive.has("manifest.json"))? {
         Format::Oci => importer.oci(&archive),
@@ -128,7 +129,7 @@ impl Importer<'_> {
     }
 
     fn tarball(&self, file: std::fs::File, compression: Compression) -> Result<Vec<Image>> {
-        let limit = self.options.max_layer_size;
+        let limit = self.options.limit;
         let image = source::import_tarball(self.ingest, file, compression, self.names(), &self.change(), limit);
         Ok(vec![image.with_context(|| format!("import {}", self.options.source.display()))?])
     }
@@ -285,7 +286,7 @@ impl Importer<'_> {
                 for (blob, ids) in plan.manifest.layers.iter().zip(files) {
                     landed.push(match land::present(self.ingest, ids)? {
                         Some(landed) => landed,
-                        None => land::unpack_stored(self.ingest, blob, ids, self.options.max_layer_size)
+                        None => land::unpack_stored(self.ingest, blob, ids, self.options.limit)
                             .with_context(|| format!("layer {}", blob.digest))?,
                     });
                 }

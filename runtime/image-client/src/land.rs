@@ -9,7 +9,7 @@ use runx_image::manifest::Descriptor;
 use runx_image::{Error, Ingest, LayerPlace};
 
 use crate::plan::{Ids, Stored};
-use crate::unpack::{self, Unpacked};
+use crate::unpack::{self, Limit, Unpacked};
 
 /// A layer that was unpacked.
 pub(crate) enum Landed {
@@ -30,7 +30,7 @@ pub(crate) fn present(ingest: &Ingest, ids: &Ids) -> Result<Option<Landed>> {
 }
 
 /// Unpacks a layer from a stream, and publishes it if it stands by itself. `limit` is of the decompressed archive.
-pub(crate) fn unpack(ingest: &Ingest, from: impl Read, ids: &Ids, limit: u64) -> Result<Landed> {
+pub(crate) fn unpack(ingest: &Ingest, from: impl Read, ids: &Ids, limit: Limit) -> Result<Landed> {
     let place = ingest.place()?;
     let unpacked = unpack::unpack(Watched { from, ingest }, &place.diff(), limit)?;
     if unpacked.diff_id != ids.diff_id {
@@ -60,10 +60,11 @@ impl<R: Read> Read for Watched<'_, R> {
 }
 
 /// Unpacks a layer whose blob is in the store.
-pub(crate) fn unpack_stored(ingest: &Ingest, blob: &Descriptor, ids: &Ids, limit: Option<u64>) -> Result<Landed> {
+pub(crate) fn unpack_stored(ingest: &Ingest, blob: &Descriptor, ids: &Ids, limit: Limit) -> Result<Landed> {
     let path = ingest.store().blob_path(&blob.digest);
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    unpack(ingest, file, ids, limit.unwrap_or_else(|| unpack::limit(blob.size)))
+    let length = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+    unpack(ingest, file, ids, Limit::Bytes(limit.of_whole(length)))
 }
 
 /// Finishes those that wait, when all are there.

@@ -75,7 +75,7 @@ impl Archive {
         let mut file = file.try_clone()?;
         file.rewind()?;
         if compression != Compression::None {
-            let mut limited = Decoder::new(file)?.take(limit + 1);
+            let mut limited = Decoder::new(file)?.take(limit.saturating_add(1));
             let plain = to_file(&mut limited, store).with_context(|| format!("decompress {name}"))?;
             if limited.limit() == 0 {
                 bail!("{name} is larger than {limit} bytes when it is decompressed (--max-layer-size allows more)");

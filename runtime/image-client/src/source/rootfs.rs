@@ -13,7 +13,7 @@ use runx_image::{Digest, Image, Ingest};
 use sha2::{Digest as _, Sha256};
 
 use crate::plan::{Names, Plan};
-use crate::unpack::{Compression, Decoder};
+use crate::unpack::{Compression, Decoder, Limit};
 use crate::{land, pack};
 
 /// What the image's configuration shall say, as instructions of a Dockerfile.
@@ -34,7 +34,7 @@ pub(crate) fn import_directory(ingest: &Ingest, dir: &Path, names: Names, change
     let buffered = diff.to.finish().context("compress the layer")?;
     let blob = buffered.into_inner().map_err(io::IntoInnerError::into_error).context("write the layer")?;
     let (digest, size) = blob.commit()?;
-    finish(ingest, (digest, size, Compression::Gzip), diff_id, names, change, Some(u64::MAX))
+    finish(ingest, (digest, size, Compression::Gzip), diff_id, names, change, Limit::Bytes(u64::MAX))
 }
 
 /// From an archive, which becomes the layer as it is.
@@ -44,7 +44,7 @@ pub(crate) fn import_tarball(
     compression: Compression,
     names: Names,
     change: &Change<'_>,
-    limit: Option<u64>,
+    limit: Limit,
 ) -> Result<Image> {
     let mut blob = ingest.fresh_blob()?;
     // It was looked at before.
@@ -53,14 +53,14 @@ pub(crate) fn import_tarball(
     let (digest, size) = blob.commit()?;
     let path = ingest.store().blob_path(&digest);
     let stored = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    let limit = limit.unwrap_or_else(|| crate::unpack::limit(size));
+    let limit = limit.of_whole(size);
     let mut hashing = Hashing { to: io::sink(), hasher: Sha256::new() };
     let mut limited = Decoder::new(stored).context("decompress the archive")?.take(limit.saturating_add(1));
     io::copy(&mut limited, &mut hashing).context("decompress the archive")?;
     if limited.limit() == 0 {
         bail!("the archive is larger than {limit} bytes when it is decompressed (--max-layer-size allows more)");
     }
-    finish(ingest, (digest, size, compression), Digest::finish(hashing.hasher), names, change, Some(limit))
+    finish(ingest, (digest, size, compression), Digest::finish(hashing.hasher), names, change, Limit::Bytes(limit))
 }
 
 fn finish(
@@ -69,7 +69,7 @@ fn finish(
     diff_id: Digest,
     names: Names,
     change: &Change<'_>,
-    limit: Option<u64>,
+    limit: Limit,
 ) -> Result<Image> {
     let created = humantime::format_rfc3339_seconds(now()).to_string();
     let platform = change.platform.clone().unwrap_or_else(Platform::host);

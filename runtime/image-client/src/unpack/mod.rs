@@ -4,19 +4,23 @@
 //! end. Until then it lies in a directory that nobody uses.
 
 mod compression;
+mod limit;
 pub(crate) mod tar;
 #[cfg(test)]
 mod tests;
 mod tree;
 
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::path::Path;
+use std::rc::Rc;
 
 use runx_image::Digest;
 use runx_image::layer::Form;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use compression::{Compression, Decoder};
+pub(crate) use limit::Limit;
 pub(crate) use tree::inherit;
 
 /// Why a layer was not unpacked.
@@ -30,6 +34,9 @@ pub(crate) enum Error {
         "the layer is larger than {limit} bytes when it is decompressed, which is refused (--max-layer-size allows more)"
     )]
     TooLarge { limit: u64 },
+    /// More than its beginning allows: the rest decides ([`Limit::Growing`]).
+    #[error("the layer's first {received} bytes are more than {limit} when they are decompressed")]
+    TooSoon { received: u64, limit: u64 },
     /// The archive cannot be read.
     #[error("read the layer: {0}")]
     Archive(io::Error),
@@ -61,52 +68,65 @@ pub(crate) struct Unpacked {
     pub(crate) implied: Vec<Vec<u8>>,
 }
 
-/// What a compressed archive may become: a gigabyte in any case, and beyond that 200 times its own length. What is
-/// compressed better was made to fill disks.
-pub(crate) fn limit(compressed: u64) -> u64 {
-    compressed.saturating_mul(200).max(1 << 30)
-}
-
 /// Unpacks an archive, compressed or not, into an empty directory.
 ///
 /// # Errors
 /// Whatever is wrong with the archive; what of it was unpacked is then to be removed.
-pub(crate) fn unpack(from: impl Read, into: &Path, limit: u64) -> Result<Unpacked, Error> {
-    let decoder = Decoder::new(from).map_err(Error::Archive)?;
-    let hashing = Hashing { from: decoder, hasher: Sha256::new(), left: limit, exceeded: false };
+pub(crate) fn unpack(from: impl Read, into: &Path, limit: Limit) -> Result<Unpacked, Error> {
+    let received = Rc::default();
+    let decoder = Decoder::new(Counting { from, received: Rc::clone(&received) }).map_err(Error::Archive)?;
+    let hashing = Hashing { from: decoder, hasher: Sha256::new(), length: 0, received, limit, exceeded: None };
     let mut archive = tar::Archive::new(hashing);
     let mut tree = tree::Tree::open(into, Form::current())?;
     let done = tree.apply_all(&mut archive);
     let mut hashing = archive.into_inner();
     // What stands behind the end belongs to the digest.
     let drained = done.and_then(|()| io::copy(&mut hashing, &mut io::sink()).map_err(Error::Archive));
-    if hashing.exceeded {
-        return Err(Error::TooLarge { limit });
+    if let Some(exceeded) = hashing.exceeded {
+        return Err(exceeded);
     }
     drained?;
     let (size, entries, implied) = tree.finish()?;
     Ok(Unpacked { diff_id: Digest::finish(hashing.hasher), size, entries, implied })
 }
 
+/// Counts the bytes of the archive as it comes.
+struct Counting<R> {
+    from: R,
+    received: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.from.read(buffer)?;
+        self.received.set(self.received.get() + length as u64);
+        Ok(length)
+    }
+}
+
 /// Hashes what is read, and ends at a limit.
 struct Hashing<R> {
     from: R,
     hasher: Sha256,
-    left: u64,
-    exceeded: bool,
+    /// What was read until now.
+    length: u64,
+    /// What of the archive it was made of, at most.
+    received: Rc<Cell<u64>>,
+    limit: Limit,
+    exceeded: Option<Error>,
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.from.read(buffer)?;
         self.hasher.update(&buffer[..length]);
-        match self.left.checked_sub(length as u64) {
-            Some(left) => self.left = left,
-            None => {
-                self.exceeded = true;
-                return Err(io::Error::other("the archive is too large"));
+        self.length += length as u64;
+        match self.limit.check(self.length, self.received.get()) {
+            Ok(()) => Ok(length),
+            Err(e) => {
+                self.exceeded = Some(e);
+                Err(io::Error::other("the archive is too large"))
             }
         }
-        Ok(length)
     }
 }

@@ -17,7 +17,11 @@ use crate::plan::{self, Ids, Plan, Stored};
 use crate::progress::{Part, Progress};
 use crate::reference::Wanted;
 use crate::registry::{self, Closed, Fetched, Registry, Sink};
-use crate::{auth, tls, unpack};
+use crate::unpack::{self, Limit};
+use crate::{auth, tls};
+
+#[cfg(test)]
+mod tests;
 
 /// How many pieces of a layer may wait to be unpacked.
 const WAITING: usize = 64;
@@ -32,8 +36,8 @@ pub(crate) struct Options {
     pub(crate) tls: tls::Options,
     /// How many layers at the same time.
     pub(crate) parallel: usize,
-    /// Bytes that a layer may have when it is decompressed, instead of what its length suggests.
-    pub(crate) max_layer_size: Option<u64>,
+    /// What a layer may become when it is decompressed.
+    pub(crate) limit: Limit,
 }
 
 /// Pulls an image into the store.
@@ -148,7 +152,7 @@ async fn bring(
             part: progress.part(&blob.digest.hex()[..12], blob.size),
             blob: blob.clone(),
             ids,
-            limit: options.max_layer_size,
+            limit: options.limit,
         };
         let turn = turn.clone();
         async move {
@@ -177,7 +181,7 @@ struct Layer {
     blob: Descriptor,
     /// None for a module.
     ids: Option<Ids>,
-    limit: Option<u64>,
+    limit: Limit,
 }
 
 impl Layer {
@@ -212,8 +216,7 @@ impl Layer {
             }
             (None, true, Some(ids)) => {
                 self.part.state("unpacking");
-                let (ingest, blob, ids, limit) = (self.ingest.clone(), self.blob.clone(), ids.clone(), self.limit);
-                spawn_blocking(move || land::unpack_stored(&ingest, &blob, &ids, limit)).await.context("unpack")??
+                self.unpack_stored(ids.clone()).await?
             }
             (landed, false, ids) => {
                 // The tree may be there from a layer that was compressed otherwise.
@@ -231,8 +234,7 @@ impl Layer {
         let mut sink = Unpacker {
             ingest: self.ingest.clone(),
             limit: self.limit,
-            blob: self.blob.clone(),
-            ids: unpacks,
+            ids: unpacks.clone(),
             running: None,
             failed: None,
         };
@@ -262,9 +264,22 @@ impl Layer {
         };
         fetched?;
         self.part.state("unpacking");
-        let landed = sink.finish().await?;
+        let landed = match (sink.finish().await, unpacks) {
+            // Now that all of it is there, it is known what it may become.
+            (Err(e), Some(ids)) if matches!(e.downcast_ref(), Some(unpack::Error::TooSoon { .. })) => {
+                log::info!("{e}: it is unpacked now that it is complete");
+                Some(self.unpack_stored(ids).await?)
+            }
+            (landed, _) => landed?,
+        };
         drop(held);
         Ok(landed)
+    }
+
+    /// Unpacks it from the store.
+    async fn unpack_stored(&self, ids: Ids) -> Result<Landed> {
+        let (ingest, blob, limit) = (self.ingest.clone(), self.blob.clone(), self.limit);
+        spawn_blocking(move || land::unpack_stored(&ingest, &blob, &ids, limit)).await.context("unpack")?
     }
 }
 
@@ -281,9 +296,8 @@ enum Piece {
 /// Unpacks a layer in a thread of its own while it comes.
 struct Unpacker {
     ingest: Arc<Ingest>,
-    blob: Descriptor,
     ids: Option<Ids>,
-    limit: Option<u64>,
+    limit: Limit,
     running: Option<(mpsc::Sender<Piece>, JoinHandle<Result<Landed>>)>,
     /// Why it could not be unpacked.
     failed: Option<anyhow::Error>,
@@ -327,10 +341,11 @@ impl Sink for Unpacker {
             Ok(_) => anyhow!("the layer is longer than its archive"),
             Err(e) => e,
         };
-        // What cannot be read may have been changed on the way. When all of it is there, its digest tells.
-        let unreadable = matches!(e.downcast_ref(), Some(unpack::Error::Archive(_)));
+        // What cannot be read may have been changed on the way. When all of it is there, its digest tells; and so does its
+        // length of what it may become.
+        let goes_on = matches!(e.downcast_ref(), Some(unpack::Error::Archive(_) | unpack::Error::TooSoon { .. }));
         self.failed = Some(e);
-        if unreadable { Ok(()) } else { Err(Closed) }
+        if goes_on { Ok(()) } else { Err(Closed) }
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -340,7 +355,7 @@ impl Sink for Unpacker {
         if let Some(ids) = self.ids.clone() {
             let (to, from) = mpsc::channel(WAITING);
             let ingest = self.ingest.clone();
-            let limit = self.limit.unwrap_or_else(|| unpack::limit(self.blob.size));
+            let limit = self.limit;
             let from = Pieces { from, present: Bytes::new(), ended: false };
             self.running = Some((to, spawn_blocking(move || land::unpack(&ingest, from, &ids, limit))));
         }
