@@ -49,6 +49,52 @@ fn a_reader_that_is_slow_gets_everything_as_from_a_pipe() {
     containers.assert_nothing_left();
 }
 
+/// Waits until a container that prints and prints is held up.
+fn until_held_up(containers: &Containers, id: &str) {
+    let size = || std::fs::metadata(containers.directory_of(id).join("container.log")).map_or(0, |log| log.len());
+    let mut before = 0;
+    eventually("it is held up", || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let now = size();
+        std::mem::replace(&mut before, now) == now && now > 0
+    });
+}
+
+#[test]
+fn nobody_who_does_not_read_keeps_a_container_from_its_end() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.id("a");
+    let mut command = containers.run_command(&["--name", &id], &["seq", "1", "3000000"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    until_held_up(&containers, &id);
+    containers.container(&["rm", "-f", &id]).ok();
+    assert_eq!(containers.container(&["ls", "-aq"]).ok().stdout, "");
+    drop(child.stdout.take());
+    child.wait().unwrap();
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn what_was_written_before_the_end_is_there_for_who_reads_after_it() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.id("a");
+    let script = "seq 1 3000000 & while ! [ -e /tmp/end ]; do sleep 0.05; done; exit 7";
+    let mut command = containers.run_command(&["--name", &id], &["sh", "-c", script]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    until_held_up(&containers, &id);
+    std::fs::write(containers.rootfs().join("tmp/end"), "").unwrap();
+    containers.until(&id, "exited");
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let logged = containers.container(&["logs", &id]).ok().stdout;
+    assert!(text == logged && text.len() > 200_000, "{} bytes of {}", text.len(), logged.len());
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}
+
 #[test]
 fn logs_have_all_lines_by_stream_tail_and_time() {
     needs_root!();

@@ -10,6 +10,8 @@ use crate::container::frames::{self, HEADER, Kind};
 
 /// As much is kept for one who does not read.
 const LIMIT: usize = 64 * 1024;
+/// As much more is kept once the container has ended: more than its two pipes hold, even if it made them larger.
+const REST: usize = 4 * 1024 * 1024;
 /// How long one who does not read is waited for at the end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -157,7 +159,7 @@ impl Clients {
         self.all.push(Client::new(socket));
     }
 
-    /// Reads what the first one said so far.
+    /// Reads what they said so far.
     pub(super) fn read_now(&mut self) {
         for index in 0..self.all.len() {
             self.all[index].read();
@@ -222,7 +224,16 @@ impl Clients {
 
     /// Whether the container's output has to wait.
     pub(super) fn hold(&self) -> bool {
-        self.all.iter().any(|client| client.lossless && !client.gone && client.pending() >= LIMIT)
+        self.has_pending(LIMIT)
+    }
+
+    /// The same once the container has ended, which does not wait for anybody.
+    pub(super) fn hold_at_end(&self) -> bool {
+        self.has_pending(LIMIT + REST)
+    }
+
+    fn has_pending(&self, limit: usize) -> bool {
+        self.all.iter().any(|client| client.lossless && !client.gone && client.pending() >= limit)
     }
 
     /// Passes something on to all.

@@ -16,6 +16,8 @@ use crate::container::log::{Stream, Writer};
 /// How long output is waited for after the end. All processes of a PID namespace go with its first one, so that is only
 /// for streams that were passed to somebody outside.
 const DRAIN: Duration = Duration::from_millis(500);
+/// How long at most, if somebody outside goes on writing to them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Moves what goes in and out, until the container's end.
 pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Option<Writer>) -> Result<Exit> {
@@ -23,7 +25,8 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
     let mut end: Option<(Exit, Instant)> = None;
     loop {
         let streams = &running.streams;
-        let hold = monitor.clients.hold();
+        // Nobody who does not read keeps a container from its end: what its pipes still hold is kept for him.
+        let hold = if end.is_none() { monitor.clients.hold() } else { monitor.clients.hold_at_end() };
         let raw = |fd: &Option<OwnedFd>| fd.as_ref().filter(|_| !hold).map_or(-1, |fd| fd.as_raw_fd());
         let poll = |fd: i32, events| libc::pollfd { fd, events, revents: 0 };
         let mut fds = vec![
@@ -39,9 +42,10 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
         fds.extend(monitor.clients.poll(streams.is_full()));
         let timeout = match end {
             None => monitor.agent.as_ref().and_then(Agent::wait).map_or(-1, |wait| wait.as_millis() as i32 + 1),
-            // What those who hold it up have not read yet is not lost.
-            Some(_) if hold => -1,
-            Some((_, at)) => (at + DRAIN).saturating_duration_since(Instant::now()).as_millis() as i32,
+            Some((_, at)) => {
+                let limit = if hold { PATIENCE } else { DRAIN };
+                (at + limit).saturating_duration_since(Instant::now()).as_millis() as i32
+            }
         };
         // SAFETY: fds is a valid list of that many.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
@@ -81,7 +85,7 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
         }
         if let Some((exit, at)) = end {
             let open = running.streams.output.is_some() || running.streams.error.is_some();
-            if !open || !hold && ready == 0 && at.elapsed() >= DRAIN {
+            if !open || ready == 0 && at.elapsed() >= DRAIN || at.elapsed() >= PATIENCE {
                 return Ok(exit);
             }
         }
