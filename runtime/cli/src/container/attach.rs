@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::frames::{self, Kind};
-use super::socket;
+use super::record::Containers;
+use super::{monitor, socket, stop};
 use crate::arguments::{DetachKeys, Streams};
 use crate::oci::foreground::Signals;
 
@@ -31,6 +32,8 @@ pub(super) enum End {
 /// What is connected.
 pub(super) struct Attachment<'a> {
     pub(super) socket: UnixStream,
+    pub(super) containers: &'a Containers,
+    pub(super) id: &'a str,
     /// Where the core's state of the container is.
     pub(super) state: PathBuf,
     /// It has a terminal.
@@ -232,8 +235,10 @@ impl Attachment<'_> {
             }
             libc::SIGCHLD | libc::SIGURG | libc::SIGPIPE | libc::SIGCONT | libc::SIGTTIN | libc::SIGTTOU => None,
             signal if self.streams.sig_proxy => {
-                // It may have ended in this moment, or wait for its next start.
-                let _ = socket::say(&self.state, Kind::Signal, &[signal as u8]);
+                // Where nobody listens it has ended, or waits for its next start.
+                if socket::say(&self.state, Kind::Signal, &[signal as u8]).is_err() && monitor::is_ending(signal) {
+                    stop::end_pause(self.containers, self.id);
+                }
                 None
             }
             signal => Some(End::Signal(signal)),

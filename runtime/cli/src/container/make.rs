@@ -69,8 +69,15 @@ fn run_new(context: &Context, mut make: Make) -> Result<u8, Failure> {
     if !attached {
         return print(&format!("{id}\n"));
     }
-    let attachment =
-        attach::Attachment { socket, state: context.global.root.join(&id), tty, input: interactive, streams: &streams };
+    let attachment = attach::Attachment {
+        socket,
+        containers: &containers,
+        id: &id,
+        state: context.global.root.join(&id),
+        tty,
+        input: interactive,
+        streams: &streams,
+    };
     Ok(start::conclude(&id, attachment.serve(&signals).map_err(failed)?))
 }
 

@@ -4,6 +4,7 @@
 
 mod attach;
 mod cp;
+mod end;
 mod exec;
 mod files;
 mod frames;
@@ -106,6 +107,7 @@ fn attach_to(context: &Context, word: &str, no_stdin: bool, streams: &Streams) -
     let tty = record.options.tty;
     std::io::Write::write_all(&mut socket, &attach::greeting(tty, false))?;
     let input = record.options.interactive && !no_stdin;
-    let attachment = attach::Attachment { socket, state, tty, input, streams };
+    let (containers, id) = (&containers, record.id.as_str());
+    let attachment = attach::Attachment { socket, containers, id, state, tty, input, streams };
     Ok(start::conclude(&record.id, attachment.serve(&signals)?))
 }

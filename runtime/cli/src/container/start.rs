@@ -45,6 +45,8 @@ pub(super) fn command(
     let socket = start_again(context, &containers, &record.id, &greeting)?;
     let attachment = Attachment {
         socket,
+        containers: &containers,
+        id: &record.id,
         state: context.global.root.join(&record.id),
         tty: record.options.tty,
         input: interactive && record.options.interactive,

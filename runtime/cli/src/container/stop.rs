@@ -1,21 +1,19 @@
 //! `stop`, `kill`, `restart`, `rm` and `delete`.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use runx_core::Error;
 use runx_core::sys::pidfd;
 
+use super::end::{self, How};
 use super::frames::{self, Kind};
-use super::record::{Containers, NoContainer, Record};
+use super::record::{Containers, NoContainer, Phase, Record};
 use super::status::{Seen, Status};
 use super::{each, remove, rootless, socket, start};
 use crate::oci::signal;
 use crate::{Context, Failure};
-
-/// A monitor is done with clearing up by then.
-const CLEARING: Duration = Duration::from_secs(20);
 
 /// `runx container stop`.
 pub(super) fn stop(
@@ -26,14 +24,11 @@ pub(super) fn stop(
     name: Option<&str>,
 ) -> Result<u8, Failure> {
     let containers = Containers::of(context);
-    if let Some(name) = name {
-        signal::parse(name)?;
-    }
+    let how = How { timeout, signal: name.map(signal::parse).transpose()? };
     let ids = if all { those(context, &containers, |status| !status.is_down())? } else { ids.to_vec() };
-    each(&ids, |word| {
-        let id = containers.resolve(word)?;
-        end(context, &containers, &id, timeout, name)?;
-        Ok(word.to_owned())
+    let find = |word: &String| containers.resolve(word).map(Some);
+    end::each_ended(context, &containers, &ids, how, find, |id, ended| {
+        if ended { Ok(()) } else { end::one(context, &containers, id, how) }
     })
 }
 
@@ -52,15 +47,20 @@ fn those(context: &Context, containers: &Containers, wanted: impl Fn(Status) -> 
 /// `runx container restart`.
 pub(super) fn restart(context: &Context, ids: &[String], timeout: Option<Duration>) -> Result<u8, Failure> {
     let containers = Containers::of(context);
-    each(ids, |word| {
+    let how = How { timeout, signal: None };
+    let find = |word: &String| {
         let id = containers.resolve(word)?;
         let record = containers.find(&id)?;
         if record.options.auto_remove && !Seen::look(context, record)?.status.is_down() {
             bail!("container {id:?} was made with --rm: once stopped it is gone, and cannot be started again");
         }
-        end(context, &containers, &id, timeout, None)?;
-        start::start_again(context, &containers, &id, &[]).map_err(|failure| failure.error)?;
-        Ok(word.to_owned())
+        Ok(Some(id))
+    };
+    end::each_ended(context, &containers, ids, how, find, |id, ended| {
+        if !ended {
+            end::one(context, &containers, id, how)?;
+        }
+        start::start_again(context, &containers, id, &[]).map(drop).map_err(|failure| failure.error)
     })
 }
 
@@ -92,103 +92,27 @@ pub(super) fn stop_signal(record: &Record) -> Result<i32> {
     name.map_or(Ok(libc::SIGTERM), signal::parse)
 }
 
-/// Stops a container, whatever it is doing, and waits until all is cleared up.
-pub(super) fn end(
-    context: &Context,
-    containers: &Containers,
-    id: &str,
-    timeout: Option<Duration>,
-    name: Option<&str>,
-) -> Result<()> {
-    let begun = Instant::now();
-    let (mut looked, mut asked, mut marked) = (false, false, false);
-    loop {
-        let seen = match containers.find(id) {
-            // It was made with --rm, or somebody else was faster.
-            Err(e) if e.is::<NoContainer>() && looked => return Ok(()),
-            other => Seen::look(context, other?)?,
-        };
-        looked = true;
-        let record = &seen.record;
-        if seen.status.is_down() {
-            return clear(context, containers, &seen);
-        }
-        if !record.stopped && !marked {
-            if mark(containers, id).is_err() {
-                // It has gone meanwhile.
-                continue;
-            }
-            marked = true;
-        }
-        match (seen.status, &seen.core) {
-            (Status::Running | Status::Paused, Some(core)) if !asked => {
-                asked = true;
-                let number = name.map_or_else(|| stop_signal(record), signal::parse)?;
-                let limit = timeout.unwrap_or_else(|| record.options.stop_timeout());
-                end_process(core, number, limit, seen.status == Status::Paused)?;
-            }
-            (Status::Restarting, _) => {
-                // It waits for its next start: its monitor shall look again.
-                if let Some(monitor) = record.monitor.filter(|monitor| monitor.alive())
-                    && let Ok(process) = pidfd::open(monitor.pid)
-                {
-                    let _ = pidfd::send_signal(process.as_fd(), libc::SIGTERM);
-                }
-            }
-            _ => {}
-        }
-        if begun.elapsed() > timeout.unwrap_or_else(|| record.options.stop_timeout()) + CLEARING {
-            bail!(
-                "container {id:?} is still {}: its monitor, process {}, does not clear up",
-                seen.status,
-                record.monitor.map_or(0, |monitor| monitor.pid)
-            );
-        }
-        std::thread::sleep(Duration::from_millis(2));
+/// Lets the monitor of a container that waits for its next start look again.
+pub(super) fn wake(record: &Record) {
+    if let Some(monitor) = record.monitor.filter(|monitor| monitor.alive())
+        && let Ok(process) = pidfd::open(monitor.pid)
+    {
+        let _ = pidfd::send_signal(process.as_fd(), libc::SIGTERM);
     }
 }
 
-/// What a monitor that was killed did not clear up.
-fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> {
-    let id = &seen.record.id;
-    if seen.core.is_none() && seen.record.phase != super::record::Phase::Running {
-        // A monitor writes the end down before it takes the network away, and holds the lock until that is done: who stops a
-        // container may want its ports.
-        return match containers.lock(id) {
-            Ok(lock) => {
-                lock.release();
-                Ok(())
-            }
-            Err(e) if e.is::<NoContainer>() => Ok(()),
-            Err(e) => Err(e),
-        };
+/// Ends the wait of a container for its next start, if it does wait: it is not started again.
+pub(super) fn end_pause(containers: &Containers, id: &str) {
+    let changed = containers.change(id, |record| {
+        let waits = record.phase == Phase::Restarting;
+        record.stopped |= waits;
+        waits.then(|| record.clone())
+    });
+    match changed {
+        Ok(Some(record)) => wake(&record),
+        Ok(None) => {}
+        Err(e) => log::debug!("container {id}: {}", crate::message(&e)),
     }
-    let lock = match containers.lock(id) {
-        // Its monitor was at it, and has removed it.
-        Err(e) if e.is::<NoContainer>() => return Ok(()),
-        other => other?,
-    };
-    let directory = containers.directory(id);
-    let mut record = Record::read(&directory)?;
-    if record.is_monitored() {
-        return Ok(());
-    }
-    if let Ok(core) = context.runtime().load(id)
-        && core.state().bundle == record.bundle
-    {
-        context.runtime().delete_force(id)?;
-    }
-    if record.phase != super::record::Phase::Created {
-        record.phase = super::record::Phase::Exited;
-        record.finished.get_or_insert_with(super::record::now);
-    }
-    if let Err(e) = record.write(&directory) {
-        // A full disk must not keep anybody from making room.
-        log::warn!("{}", crate::message(&e));
-    }
-    remove::after_end(&context.global.root, containers, &directory, &record);
-    lock.release();
-    Ok(())
 }
 
 /// Writes down that somebody stopped a container, so that its policy does not start it again. Where that cannot be written, on
@@ -196,7 +120,7 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
 ///
 /// # Errors
 /// [`NoContainer`].
-fn mark(containers: &Containers, id: &str) -> Result<()> {
+pub(super) fn mark(containers: &Containers, id: &str) -> Result<()> {
     match containers.change(id, |record| record.stopped = true) {
         Err(e) if e.is::<NoContainer>() => Err(e),
         Err(e) => {
@@ -207,71 +131,37 @@ fn mark(containers: &Containers, id: &str) -> Result<()> {
     }
 }
 
-/// Ends a container's first process: by a signal, and after a time by force.
-fn end_process(core: &runx_core::container::Container, number: i32, limit: Duration, paused: bool) -> Result<()> {
-    let process = match core.first_process() {
-        Err(Error::Finished) => return Ok(()),
-        other => other?,
-    };
-    let gone = |result: runx_core::Result<()>| match result {
-        Err(Error::Finished | Error::NotFound(_)) => Ok(()),
-        other => other,
-    };
-    gone(core.kill(number, false))?;
-    if paused && number != libc::SIGKILL {
-        // It could not hear otherwise.
-        let _ = core.resume();
-    }
-    let limit = limit.as_millis().min(i32::MAX as u128) as i32;
-    if !pidfd::wait_ended(process.as_fd(), limit).context("wait for the container's end")? {
-        gone(core.kill(libc::SIGKILL, false))?;
-        if !pidfd::wait_ended(process.as_fd(), 10_000).context("wait for the container's end")? {
-            bail!("process {} of container {:?} does not die", core.state().pid, core.state().id);
-        }
-    }
-    Ok(())
-}
-
 /// `runx container rm`.
 pub(super) fn rm(context: &Context, ids: &[String], force: bool, volumes: bool, all: bool) -> Result<u8, Failure> {
     let containers = Containers::of(context);
     let ids = if all { those(context, &containers, |status| force || status.is_down())? } else { ids.to_vec() };
-    each(&ids, |word| {
-        let id = match containers.resolve(word) {
-            Err(e) if force && e.is::<NoContainer>() => return Ok(word.to_owned()),
-            other => other?,
-        };
-        if force {
-            end_and_wipe(context, &containers, &id, None, Some("SIGKILL"), volumes)?;
-        } else {
-            wipe(context, &containers, &id, volumes, false)?;
-        }
-        Ok(word.to_owned())
-    })
+    if !force {
+        return each(&ids, |word| {
+            wipe(context, &containers, &containers.resolve(word)?, volumes, false)?;
+            Ok(word.to_owned())
+        });
+    }
+    let how = How { timeout: None, signal: Some(libc::SIGKILL) };
+    let find = |word: &String| match containers.resolve(word) {
+        Err(e) if e.is::<NoContainer>() => Ok(None),
+        other => other.map(Some),
+    };
+    end::each_ended(context, &containers, &ids, how, find, |id, _| end_and_wipe(context, &containers, id, how, volumes))
 }
 
 /// `runx container delete`.
 pub(super) fn delete(context: &Context, ids: &[String], timeout: Option<Duration>) -> Result<u8, Failure> {
     let containers = Containers::of(context);
-    each(ids, |word| {
-        let id = containers.resolve(word)?;
-        end_and_wipe(context, &containers, &id, timeout, None, true)?;
-        Ok(word.to_owned())
-    })
+    let how = How { timeout, signal: None };
+    let find = |word: &String| containers.resolve(word).map(Some);
+    end::each_ended(context, &containers, ids, how, find, |id, _| end_and_wipe(context, &containers, id, how, true))
 }
 
 /// Ends a container and removes it, again if somebody starts it in between.
-fn end_and_wipe(
-    context: &Context,
-    containers: &Containers,
-    id: &str,
-    timeout: Option<Duration>,
-    name: Option<&str>,
-    volumes: bool,
-) -> Result<()> {
+fn end_and_wipe(context: &Context, containers: &Containers, id: &str, how: How, volumes: bool) -> Result<()> {
     loop {
         if Record::read(&containers.directory(id)).is_ok() {
-            end(context, containers, id, timeout, name)?;
+            end::one(context, containers, id, how)?;
         }
         match wipe(context, containers, id, volumes, true) {
             Err(e) if e.is::<Up>() => {}

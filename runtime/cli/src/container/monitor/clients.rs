@@ -168,6 +168,18 @@ impl Clients {
         }
     }
 
+    /// The signals that they sent and that nobody could be told of, as there was no program.
+    pub(super) fn signals(&mut self) -> impl Iterator<Item = i32> {
+        self.read_now();
+        let (signals, others) =
+            std::mem::take(&mut self.early).into_iter().partition::<Vec<_>, _>(|wish| matches!(wish, Wish::Signal(_)));
+        self.early = others;
+        signals.into_iter().filter_map(|wish| match wish {
+            Wish::Signal(number) => Some(number),
+            _ => None,
+        })
+    }
+
     /// The size of the window, if somebody said it.
     pub(super) fn window(&self) -> Option<(u16, u16)> {
         self.window

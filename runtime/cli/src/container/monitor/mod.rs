@@ -269,6 +269,11 @@ impl Monitor {
         if let Err(Error::NotFound(_)) = container.delete(true) {
             // Somebody else was faster.
         }
+        // What came before nobody could come any more.
+        while let Ok((socket, _)) = listener.accept() {
+            self.clients.add(socket);
+        }
+        self.stopping |= self.clients.signals().any(is_ending);
         drop(listener);
         if !again {
             remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
@@ -341,7 +346,7 @@ impl Monitor {
 }
 
 /// Whether a signal asks for the end.
-fn is_ending(signal: i32) -> bool {
+pub(super) fn is_ending(signal: i32) -> bool {
     matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP)
 }
 

@@ -58,6 +58,12 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
             }
         }
         for wish in monitor.clients.handle(&fds[own..]) {
+            if end.is_some()
+                && let Wish::Signal(number) = wish
+            {
+                // It is too late for the program, and not for what its restart policy makes of the end.
+                monitor.stopping |= is_ending(number);
+            }
             fulfil(wish, running, monitor.options.stdin_once);
         }
         if fds[4].revents != 0 {

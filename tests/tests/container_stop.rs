@@ -1,0 +1,98 @@
+//! Ending containers: several at once, and between two starts.
+
+use std::process::Stdio;
+
+use runx_tests::command::eventually;
+use runx_tests::container::Containers;
+use runx_tests::needs_root;
+
+/// A script that ends, when it is asked to, once the others were asked, too.
+fn waits_for(own: &str, other: &str) -> String {
+    format!(
+        "rm -f /tmp/{own}.*; \
+         trap 'touch /tmp/{own}.asked; while ! [ -e /tmp/{other}.asked ]; do sleep 0.05; done; touch /tmp/{own}.met; exit 0' TERM; \
+         touch /tmp/{own}.on; while :; do sleep 0.05; done"
+    )
+}
+
+#[test]
+fn several_are_asked_at_once_and_told_of_in_the_given_order() {
+    needs_root!();
+    let containers = Containers::new();
+    let there = |name: &str| containers.rootfs().join("tmp").join(name).exists();
+    let a = containers.background("a", &[], &waits_for("a", "b"));
+    let b = containers.background("b", &[], &waits_for("b", "a"));
+    let on = || {
+        for name in ["a.on", "b.on"] {
+            eventually(name, || there(name));
+        }
+    };
+    on();
+    assert_eq!(containers.container(&["stop", "-t", "15", &b, &a]).ok().stdout, format!("{b}\n{a}\n"));
+    let code = |id: &str| containers.inspect(id)["state"]["exitCode"].as_i64();
+    assert_eq!((code(&a), code(&b)), (Some(0), Some(0)));
+    let off = || {
+        for name in ["a.on", "b.on"] {
+            std::fs::remove_file(containers.rootfs().join("tmp").join(name)).unwrap();
+        }
+    };
+    off();
+    containers.container(&["start", &a, &b]).ok();
+    on();
+    off();
+    let done = containers.container(&["restart", "-t", "15", &a, "nope", &b]);
+    assert_eq!(done.stdout, format!("{a}\n{b}\n"));
+    done.fails(1, &["no such container", "nope"]);
+    assert_eq!((containers.status(&a), containers.status(&b)), ("running".into(), "running".into()));
+    on();
+    assert_eq!(containers.container(&["delete", "-t", "15", &a, &b]).ok().stdout, format!("{a}\n{b}\n"));
+    assert!(there("a.met") && there("b.met"));
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn one_that_cannot_be_ended_keeps_none_of_the_others() {
+    needs_root!();
+    let containers = Containers::new();
+    let a = containers.background("a", &[], "sleep 600");
+    let b = containers.background("b", &["--rm"], "trap 'exit 0' TERM; echo on; while :; do sleep 0.05; done");
+    containers.until_logged(&b, "on");
+    let done = containers.container(&["stop", "-t", "0", "nope", &a, &b]);
+    assert_eq!(done.stdout, format!("{a}\n{b}\n"));
+    done.fails(1, &["no such container"]);
+    assert_eq!(containers.status(&a), "exited");
+    // Twice is as good as once, and what is not there is fine for --force.
+    assert_eq!(containers.container(&["rm", "-f", &a, "nope", &a]).ok().stdout, format!("{a}\nnope\n{a}\n"));
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn ctrl_c_between_two_starts_ends_them() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.id("a");
+    let mut command =
+        containers.run_command(&["--name", &id, "--restart", "always"], &["sh", "-c", "echo try; exit 3"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let state = || containers.inspect(&id)["state"].clone();
+    eventually("it waits for long", || {
+        containers.container(&["ls", "-aq"]).stdout.contains(&id) && state()["restartCount"].as_i64() >= Some(4)
+    });
+    let mut status = None;
+    eventually("the command ends", || {
+        if state()["status"] == "restarting" {
+            // SAFETY: kill takes numbers; the process is a child that was not waited for.
+            unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(3));
+    containers.until(&id, "exited");
+    let count = state()["restartCount"].clone();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(state()["restartCount"], count);
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}
