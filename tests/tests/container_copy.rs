@@ -218,3 +218,79 @@ fn a_file_that_changes_while_it_is_copied_spoils_nothing() {
     containers.container(&["rm", "-f", &id]).ok();
     containers.assert_nothing_left();
 }
+
+#[test]
+fn who_cannot_take_a_large_copy_says_why() {
+    needs_root!();
+    let containers = Containers::new();
+    let (id, rootfs, scratch) = (containers.id("a"), containers.rootfs(), containers.scratch().to_owned());
+    containers.container(&["create", "--name", &id, "--rootfs", rootfs.to_str().unwrap(), "true"]).ok();
+    fs::create_dir(rootfs.join("big")).unwrap();
+    fs::write(rootfs.join("big/file"), vec![b'x'; 4 << 20]).unwrap();
+    fs::write(scratch.join("there"), "").unwrap();
+    // The sender cannot go on, and that is not the reason.
+    let there = scratch.join("there");
+    containers.container(&["cp", &format!("{id}:/big"), there.to_str().unwrap()]).fails(1, &["is a file"]);
+    let nowhere = scratch.join("nowhere/file");
+    containers.container(&["cp", &format!("{id}:/big/file"), nowhere.to_str().unwrap()]).fails(1, &["nowhere"]);
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn volumes_of_a_container_that_does_not_run_are_seen() {
+    needs_root!();
+    let containers = Containers::new();
+    let (id, rootfs, scratch) = (containers.id("a"), containers.rootfs(), containers.scratch().to_owned());
+    for directory in ["bound/deep", "kept"] {
+        fs::create_dir_all(scratch.join(directory)).unwrap();
+    }
+    fs::create_dir(rootfs.join("data")).unwrap();
+    fs::write(rootfs.join("data/seed"), "seed").unwrap();
+    fs::write(scratch.join("file"), "content").unwrap();
+    fs::write(scratch.join("single"), "of the host").unwrap();
+    let host = |path: &str| scratch.join(path).to_str().unwrap().to_owned();
+    let (bound, kept) = (format!("{}:/srv/bound", host("bound")), format!("{}:/kept:ro", host("kept")));
+    let single = format!("{}:/srv/single", host("single"));
+    let flags = ["--network", "none", "-v", "store:/data", "-v", &bound, "-v", &kept, "-v", &single];
+    let script = "cat /data/seed /data/file /srv/bound/file; exec cat /srv/single";
+    let program = ["--rootfs", rootfs.to_str().unwrap(), "--", "sh", "-c", script];
+    containers.container(&[&["create", "--name", &id][..], &flags, &program].concat()).ok();
+    let cp = |from: &str, to: &str| containers.container(&["cp", from, to]);
+    let inside = |path: &str| format!("{id}:{path}");
+    // What is copied into a new volume does not keep it from what the image has there.
+    for place in ["/data/file", "/srv/bound/file", "/srv/single"] {
+        cp(&host("file"), &inside(place)).ok();
+    }
+    cp(&host("file"), &inside("/kept/file")).fails(1, &["Read-only"]);
+    let volume = containers.storage_root().join("volumes/store/_data");
+    assert_eq!((text(&volume.join("seed")), text(&volume.join("file"))), ("seed".into(), "content".into()));
+    assert_eq!(
+        (text(&scratch.join("bound/file")), text(&scratch.join("single"))),
+        ("content".into(), "content".into())
+    );
+    for below in ["data/file", "srv/bound/file", "kept/file"] {
+        assert!(!rootfs.join(below).exists(), "{below}");
+    }
+    assert_eq!(containers.container(&["start", "-a", &id]).ok().stdout, "seedcontentcontentcontent");
+    cp(&inside("/data"), &host("out")).ok();
+    assert_eq!((text(&scratch.join("out/seed")), text(&scratch.join("out/file"))), ("seed".into(), "content".into()));
+    cp(&inside("/srv"), &host("srv")).ok();
+    assert_eq!(
+        (text(&scratch.join("srv/bound/file")), text(&scratch.join("srv/single"))),
+        ("content".into(), "content".into())
+    );
+    // The host has not seen any of these mounts.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(scratch.to_str().unwrap()), "{mounts}");
+    // A link leads no mount out of the container.
+    fs::remove_dir_all(rootfs.join("srv")).unwrap();
+    let outside = scratch.join("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, rootfs.join("srv")).unwrap();
+    cp(&inside("/data/seed"), &host("seed")).fails(1, &["/srv/"]);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    containers.container(&["rm", &id]).ok();
+    fs::remove_dir_all(containers.storage_root().join("volumes")).unwrap();
+    containers.assert_nothing_left();
+}

@@ -4,6 +4,7 @@
 //! process and the command flows a tar stream, of which neither side trusts the other.
 
 mod receive;
+mod root;
 mod send;
 
 use std::fs::File;
@@ -17,8 +18,9 @@ use runx_core::sys::{self, pidfd, process};
 
 use super::record::{Containers, Record};
 use super::status::Seen;
-use super::{rootfs, rootless};
+use super::{rootfs, rootless, volumes};
 use crate::{Context, Failure, message};
+pub(super) use root::Root;
 
 /// One side of a copy.
 enum Place {
@@ -100,7 +102,7 @@ fn absolute(path: &str) -> PathBuf {
 }
 
 /// Does something with the root directory of a container, whether or not it runs.
-fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&OwnedFd) -> Result<T>) -> Result<T> {
+fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&Root) -> Result<T>) -> Result<T> {
     let containers = Containers::of(context);
     let id = containers.resolve(word)?;
     let seen = Seen::look(context, containers.find(&id)?)?;
@@ -110,7 +112,7 @@ fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&OwnedFd) -> Res
     };
     if let (Some(pid), Some(core)) = (seen.pid().filter(|_| seen.status.is_up()), &seen.core) {
         crate::oci::exec::enter(core)?;
-        return act(&open(Path::new(&format!("/proc/{pid}/root")))?);
+        return act(&Root::plain(open(Path::new(&format!("/proc/{pid}/root")))?));
     }
     rootless::enter()?;
     // Nobody starts or removes it meanwhile.
@@ -121,14 +123,18 @@ fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&OwnedFd) -> Res
         bail!("container {id:?} was started in this moment: try again");
     }
     let rootfs = rootfs::mount(&directory, &record)?;
-    let done = open(&rootfs).and_then(|root| act(&root));
+    let done = open(&rootfs).and_then(|root| {
+        // What is copied into a volume must not keep it from what the image has there.
+        volumes::fill(&containers, &record, &rootfs)?;
+        act(&Root::of(&containers, &record, root)?)
+    });
     rootfs::unmount(&directory, &record)?;
     lock.release();
     done
 }
 
 /// Out of a container.
-fn out(root: &OwnedFd, source: &Source, to: Place, archive: bool) -> Result<()> {
+fn out(root: &Root, source: &Source, to: Place, archive: bool) -> Result<()> {
     match to {
         Place::Stream => {
             // SAFETY: standard output stays open for as long as this program runs.
@@ -148,17 +154,21 @@ fn out(root: &OwnedFd, source: &Source, to: Place, archive: bool) -> Result<()> 
 }
 
 /// Copies from below `root` to a place of the host.
-pub(super) fn copy_out(root: &OwnedFd, source: &Source, destination: &Destination) -> Result<()> {
+pub(super) fn copy_out(root: &Root, source: &Source, destination: &Destination) -> Result<()> {
     let (reader, writer) = io::pipe().context("make a pipe")?;
     let child = in_root(root, Some(reader.as_raw_fd()), || send::send(source, writer))?;
     let received = receive::receive(reader, destination);
-    // What the sender says comes first: the receiver only sees its stream end.
-    child.finish()?;
-    received
+    match (child.finish(), received) {
+        // A receiver that fails reads no more, and the sender only sees that.
+        (Err(e), Err(received)) if is_broken_pipe(&e) => Err(received),
+        // Of a sender that fails the receiver only sees that its stream ends.
+        (Err(e), _) => Err(e),
+        (Ok(()), received) => received,
+    }
 }
 
 /// Into a container.
-fn into(root: &OwnedFd, from: Place, path: PathBuf, archive: bool) -> Result<()> {
+fn into(root: &Root, from: Place, path: PathBuf, archive: bool) -> Result<()> {
     let mut destination = Destination { path, contents: false, archive, foreign: false };
     match from {
         Place::Stream => {
@@ -189,6 +199,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 
+/// The exit code of a sender whose stream was not read to its end.
+const NOT_READ: i32 = 2;
+
 /// A process in a container's root.
 struct Child {
     process: OwnedFd,
@@ -203,6 +216,7 @@ impl Child {
         let exit = pidfd::wait(self.process.as_fd()).context("wait for the process in the container's root")?;
         match exit.code {
             0 => Ok(()),
+            NOT_READ => Err(io::Error::new(io::ErrorKind::BrokenPipe, said).into()),
             _ if said.is_empty() => bail!("the process in the container's root ended with code {}", exit.code),
             _ => bail!("{said}"),
         }
@@ -211,7 +225,7 @@ impl Child {
 
 /// Does something in another process whose root directory is `root`, which `act` goes to. The end of the pipe that stays
 /// here is closed there: each side must see that the other one has gone.
-fn in_root(root: &OwnedFd, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>) -> Result<Child> {
+fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>) -> Result<Child> {
     refuse_threads()?;
     let (reader, writer) = io::pipe().context("make a pipe")?;
     // SAFETY: refuse_threads made sure that there is no other thread.
@@ -230,22 +244,15 @@ fn in_root(root: &OwnedFd, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>
     }
 }
 
-fn enter_and_act(root: &OwnedFd, act: impl FnOnce() -> Result<()>, mut caller: PipeWriter) -> i32 {
-    let enter = || -> Result<()> {
-        // SAFETY: the descriptor is open, and the path is NUL-terminated.
-        let entered = unsafe { libc::fchdir(root.as_raw_fd()) == 0 && libc::chroot(c".".as_ptr()) == 0 };
-        if !entered {
-            return Err(io::Error::last_os_error()).context("enter the container's root");
-        }
-        // SAFETY: umask takes a number and cannot fail.
-        unsafe { libc::umask(0) };
-        Ok(())
-    };
-    match enter().and_then(|()| act()) {
+fn enter_and_act(root: &Root, act: impl FnOnce() -> Result<()>, mut caller: PipeWriter) -> i32 {
+    // Modes are as the stream says.
+    // SAFETY: umask takes a number and cannot fail.
+    unsafe { libc::umask(0) };
+    match root.enter().and_then(|()| act()) {
         Ok(()) => 0,
         Err(e) => {
             let _ = caller.write_all(message(&e).as_bytes());
-            1
+            if is_broken_pipe(&e) { NOT_READ } else { 1 }
         }
     }
 }

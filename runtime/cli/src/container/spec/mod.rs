@@ -20,6 +20,7 @@ use super::record::{Containers, Record};
 use super::rootless;
 use super::users::{self, User};
 use crate::network::Namespace;
+pub(super) use mounts::source;
 pub(super) use resources::resources;
 pub(super) use security::all_capabilities;
 

@@ -73,12 +73,20 @@ fn usual(options: &Options) -> Vec<Value> {
 }
 
 fn described(containers: &Containers, mount: &Mount) -> Result<Value> {
-    let (kind, source) = match mount.kind {
-        MountKind::Tmpfs => ("tmpfs", PathBuf::from("tmpfs")),
-        MountKind::Volume => ("bind", volumes::directory(containers, &mount.source)?),
-        MountKind::Bind => ("bind", host_path(mount)?),
+    let (kind, source) = match source(containers, mount)? {
+        None => ("tmpfs", PathBuf::from("tmpfs")),
+        Some(source) => ("bind", source),
     };
     Ok(json!({"destination": mount.target, "type": kind, "source": source, "options": mount.options}))
+}
+
+/// What is bound to the mount's place: a volume's directory, or a path of the host. `None` for a tmpfs.
+pub(in crate::container) fn source(containers: &Containers, mount: &Mount) -> Result<Option<PathBuf>> {
+    Ok(match mount.kind {
+        MountKind::Tmpfs => None,
+        MountKind::Volume => Some(volumes::directory(containers, &mount.source)?),
+        MountKind::Bind => Some(host_path(mount)?),
+    })
 }
 
 /// A path of the host, which is made where that is asked for.
