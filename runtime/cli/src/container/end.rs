@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use runx_core::Error;
+use runx_core::cgroup::Refuge;
 use runx_core::container::Container;
 use runx_core::sys::pidfd;
 
@@ -264,6 +265,7 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
         log::warn!("{}", crate::message(&e));
     }
     remove::after_end(&context.global.root, containers, &directory, &record);
+    Refuge::sweep();
     lock.release();
     Ok(())
 }

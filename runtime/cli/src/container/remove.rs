@@ -7,10 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use runx_core::cgroup::Refuge;
 use runx_core::container::Runtime;
 use runx_core::sys;
 
-use super::record::{Containers, Lock, Record, is_there};
+use super::record::{Containers, Lock, Phase, Record, is_there};
 use super::{rootfs, volumes};
 use crate::network;
 
@@ -98,6 +99,10 @@ pub(super) fn wipe(runtime: &Runtime, containers: &Containers, id: &str, lock: L
     let record = record.unwrap_or_else(|| Record { id: id.to_owned(), ..Record::default() });
     take_down(runtime.root(), &directory, &record)?;
     discard(containers, &directory, &record, with_volumes)?;
+    if matches!(record.phase, Phase::Running | Phase::Restarting) {
+        // Its monitor was killed.
+        Refuge::sweep();
+    }
     drop(lock);
     Ok(())
 }

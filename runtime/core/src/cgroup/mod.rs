@@ -15,6 +15,7 @@ mod layout;
 mod oom;
 mod permission;
 mod processes;
+mod refuge;
 mod stats;
 mod systemd;
 mod v1;
@@ -32,6 +33,7 @@ use crate::sys;
 
 pub use layout::{Hierarchy, Layout};
 pub use oom::{OomEvents, OomWatch};
+pub use refuge::Refuge;
 pub use stats::{
     Blkio, BlkioEntry, CpuStats, CpusetStats, HugetlbStats, MemoryCounter, MemoryStats, MiscStats, NumaRow, PidsStats,
     Pressure, PressureLine, RdmaEntry, RdmaStats, Stats,

@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result};
 use runx_core::Error;
 use runx_core::agent::Wish;
 use runx_core::bundle::Bundle;
+use runx_core::cgroup::Refuge;
 use runx_core::container::{Container, CreateOptions, Process, Runtime};
 use runx_core::spawn::refuse_threads;
 use runx_core::sys::{self, pidfd::Exit, process};
@@ -62,10 +63,18 @@ pub(crate) fn launch(
     let lenient = context.global.rootless;
     let stop_signal = stop::stop_signal(&record)?;
     let agent = Wish::of(bundle.spec())?.map(|wish| Agent::new(wish, &context.executable));
+    let (mut refuge, mut birthplace) = Refuge::prepare();
     // SAFETY: refuse_threads made sure that there is no other thread.
-    match unsafe { process::clone(0, None) }.context("clone the container's monitor")? {
+    let mut cloned = unsafe { process::clone(0, birthplace.as_ref().map(AsFd::as_fd)) };
+    if cloned.is_err() && birthplace.take().is_some() {
+        std::mem::take(&mut refuge).abandon();
+        // SAFETY: as above.
+        cloned = unsafe { process::clone(0, None) };
+    }
+    match cloned.context("clone the container's monitor")? {
         process::Cloned::Parent { .. } => Ok(ours),
         process::Cloned::Child => {
+            drop(birthplace);
             // SAFETY: this process never returns to what owned the others, and ends without running destructors of the
             // caller's copies.
             unsafe { leave_caller(&[lock.as_fd().as_raw_fd(), theirs.as_raw_fd()]) };
@@ -87,6 +96,7 @@ pub(crate) fn launch(
                     Err(_) => unsafe { libc::_exit(1) },
                 },
                 stopping: false,
+                refuge,
                 agent,
             };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| monitor.run(record, lock, bundle)));
@@ -131,6 +141,8 @@ struct Monitor {
     signals: Signals,
     /// It was asked to stop.
     stopping: bool,
+    /// Out of the cgroups of whoever started the container.
+    refuge: Refuge,
     agent: Option<Agent>,
 }
 
@@ -144,12 +156,18 @@ struct Running {
 }
 
 impl Monitor {
-    fn run(mut self, mut record: Record, lock: Lock, bundle: Bundle) -> Result<()> {
+    fn run(mut self, record: Record, lock: Lock, bundle: Bundle) -> Result<()> {
+        let done = self.live(record, lock, bundle);
+        self.refuge.leave();
+        done
+    }
+
+    fn live(&mut self, mut record: Record, lock: Lock, bundle: Bundle) -> Result<()> {
         title::set(&format!("runx: monitor of {}", self.id));
         process::set_name(c"runx-monitor");
         // What the client said before, and nothing later: its window's size is the terminal's from the first moment.
         self.clients.read_now();
-        let mut running = match self.start(&mut record, &bundle) {
+        let running = match self.start(&mut record, &bundle) {
             Ok(running) => running,
             Err(e) => {
                 self.give_up(record, lock, &e);
@@ -158,12 +176,19 @@ impl Monitor {
         };
         drop((record, bundle));
         lock.release();
+        // Before anybody knows: with the end of the command that starts a container its service may be ended.
+        self.refuge.enter();
         self.clients.tell(Kind::Started, &[]);
+        self.look_after(running)
+    }
+
+    /// Serves the container and starts it again, until it has ended for good.
+    fn look_after(&mut self, mut running: Running) -> Result<()> {
         let mut delay = FIRST_DELAY;
         loop {
             trim::trim();
             let mut log = log::Writer::open(&self.directory, self.options.log).ok();
-            let served = serve::serve(&mut self, &mut running, &mut log);
+            let served = serve::serve(self, &mut running, &mut log);
             drop(log);
             let exit = served?;
             let ran = running.since.elapsed();

@@ -60,7 +60,7 @@ fn create_one<'a>(directory: &'a Directory, made: &mut Vec<&'a Path>) -> Result<
 }
 
 /// A new cpuset is empty, and no process can be put into an empty one.
-fn inherit_cpuset(directory: &Path) -> Result<()> {
+pub(super) fn inherit_cpuset(directory: &Path) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if read(directory, file).on("read cpuset of", directory)?.is_empty() {
             let Some(parent) = directory.parent() else { return Ok(()) };

@@ -1,0 +1,155 @@
+//! Groups for processes that look after containers and outlive whoever started them.
+//!
+//! In the groups of a session, a service or a pod such a process would be killed when these end, keep them from their
+//! end, or be throttled with them. It goes to a group that is shared by all of its kind, and the last one that goes
+//! removes it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use super::files::{make_directories, try_write};
+use super::layout::{self, Layout};
+use super::{below, v1};
+use crate::sys;
+
+/// The group, below the one that containers are in. No container's name begins with a dot.
+const NAME: &str = "runx/.monitors";
+/// Others may remove the group in the moment in which it is to be entered.
+const TRIES: u32 = 20;
+
+/// Where a process was moved to.
+#[derive(Debug, Default)]
+pub struct Refuge {
+    places: Vec<Place>,
+}
+
+/// One hierarchy.
+#[derive(Debug)]
+struct Place {
+    /// Where it is mounted.
+    mount: PathBuf,
+    /// The file that takes a process of one thread. That of version 1 spares the kernel from holding up the whole machine.
+    file: &'static str,
+    /// Where the process came from.
+    former: PathBuf,
+    /// Where it is now.
+    group: PathBuf,
+}
+
+impl Refuge {
+    /// Makes the group of version 2 for a process that is about to be cloned, and opens it, so that the process can be born
+    /// there: to be moved takes longer. Without a descriptor it is born where this process is.
+    pub fn prepare() -> (Self, Option<OwnedFd>) {
+        let open = |place: &Place| {
+            make_directories(&place.group)?;
+            sys::open(&place.group, libc::O_PATH | libc::O_DIRECTORY)
+        };
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let line = own.lines().find(|line| line.starts_with("0::"));
+        match line.and_then(parse).and_then(|(_, own)| enter_one("", own, |place| open(place))) {
+            Some((place, fd)) => (Self { places: vec![place] }, Some(fd)),
+            None => (Self::default(), None),
+        }
+    }
+
+    /// Takes back what [`Self::prepare`] made for a process that was not born.
+    pub fn abandon(self) {
+        self.places.iter().for_each(|place| remove(&place.group));
+    }
+
+    /// Moves this process, which has one thread, out of all groups that are not the roots of their hierarchies. An ordinary
+    /// user's process goes as far up as it may. Where it may go nowhere, it stays.
+    pub fn enter(&mut self) {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        for (controllers, own) in own.lines().filter_map(parse).filter(|(_, own)| !own.ends_with(NAME)) {
+            self.places.extend(enter_one(controllers, own, |place| go(place, controllers)).map(|(place, ())| place));
+        }
+    }
+
+    /// Moves this process out of the groups that it was moved to, and removes those that are empty then. For the end of the
+    /// process.
+    pub fn leave(self) {
+        for Place { mount, file, former, group } in self.places {
+            // The root takes everybody, but not from everybody, and not that of a container's namespace.
+            let _ = try_write(&mount, file, "0").or_else(|_| try_write(&former, file, "0"));
+            remove(&group);
+        }
+    }
+
+    /// Removes the groups that processes left behind which were killed.
+    pub fn sweep() {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        for controllers in own.lines().filter_map(|line| line.split(':').nth(1)) {
+            if let Some(mount) = mount(controllers) {
+                remove(&mount.join(NAME));
+            }
+        }
+    }
+}
+
+/// Where the hierarchy of these controllers is mounted; of version 2's, which has none in its line.
+fn mount(controllers: &str) -> Option<PathBuf> {
+    match Layout::of_this_machine().ok()? {
+        Layout::V2 { root, .. } => controllers.is_empty().then(|| root.clone()),
+        Layout::V1 { .. } if controllers.is_empty() => layout::unified_beside().map(Path::to_path_buf),
+        Layout::V1 { hierarchies } => {
+            let found = hierarchies.iter().find(|hierarchy| hierarchy.controllers.join(",") == controllers);
+            found.map(|hierarchy| hierarchy.mount.clone())
+        }
+    }
+}
+
+/// A line of /proc/self/cgroup as controllers and place, if that is neither the root nor beyond the root of this namespace.
+fn parse(line: &str) -> Option<(&str, &Path)> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, own) = (fields.next()?, Path::new(fields.next()?));
+    (own != Path::new("/") && !own.starts_with("/..")).then_some((controllers, own))
+}
+
+/// Does something with the first place, from the root down to beside this process, where that succeeds.
+fn enter_one<T>(controllers: &str, own: &Path, mut act: impl FnMut(&Place) -> io::Result<T>) -> Option<(Place, T)> {
+    let mount = mount(controllers)?;
+    let mut above: Vec<&Path> = own.ancestors().skip(1).collect();
+    above.reverse();
+    above.into_iter().find_map(|base| {
+        let place = Place {
+            file: if controllers.is_empty() { "cgroup.procs" } else { "tasks" },
+            former: below(&mount, Path::new("/"), own),
+            group: below(&mount, base, Path::new(NAME)),
+            mount: mount.clone(),
+        };
+        match act(&place) {
+            Ok(done) => Some((place, done)),
+            Err(e) => {
+                log::debug!("no process is moved to cgroup {}: {e}", place.group.display());
+                remove(&place.group);
+                None
+            }
+        }
+    })
+}
+
+fn go(place: &Place, controllers: &str) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        make_directories(&place.group)?;
+        if controllers.split(',').any(|controller| controller == "cpuset") {
+            v1::inherit_cpuset(&place.group).map_err(io::Error::other)?;
+        }
+        match try_write(&place.group, place.file, "0") {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+/// Removes a group and the one above, if they are empty.
+fn remove(group: &Path) {
+    if fs::remove_dir(group).is_ok()
+        && let Some(above) = group.parent()
+    {
+        let _ = fs::remove_dir(above);
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the processes that look after containers are: in nobody's cgroups who may take them away.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use runx_tests::command::{eventually, run};
+use runx_tests::container::Containers;
+use runx_tests::needs_root;
+
+/// The roots of all hierarchies.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.procs").exists() {
+        return vec![root.to_owned()];
+    }
+    let mut all: Vec<_> = fs::read_dir(root).unwrap().flatten().filter(|e| e.file_type().unwrap().is_dir()).collect();
+    all.retain(|entry| entry.path().join("cgroup.procs").exists());
+    all.into_iter().map(|entry| entry.path()).collect()
+}
+
+/// Cgroups as of a session or a service, one in each hierarchy, until this is dropped.
+struct Session(Vec<PathBuf>);
+
+impl Session {
+    fn new(name: &str) -> Self {
+        let session = Self(hierarchies().into_iter().map(|root| root.join(name)).collect());
+        for group in &session.0 {
+            fs::create_dir(group).unwrap();
+            for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| group.join("tasks").exists()) {
+                if let Ok(value) = fs::read_to_string(group.parent().unwrap().join(file)) {
+                    fs::write(group.join(file), value).unwrap();
+                }
+            }
+        }
+        session
+    }
+
+    /// Lets a command run in it.
+    fn hold(&self, command: &mut Command) {
+        let files: Vec<PathBuf> = self.0.iter().map(|group| group.join("cgroup.procs")).collect();
+        // SAFETY: no other process waits for a lock of this one between fork and exec; the test has nothing that allocates
+        // there in other threads.
+        unsafe { command.pre_exec(move || files.iter().try_for_each(|file| fs::write(file, "0"))) };
+    }
+
+    /// Whether it can be taken away, as a service manager does when the last process has gone.
+    fn end(&self) -> std::io::Result<()> {
+        let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+        self.0.iter().try_for_each(|group| fs::remove_dir(group).or_else(|e| if gone(&e) { Ok(()) } else { Err(e) }))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// Whether nothing is there of the monitors' groups that no monitor is in.
+fn no_empty_group() -> bool {
+    hierarchies().iter().all(|root| {
+        let group = root.join("runx/.monitors");
+        fs::read_to_string(group.join("cgroup.procs")).map_or(true, |processes| !processes.is_empty())
+    })
+}
+
+#[test]
+fn a_session_that_ends_takes_no_monitor_with_it_and_is_not_held() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.id("a");
+    let session = Session::new(&containers.id("session"));
+    let script = "trap 'exit 3' TERM; echo on; while :; do sleep 0.05; done";
+    let flags = ["-d", "--name", &id, "--restart", "on-failure:1"];
+    let mut command = containers.run_command(&flags, &["sh", "-c", script]);
+    session.hold(&mut command);
+    run(&mut command).ok();
+    let state = containers.inspect(&id)["state"].clone();
+    for pid in [&state["pid"], &state["monitorPid"]] {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(!groups.contains("session"), "{groups}");
+    }
+    session.end().unwrap();
+    // It does its work from there, to the end.
+    containers.until_logged(&id, "on");
+    // SAFETY: kill takes numbers; the process is one of this test's.
+    assert_eq!(unsafe { libc::kill(state["pid"].as_i64().unwrap() as i32, libc::SIGTERM) }, 0);
+    eventually("it was started again", || containers.inspect(&id)["state"]["restartCount"] == 1);
+    containers.until(&id, "running");
+    containers.container(&["stop", "-t", "0", &id]).ok();
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+    eventually("the monitors' groups are gone or used", no_empty_group);
+}
+
+#[test]
+fn a_container_that_cannot_start_and_a_monitor_that_was_killed_leave_no_group() {
+    needs_root!();
+    let containers = Containers::new();
+    let session = Session::new(&containers.id("session"));
+    let mut command = containers.run_command(&["--rm"], &["/nope"]);
+    session.hold(&mut command);
+    run(&mut command).fails(127, &["/nope"]);
+    let id = containers.id("a");
+    let mut command = containers.run_command(&["-d", "--name", &id], &["sleep", "600"]);
+    session.hold(&mut command);
+    run(command.stdin(Stdio::null())).ok();
+    let monitor = containers.inspect(&id)["state"]["monitorPid"].as_i64().unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
+    containers.container(&["rm", "-f", &id]).ok();
+    eventually("the session can end", || session.end().is_ok());
+    containers.assert_nothing_left();
+    eventually("the monitors' groups are gone or used", no_empty_group);
+}
