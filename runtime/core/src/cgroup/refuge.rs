@@ -56,7 +56,7 @@ impl Refuge {
 
     /// Takes back what [`Self::prepare`] made for a process that was not born.
     pub fn abandon(self) {
-        self.places.iter().for_each(|place| remove(&place.group));
+        self.places.iter().for_each(|place| remove(&place.mount, &place.group));
     }
 
     /// Moves this process, which has one thread, out of all groups that are not the roots of their hierarchies. An ordinary
@@ -74,7 +74,7 @@ impl Refuge {
         for Place { mount, file, former, group } in self.places {
             // The root takes everybody, but not from everybody, and not that of a container's namespace.
             let _ = try_write(&mount, file, "0").or_else(|_| try_write(&former, file, "0"));
-            remove(&group);
+            remove(&mount, &group);
         }
     }
 
@@ -83,7 +83,7 @@ impl Refuge {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         for controllers in own.lines().filter_map(|line| line.split(':').nth(1)) {
             if let Some(mount) = mount(controllers) {
-                remove(&mount.join(NAME));
+                remove(&mount, &mount.join(NAME));
             }
         }
     }
@@ -124,7 +124,7 @@ fn enter_one<T>(controllers: &str, own: &Path, mut act: impl FnMut(&Place) -> io
             Ok(done) => Some((place, done)),
             Err(e) => {
                 log::debug!("no process is moved to cgroup {}: {e}", place.group.display());
-                remove(&place.group);
+                remove(&mount, &place.group);
                 None
             }
         }
@@ -145,10 +145,10 @@ fn go(place: &Place, controllers: &str) -> io::Result<()> {
     }
 }
 
-/// Removes a group and the one above, if they are empty.
-fn remove(group: &Path) {
+/// Removes a group, if it is empty, and the one above, unless that is the one that root's containers are in.
+fn remove(mount: &Path, group: &Path) {
     if fs::remove_dir(group).is_ok()
-        && let Some(above) = group.parent()
+        && let Some(above) = group.parent().filter(|above| above.parent() != Some(mount))
     {
         let _ = fs::remove_dir(above);
     }
