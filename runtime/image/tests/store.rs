@@ -187,6 +187,40 @@ fn a_copy_is_what_overlay_shows() {
 }
 
 #[test]
+fn where_overlay_is_not_possible_a_copy_takes_its_place() {
+    if !is_root() {
+        return;
+    }
+    let dir = temporary();
+    let store = Store::open(dir.path()).unwrap();
+    let ingest = store.ingest().unwrap();
+    let stored = ingest.commit(image(&ingest, "two", two_layers(&ingest))).unwrap();
+    drop(ingest);
+    let outer = dir.path().join("outer");
+    store.prepare(&stored, &outer, &Options::default()).unwrap();
+    let list = listing(&rootfs::mount(&outer).unwrap());
+    assert_eq!(rootfs::prepared(&outer).unwrap(), Some(Kind::Auto));
+    // What lies on overlay can be no writable layer of another one.
+    let inner = outer.join("rootfs/inner");
+    fs::create_dir(&inner).unwrap();
+    let refused = store.prepare(&stored, &inner, &Options { kind: Kind::Overlay });
+    assert!(matches!(refused, Err(Error::NoOverlay { .. })), "{refused:?}");
+    rootfs::remove(&inner).unwrap();
+    store.prepare(&stored, &inner, &Options::default()).unwrap();
+    // A copy that was begun and killed.
+    fs::write(inner.join("rootfs/half"), "").unwrap();
+    let copied = rootfs::mount(&inner).unwrap();
+    assert_eq!((rootfs::prepared(&inner).unwrap(), listing(&copied)), (Some(Kind::Copy), list));
+    // What is written stays.
+    fs::write(copied.join("etc/kept"), "changed here").unwrap();
+    rootfs::unmount(&inner).unwrap();
+    assert_eq!(fs::read_to_string(rootfs::mount(&inner).unwrap().join("etc/kept")).unwrap(), "changed here");
+    rootfs::remove(&inner).unwrap();
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
+    rootfs::remove(&outer).unwrap();
+}
+
+#[test]
 fn an_image_stays_as_long_as_a_container_needs_it_and_then_goes_completely() {
     if !is_root() {
         return;

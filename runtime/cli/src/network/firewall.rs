@@ -61,18 +61,21 @@ impl<'a> Rules<'a> {
 
     /// Whether all of them are there.
     pub(super) fn are_there(&self, subnet: Subnet) -> Result<bool> {
-        Ok(self.has("nat", "POSTROUTING", &self.masquerade(subnet))?
-            && self.has("filter", "INPUT", &self.guard())?
-            && (!self.forward || self.has("filter", "FORWARD", &self.jump())?))
+        let jump = if self.forward { format!("-C FORWARD {}\n", self.jump().join(" ")) } else { String::new() };
+        self.have(subnet, &jump)
     }
 
-    fn has(&self, table: &str, chain: &str, rule: &[String]) -> Result<bool> {
-        Ok(self.iptables(table, &[&words(&["-C", chain]), rule].concat())?.status.success())
+    /// Whether one in each table is there, and what else is asked about in the table `filter`. By one program for all of them,
+    /// since every start of a container asks.
+    fn have(&self, subnet: Subnet, others: &str) -> Result<bool> {
+        let (masquerade, guard) = (self.masquerade(subnet).join(" "), self.guard().join(" "));
+        let text = format!("*nat\n-C POSTROUTING {masquerade}\nCOMMIT\n*filter\n-C INPUT {guard}\n{others}COMMIT\n");
+        Ok(self.tell(&text)?.status.success())
     }
 
     /// Makes sure that they are. Whoever flushes a table takes all of ours in it, so one of each is looked for.
     pub(super) fn ensure(&self, subnet: Subnet) -> Result<()> {
-        if self.has("nat", "POSTROUTING", &self.masquerade(subnet))? && self.has("filter", "INPUT", &self.guard())? {
+        if self.have(subnet, "")? {
             return Ok(());
         }
         self.remove()?;
@@ -95,15 +98,26 @@ impl<'a> Rules<'a> {
 
     /// Changes tables as iptables-save(8) writes them, each at once: the kernel takes its time after every change.
     fn restore(&self, text: &str) -> Result<()> {
-        let program = self.program.with_file_name("iptables-restore");
+        succeeded(&self.restorer(), &[], self.tell(text)?).map(drop)
+    }
+
+    fn restorer(&self) -> PathBuf {
+        self.program.with_file_name("iptables-restore")
+    }
+
+    /// Passes commands on to iptables-restore.
+    fn tell(&self, text: &str) -> Result<Output> {
+        let program = self.restorer();
         let mut command = Command::new(&program);
         command.args(["--noflush", "--wait", "30"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(text.as_bytes()).context("tell iptables-restore the rules")?;
-        }
+        let told = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
         let output = child.wait_with_output().with_context(|| format!("wait for {}", program.display()))?;
-        succeeded(&program, &[], output).map(drop)
+        // One that ends early has said why.
+        if output.status.success() {
+            told.context("tell iptables-restore the rules")?;
+        }
+        Ok(output)
     }
 
     /// Removes them; what is not there is fine.

@@ -34,7 +34,7 @@ use crate::store::Store;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Overlay if it is possible here, or a copy.
+    /// Overlay if it is possible here, or a copy. That is found out when it is mounted first.
     #[default]
     Auto,
     /// Overlay: the image's layers below a writable one. Fast, and takes no room.
@@ -70,6 +70,13 @@ impl Record {
         let Some(content) = files::read(&path)? else { return Ok(None) };
         serde_json::from_slice(&content).map(Some).map_err(|e| Error::invalid(path.display().to_string(), e))
     }
+
+    /// Writes it beside and renames it.
+    fn write(&self, dir: &Path) -> Result<()> {
+        let content = serde_json::to_vec(self).map_err(|e| Error::invalid("rootfs.json", e))?;
+        let (path, beside) = (dir.join("rootfs.json"), dir.join("rootfs.json.new"));
+        fs::write(&beside, content).and_then(|()| fs::rename(&beside, &path)).on("write", &path)
+    }
 }
 
 /// Makes the parts. The record comes last, so that nothing half-made is mounted.
@@ -87,42 +94,49 @@ pub(crate) fn make(
     }
     let trees: Vec<PathBuf> = layers.iter().map(|(_, tree)| tree.clone()).collect();
     let root = trees.last().cloned();
-    let kind = match options.kind {
-        // Without a layer there is nothing to lay over.
-        _ if trees.is_empty() => Kind::Copy,
-        Kind::Copy => Kind::Copy,
-        wanted => match make_overlay(dir, &trees, form) {
-            Ok(()) => Kind::Overlay,
-            Err(e) if wanted == Kind::Overlay => return Err(e),
-            Err(e) => {
-                log::info!("{e}; a copy is made");
-                discard(dir)?;
-                Kind::Copy
-            }
-        },
-    };
+    // Without a layer there is nothing to lay over.
+    let kind = if trees.is_empty() { Kind::Copy } else { options.kind };
     let rootfs = dir.join("rootfs");
+    directory(&rootfs, 0o755)?;
     if kind == Kind::Copy {
-        directory(&rootfs, 0o755)?;
-        for (layer, tree) in layers {
-            copy::apply(tree, &rootfs, layer.form.opaque())?;
+        copy_layers(&trees, form, &rootfs)?;
+    } else {
+        directory(&dir.join("upper"), 0o755)?;
+        directory(&dir.join("work"), 0o700)?;
+        if kind == Kind::Overlay {
+            overlay::probe(dir, &trees, form)?;
         }
-    } else if let Some(root) = root {
-        // The root directory's own attributes are those of the writable layer.
-        copy::attributes(&root, &dir.join("upper"))?;
+        if let Some(root) = root {
+            // The root directory's own attributes are those of the writable layer.
+            copy::attributes(&root, &dir.join("upper"))?;
+        }
     }
     let lease = store.lease_path(dir);
     let record = Record { kind, image: image.digest.clone(), layers: trees, form, lease };
-    let content = serde_json::to_vec(&record).map_err(|e| Error::invalid("rootfs.json", e))?;
-    let (path, beside) = (dir.join("rootfs.json"), dir.join("rootfs.json.new"));
-    fs::write(&beside, content).and_then(|()| fs::rename(&beside, &path)).on("write", &path)
+    record.write(dir)
 }
 
-fn make_overlay(dir: &Path, trees: &[PathBuf], form: Form) -> Result<()> {
-    directory(&dir.join("upper"), 0o755)?;
-    directory(&dir.join("work"), 0o700)?;
-    directory(&dir.join("rootfs"), 0o755)?;
-    overlay::probe(dir, trees, form)
+/// Copies layers over each other, the lowest first.
+fn copy_layers(trees: &[PathBuf], form: Form, rootfs: &Path) -> Result<()> {
+    trees.iter().try_for_each(|tree| copy::apply(tree, rootfs, form.opaque()))
+}
+
+/// A copy instead of overlay, of a root filesystem that nobody has written to. A kill in the middle is repaired by the next
+/// mount, which comes here again.
+fn fall_back(dir: &Path, mut record: Record) -> Result<()> {
+    let rootfs = dir.join("rootfs");
+    files::remove_tree(&rootfs)?;
+    directory(&rootfs, 0o755)?;
+    copy_layers(&record.layers, record.form, &rootfs)?;
+    record.kind = Kind::Copy;
+    record.write(dir)?;
+    ["upper", "work"].iter().try_for_each(|part| files::remove_tree(&dir.join(part)))
+}
+
+/// Whether nothing was written over the layers.
+fn is_untouched(dir: &Path) -> Result<bool> {
+    let upper = dir.join("upper");
+    fs::read_dir(&upper).map(|mut entries| entries.next().is_none()).on("list", &upper)
 }
 
 fn directory(path: &Path, mode: u32) -> Result<()> {
@@ -132,7 +146,7 @@ fn directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Mounts what was prepared in a directory, and gives the path of the root filesystem. If it is mounted already, or needs
-/// no mount, only that.
+/// no mount, only that. For one process at a time.
 ///
 /// # Errors
 /// [`Error::NotPrepared`], and the kernel's.
@@ -140,8 +154,15 @@ pub fn mount(dir: &Path) -> Result<PathBuf> {
     let dir = std::path::absolute(dir).on("find", dir)?;
     let record = Record::read(&dir)?.ok_or_else(|| Error::NotPrepared(dir.clone()))?;
     let rootfs = dir.join("rootfs");
-    if record.kind == Kind::Overlay && !is_mount_point(&rootfs)? {
-        overlay::mount(&dir, &record.layers, record.form)?;
+    if record.kind != Kind::Copy
+        && !is_mount_point(&rootfs)?
+        && let Err(e) = overlay::mount(&dir, &record.layers, record.form)
+    {
+        if record.kind != Kind::Auto || !is_untouched(&dir)? {
+            return Err(e);
+        }
+        log::info!("{e}; a copy is made");
+        fall_back(&dir, record)?;
     }
     Ok(rootfs)
 }

@@ -29,7 +29,7 @@ use runx_core::sys::{self, pidfd::Exit, process};
 
 use super::frames::{self, Kind};
 use super::options::{Options, Restart};
-use super::record::{Containers, Identity, Lock, Phase, Record, now};
+use super::record::{Containers, Identity, Lock, Phase, Record, is_there, now};
 use super::{log, remove, rootless, socket, stop};
 use crate::oci::foreground::Signals;
 use crate::{Context, message};
@@ -289,8 +289,10 @@ impl Monitor {
                 Restart::Always | Restart::UnlessStopped => true,
             };
         record.phase = if again { Phase::Restarting } else { Phase::Exited };
-        // A full disk must not keep us from taking away what is there, which may be what filled it.
-        let written = record.write(&self.directory);
+        // Of a container that removes itself nothing is written that is removed in the next moment. A full disk must not
+        // keep us from taking away what is there, which may be what filled it.
+        let goes = !again && record.options.auto_remove;
+        let written = if goes { Ok(()) } else { record.write(&self.directory) };
         if let Err(Error::NotFound(_)) = container.delete(true) {
             // Somebody else was faster.
         }
@@ -303,7 +305,8 @@ impl Monitor {
         if !again {
             remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
         }
-        if written.is_err() && (again || !record.options.auto_remove) {
+        // It could not be removed, or could not be written.
+        if goes && is_there(&self.directory) || written.is_err() {
             let _ = record.write(&self.directory);
         }
         self.options.restart = record.options.restart;
