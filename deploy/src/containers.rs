@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::root::Root;
+use crate::starts::{Numbers, numbers};
 
 /// Below it shims have a directory for each of containerd's namespaces.
-const SHIMS: &str = "/run/containerd/runx";
+pub(crate) const SHIMS: &str = "/run/containerd/runx";
 
 /// The state of containers that the command made.
 const COMMAND: &str = "/run/runx";
@@ -63,7 +64,8 @@ fn json(root: &Root, path: &Path) -> Option<Value> {
     serde_json::from_slice(&root.read(path).ok()??).ok()
 }
 
-fn directories(root: &Root, path: &Path) -> Vec<PathBuf> {
+/// The directories in one, but for those whose names begin with a dot.
+pub(crate) fn directories(root: &Root, path: &Path) -> Vec<PathBuf> {
     let names = root.names(path).unwrap_or_default();
     let visible = names.into_iter().filter(|name| !name.to_string_lossy().starts_with('.'));
     visible.map(|name| path.join(name)).filter(|path| root.is_directory(path)).collect()
@@ -95,7 +97,7 @@ pub(crate) fn count(root: &Root) -> Containers {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cache {
     /// Names and numbers, as the shims and the command write them.
-    pub(crate) counters: BTreeMap<String, u64>,
+    pub(crate) counters: Numbers,
     /// How many artifacts there are.
     pub(crate) artifacts: u64,
     /// How large they are, in bytes.
@@ -105,13 +107,7 @@ pub(crate) struct Cache {
 /// Looks at the cache.
 pub(crate) fn cache(root: &Root) -> Cache {
     let cache = Path::new(CACHE);
-    let text = root.read(&cache.join("counters")).ok().flatten().unwrap_or_default();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let counters = text.lines().filter_map(|line| {
-        let (name, value) = line.split_once(' ')?;
-        Some((name.to_owned(), value.trim().parse().ok()?))
-    });
-    let mut out = Cache { counters: counters.collect(), ..Cache::default() };
+    let mut out = Cache { counters: numbers(root, &cache.join("counters")), ..Cache::default() };
     for directory in directories(root, cache) {
         for name in root.names(&directory).unwrap_or_default() {
             if name.to_string_lossy().ends_with(".cwasm") {

@@ -17,6 +17,7 @@ mod plan;
 mod root;
 mod run;
 mod stage;
+mod starts;
 mod status;
 mod uninstall;
 mod version;

@@ -9,6 +9,7 @@ use crate::containers;
 use crate::journal::{Journal, State};
 use crate::node::Node;
 use crate::stage::sha256;
+use crate::starts;
 
 /// A set of programs on the node.
 #[derive(Debug, Serialize)]
@@ -181,6 +182,7 @@ impl Status {
         }
         out.family("runx_agents", "gauge", "Containers that have an agent.");
         out.sample("runx_agents", &[], found.agents);
+        starts::add(&node.root, &mut out);
         let cache = containers::cache(&node.root);
         for (name, what) in [
             ("hits", "Modules whose compiled form was there."),

@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::TaskOOM;
@@ -27,7 +28,7 @@ use crate::events::Publisher;
 use crate::io::{Ends, Owner, Streams};
 use crate::options::Options;
 use crate::process::{Phase, Process};
-use crate::rootfs;
+use crate::{rootfs, starts};
 
 /// Holds the pid of the first process, for `delete`.
 pub(crate) const PID_FILE: &str = "init.pid";
@@ -54,6 +55,8 @@ pub(crate) struct Container {
     /// The agent that its annotations ask for.
     pub(crate) agent: Option<Wish>,
     pub(crate) init: Arc<Process>,
+    /// What it is, and how long its creation took.
+    pub(crate) made: (starts::Kind, Duration),
     /// The user and group that own the pipes of its processes.
     pub(crate) io_owner: (u32, u32),
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -247,6 +250,7 @@ impl Container {
         bundle: PathBuf,
         (core, agent): (Core, Option<Wish>),
         init: Arc<Process>,
+        made: (starts::Kind, Duration),
         io_owner: (u32, u32),
     ) -> Self {
         let oom = core.state().cgroup.watch_oom().unwrap_or_else(|e| {
@@ -259,6 +263,7 @@ impl Container {
             core,
             agent,
             init,
+            made,
             io_owner,
             execs: Mutex::new(HashMap::new()),
             pausing: AtomicBool::new(false),

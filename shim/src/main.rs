@@ -27,6 +27,7 @@ mod service;
 mod sockets;
 mod spawner;
 mod start;
+mod starts;
 
 use std::process::ExitCode;
 

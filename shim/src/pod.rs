@@ -27,6 +27,11 @@ pub(crate) fn group_of(bundle: &Path) -> Result<Option<String>> {
     Ok(group(&spec.annotations.unwrap_or_default()).cloned())
 }
 
+/// Whether CRI says of a container that it is its pod's own.
+pub(crate) fn is_sandbox(annotations: &HashMap<String, String>) -> bool {
+    annotations.get("io.kubernetes.cri.container-type").is_some_and(|kind| kind == "sandbox")
+}
+
 /// All containers of a group that there are.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod bundle;
 mod capability;
 pub mod cgroup;
 pub mod container;
+pub mod counters;
 pub mod error;
 pub mod features;
 pub mod hooks;

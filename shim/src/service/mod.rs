@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use containerd_shim_protos::api as pb;
 use containerd_shim_protos::events::task as topics;
@@ -31,6 +31,7 @@ use crate::flags::Flags;
 use crate::io::{Ends, Owner, Streams};
 use crate::process::{Ended, Phase, Process, end_time};
 use crate::reaper::{Announcement, Reaper};
+use crate::starts::{self, Outcome};
 use crate::{options, rootfs, spawner};
 
 type SpawnerRequest = oneshot::Sender<anyhow::Result<Spawner>>;
@@ -209,6 +210,7 @@ impl Service {
         if !request.checkpoint.is_empty() {
             return Err(status(Code::UNIMPLEMENTED, "restore from a checkpoint is not supported"));
         }
+        let begun = Instant::now();
         let options = Arc::new(options::parse(request.options.as_ref())?);
         let streams = container::create_streams(&request);
         let io_owner = (options.io_uid, options.io_gid);
@@ -236,6 +238,7 @@ impl Service {
         // Both would want the same port: the second one is refused before it runs.
         let taken = agent.as_ref().and_then(|agent| self.0.agents.reserve(agent, &request.id).err());
         let pid = handle.pid() as u32;
+        let kind = starts::Kind::of(&core, &handle);
         let process = Arc::new(Process::new(String::new(), streams, None));
         let connected = match &taken {
             Some(text) => Err(std::io::Error::other(text.clone())),
@@ -259,8 +262,9 @@ impl Service {
         }
         let bundle = PathBuf::from(&request.bundle);
         let agent = agent.filter(|_| self.0.agents.has(&request.id));
-        let made = Container::new(request.id.clone(), bundle, (core, agent), process.clone(), io_owner);
-        let container = Arc::new(made);
+        let made = (kind, begun.elapsed());
+        let container = Container::new(request.id.clone(), bundle, (core, agent), process.clone(), made, io_owner);
+        let container = Arc::new(container);
         lock(&self.0.containers).insert(request.id.clone(), container.clone());
         let event = topics::TaskCreate {
             container_id: request.id.clone(),
@@ -293,6 +297,7 @@ impl Service {
             Standing::Stopped => return Err(unknown("cannot start a stopped process")),
         };
         let Some(mut handle) = handle else { return Err(unknown("cannot start a running process")) };
+        let begun = Instant::now();
         let started = {
             let container = container.clone();
             blocking(move || {
@@ -300,7 +305,9 @@ impl Service {
                 container.core.set_started().map_err(from_runtime)
             })
         };
-        started.await?;
+        started.await.inspect_err(|_| self.count(Outcome::Failed))?;
+        let (kind, creation) = container.made;
+        self.count(Outcome::Started(kind, creation + begun.elapsed()));
         if let Err(e) = process.open_stdin() {
             log::warn!("standard input of {}: {e}", container.id);
         }
@@ -314,6 +321,10 @@ impl Service {
         Ok(pid)
     }
 
+    fn count(&self, outcome: Outcome) {
+        starts::count(self.0.root.clone(), outcome);
+    }
+
     /// Makes a process that containerd does not know of, and starts it. Returns its pid and what its end is waited for by.
     pub(crate) async fn run_apart(
         &self,
@@ -324,10 +335,12 @@ impl Service {
         let runtime = self.runtime(None);
         let (announcement, born) = self.0.reaper.announce();
         let container = container.clone();
+        let begun = Instant::now();
         let started = blocking(move || container::exec_apart(&runtime, &container, &spec, &program, born));
         match started.await {
             Ok(started) => {
                 announcement.keep();
+                self.count(Outcome::Started(starts::Kind::Agent, begun.elapsed()));
                 Ok(started)
             }
             Err(e) => {

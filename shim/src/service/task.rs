@@ -25,6 +25,7 @@ use crate::events::{any, timestamp};
 use crate::io::Streams;
 use crate::metrics;
 use crate::process::{Phase, Process};
+use crate::starts::Outcome;
 
 #[async_trait]
 impl Task for Service {
@@ -44,7 +45,9 @@ impl Task for Service {
             let created = service.create_container(request).await;
             lock(&service.0.creating).remove(&id);
             service.0.created.notify_waiters();
-            if created.is_ok() {
+            if created.is_err() {
+                service.count(Outcome::Failed);
+            } else {
                 // It was meant for a daemon without containers.
                 service.0.shutdown_wanted.store(false, Ordering::Relaxed);
             }

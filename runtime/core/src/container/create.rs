@@ -285,6 +285,7 @@ impl Runtime {
                     let module = fds.into_iter().next().map(fs::File::from);
                     let module = module.ok_or_else(|| Error::Died("the module's descriptor is missing".into()))?;
                     run_module(&self.wasm, &name, workload::Module::File(&module), &process.limits, handshake)?;
+                    process.is_module = true;
                 }
                 FromChild::Missing { name } => {
                     let found = process.modules.as_ref().map_or(Ok(None), |modules| modules.find());
@@ -293,6 +294,7 @@ impl Runtime {
                         Ok(Some(module)) => {
                             let module = workload::Module::Provided(&*module);
                             run_module(&self.wasm, &name, module, &process.limits, handshake)?;
+                            process.is_module = true;
                         }
                         Err(e) => {
                             let why = format!("whether the image is a WASM artifact is not known: {e}");
@@ -442,6 +444,7 @@ impl Process {
             terminal: None,
             limits,
             modules: None,
+            is_module: false,
             listener: None,
         }
     }

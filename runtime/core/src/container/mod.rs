@@ -178,9 +178,16 @@ pub struct Process {
     limits: Limits,
     /// Where its program may be if it is no file.
     modules: Option<Box<dyn ModuleSource>>,
+    /// Its program turned out to be a module.
+    is_module: bool,
 }
 
 impl Process {
+    /// Whether its program is a WASM module or component.
+    pub fn is_module(&self) -> bool {
+        self.is_module
+    }
+
     /// Its pid in this PID namespace.
     pub fn pid(&self) -> i32 {
         self.pid

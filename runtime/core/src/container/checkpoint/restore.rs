@@ -127,7 +127,16 @@ fn restore(
     let container = Container { directory: directory.to_owned(), state };
     Ok((
         container,
-        Process { pid, pidfd, handshake: None, terminal, limits: Limits::default(), modules: None, listener: None },
+        Process {
+            pid,
+            pidfd,
+            handshake: None,
+            terminal,
+            limits: Limits::default(),
+            modules: None,
+            is_module: false,
+            listener: None,
+        },
     ))
 }
 
