@@ -12,6 +12,9 @@ PROGRAMS := runx containerd-shim-runx-v1 runx-wasm-runner runx-wasm-host runx-wa
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 RELEASE = $(TARGET)/$$(rustc -vV | sed -n 's/^host: //p')/release
 
+# What brings them onto nodes, with the digests of all in SHA256SUMS.
+INSTALLER := runx-node
+
 # Where the benchmarks leave their numbers.
 MEASURED := $(CURDIR)/target/bench
 
@@ -59,6 +62,7 @@ build:
 	@echo "== Building the command, the shim and the WASM compiler"
 	cargo build --release --locked -p runx -p containerd-shim-runx -p runx-wasm-compiler
 	install -C -m 755 $(RELEASE)/runx $(RELEASE)/containerd-shim-runx-v1 $(RELEASE)/runx-wasm-compiler $(DIST)/
+	@cd $(DIST) && sha256sum $(PROGRAMS) $(INSTALLER) >.SHA256SUMS.new && mv .SHA256SUMS.new SHA256SUMS
 
 demo:
 	@scripts/setup demo

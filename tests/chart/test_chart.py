@@ -188,6 +188,15 @@ def test_dashboard_and_alerts_ask_for_metrics_that_there_are():
     assert asked and asked <= served, asked - served
 
 
+def test_the_image_holds_all_that_its_sums_name():
+    makefile = (TOP / "Makefile").read_text()
+    named = {name for which in ("PROGRAMS", "INSTALLER") for name in re.search(rf"^{which} := (.*)$", makefile, re.M)[1].split()}
+    copies = re.findall(r"^COPY (.*) (/\S*)$", (TOP / "deploy/Dockerfile").read_text(), re.M)
+    places = {name: place for names, place in copies for name in names.split()}
+    assert set(places) == named | {"SHA256SUMS"}
+    assert {name for name, place in places.items() if place != "/programs/"} == {"runx-node"}
+
+
 def test_flags_of_the_daemonset_are_flags_of_the_program():
     flags = re.findall(r'^    \("([a-z-]+)",', (TOP / "deploy/src/arguments.rs").read_text(), re.M)
     known = {"RUNX_" + flag.upper().replace("-", "_") for flag in flags}

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use runx_tests::command::eventually;
+use runx_tests::command::{eventually, run};
 use runx_tests::machine::{
     CONFIG, Cluster, HANDLER, IMPORTS, Machine, configurations, every_package, head, one_package, serves, started,
     status, usual,
@@ -292,6 +293,40 @@ fn drop_ins_of_k3s_go_where_its_own_file_imports_them_and_an_older_one_is_refuse
             assert_eq!(machine.files("var/lib/rancher"), before);
         }
     }
+}
+
+#[test]
+fn programs_that_are_not_what_was_built_are_refused_by_name_before_anything_is_done() {
+    needs_machine!();
+    let machine = Machine::prepare(&one_package(), Some(&usual(2, "")));
+    machine.set_programs("one");
+    let programs = machine.path().join("programs");
+    let sum = |names: &[&str]| {
+        let done = run(Command::new("sha256sum").args(names).current_dir(&programs)).ok();
+        fs::write(programs.join("SHA256SUMS"), done.stdout).expect("write the sums");
+    };
+    let refused = |words: &[&str]| {
+        machine.node(&["install"]).fails(1, words);
+        assert!(!machine.root().join("opt/runx").exists() && !machine.root().join("var/lib/runx").exists());
+        assert_eq!((machine.read(CONFIG), machine.restarts()), (usual(2, ""), 0));
+    };
+    sum(&["runx", "containerd-shim-runx-v1"]);
+    fs::write(programs.join("runx"), "other").expect("damage a program");
+    refused(&["programs/runx", "SHA256SUMS", "damaged"]);
+    fs::remove_file(programs.join("runx")).expect("remove a program");
+    refused(&["names runx, which is missing"]);
+    sum(&["containerd-shim-runx-v1"]);
+    fs::write(programs.join("more"), "").expect("add a program");
+    refused(&["programs/more", "damaged"]);
+    fs::write(programs.join("SHA256SUMS"), "nonsense\n").expect("damage the sums");
+    refused(&["\"nonsense\"", "no line of sha256sum"]);
+    // The installer itself need not lie among them.
+    fs::write(programs.join("runx-node"), "").expect("add a program");
+    sum(&["containerd-shim-runx-v1", "more", "runx-node"]);
+    fs::remove_file(programs.join("runx-node")).expect("remove a program");
+    machine.restart();
+    machine.node(&["install"]).ok();
+    serves(&machine, true);
 }
 
 #[test]
