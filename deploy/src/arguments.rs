@@ -26,7 +26,7 @@ const CHANGE: Takers = &[Install, Uninstall, Run];
 const INSTALL: Takers = &[Install, Run];
 
 /// A flag's name, what its value is (`None` for a switch), who takes it, and what it does.
-const FLAGS: [(&str, Option<&str>, Takers, &str); 21] = [
+const FLAGS: [(&str, Option<&str>, Takers, &str); 22] = [
     ("root", Some("DIR"), ALL, "the directory that stands for the node's / (default /)"),
     ("programs", Some("DIR"), INSTALL, "where runx's programs are, outside of --root (default /programs)"),
     ("install-dir", Some("DIR"), ALL, "where they go on the node (default /opt/runx)"),
@@ -45,6 +45,7 @@ const FLAGS: [(&str, Option<&str>, Takers, &str); 21] = [
     ("account", Some("DIR"), CHANGE, "the directory of token and ca.crt (default: what a pod has)"),
     ("listen", Some("ADDRESS"), &[Run], "where /healthz, /readyz and /metrics are (default 0.0.0.0:8090)"),
     ("interval", Some("SECONDS"), &[Run], "how often it looks for drift (default 30)"),
+    ("jitter", Some("SECONDS"), &[Run], "the longest pause, by chance, before it restarts containerd (default 0)"),
     ("uninstall", None, &[Run], "take runx away instead, as soon as no pod uses it, and then tell that it is ready"),
     ("force", None, &[Install, Uninstall], "try again what failed twice; take it away from under running pods"),
     ("format", Some("FORMAT"), &[Status], "table or json (default table)"),
@@ -183,13 +184,15 @@ impl Arguments {
     /// # Errors
     /// When it is none.
     pub(crate) fn seconds(&self, flag: &str, default: u64) -> Result<std::time::Duration, String> {
+        // Where nothing is the default, nothing can be asked for.
+        let least = default.min(1);
         let seconds = match self.get(flag) {
             None => default,
             Some(text) => text
                 .parse()
                 .ok()
-                .filter(|seconds| (1..=86_400).contains(seconds))
-                .ok_or_else(|| format!("--{flag} {text:?}: it is a number of seconds from 1 to 86400"))?,
+                .filter(|seconds| (least..=86_400).contains(seconds))
+                .ok_or_else(|| format!("--{flag} {text:?}: it is a number of seconds from {least} to 86400"))?,
         };
         Ok(std::time::Duration::from_secs(seconds))
     }
@@ -242,6 +245,8 @@ mod tests {
         }
         assert!(parse("install", &[("RUNX_FORCE", "maybe")]).unwrap_err().contains("RUNX_FORCE"));
         assert!(arguments("run --timeout 0", &[]).seconds("timeout", 60).is_err());
+        assert!(arguments("run --jitter -1", &[]).seconds("jitter", 0).is_err());
+        assert_eq!(arguments("run --jitter 0", &[]).seconds("jitter", 0).unwrap().as_secs(), 0);
     }
 
     #[test]

@@ -20,6 +20,17 @@ pub(crate) struct Done {
     pub(crate) programs: bool,
     /// Whether containerd was restarted.
     pub(crate) restarted: bool,
+    /// Whether it has to be restarted, and was not because of [`Restart::Later`].
+    pub(crate) postponed: bool,
+}
+
+/// What is done when containerd has to be restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Restart {
+    /// It is.
+    Now,
+    /// Nothing yet: who asks waits first.
+    Later,
 }
 
 /// Notes how long phases take.
@@ -37,10 +48,10 @@ impl Clock {
 ///
 /// # Errors
 /// When the node cannot be installed on; containerd is as it was then.
-pub(crate) fn install(node: &Node, programs: &Programs, why: &str, force: bool) -> Result<Done> {
+pub(crate) fn install(node: &Node, programs: &Programs, why: &str, restart: Restart, force: bool) -> Result<Done> {
     let store = node.store();
     let lock = store.lock()?;
-    let done = install_locked(node, programs, why, force);
+    let done = install_locked(node, programs, why, restart, force);
     if done.is_err() && store.load().is_ok_and(|journal| journal.is_blank()) {
         // Nothing came of it, so nothing stays.
         store.clear(&lock)?;
@@ -48,7 +59,7 @@ pub(crate) fn install(node: &Node, programs: &Programs, why: &str, force: bool) 
     done
 }
 
-fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> Result<Done> {
+fn install_locked(node: &Node, programs: &Programs, why: &str, restart: Restart, force: bool) -> Result<Done> {
     let store = node.store();
     let mut journal = store.load()?;
     if journal.state == State::RollingBack {
@@ -81,7 +92,7 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> R
     }
     let stage = node.stage();
     stage.bring(programs)?;
-    let mut done = Done { programs: stage.flip(&programs.digest)?, restarted: false };
+    let mut done = Done { programs: stage.flip(&programs.digest)?, ..Done::default() };
     journal.programs.clone_from(&programs.digest);
     clock.lap(&mut journal, "stage");
 
@@ -104,7 +115,14 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> R
     let served = status.filter(|status| status.unready.is_none());
     let serves = served.as_ref().is_some_and(|status| status.handlers.contains(&node.handler));
     if !same || journal.restart_pending || !serves {
-        apply(node, &mut journal, &plan, served.map(|it| it.handlers).unwrap_or_default(), why, force, &mut clock)?;
+        if !force {
+            refuse_a_third_time(&journal, &sha256(&plan.planned))?;
+        }
+        if restart == Restart::Later {
+            // It is found again, whoever comes next.
+            return Ok(Done { postponed: true, ..done });
+        }
+        apply(node, &mut journal, &plan, served.map(|it| it.handlers).unwrap_or_default(), why, &mut clock)?;
         done.restarted = true;
     }
     let changed = done.restarted || done.programs || before.state != State::Installed;
@@ -120,19 +138,8 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, force: bool) -> R
     Ok(done)
 }
 
-/// Writes the file, restarts containerd and waits for the handler; or takes it back.
-fn apply(
-    node: &Node,
-    journal: &mut Journal,
-    plan: &Plan,
-    others: Vec<String>,
-    why: &str,
-    force: bool,
-    clock: &mut Clock,
-) -> Result<()> {
-    let store = node.store();
-    let digest = sha256(&plan.planned);
-    if journal.failed.as_deref() == Some(&digest) && journal.failures >= ATTEMPTS && !force {
+fn refuse_a_third_time(journal: &Journal, digest: &str) -> Result<()> {
+    if journal.failed.as_deref() == Some(digest) && journal.failures >= ATTEMPTS {
         bail!(
             "containerd did not come up with this configuration {} times, so it is not tried again: {}. When that is repaired: \
              runx-node install --force",
@@ -140,6 +147,20 @@ fn apply(
             journal.reason.as_deref().unwrap_or("no reason noted")
         );
     }
+    Ok(())
+}
+
+/// Writes the file, restarts containerd and waits for the handler; or takes it back.
+fn apply(
+    node: &Node,
+    journal: &mut Journal,
+    plan: &Plan,
+    others: Vec<String>,
+    why: &str,
+    clock: &mut Clock,
+) -> Result<()> {
+    let store = node.store();
+    let digest = sha256(&plan.planned);
     // Before anything is changed: nobody shall send pods while containerd restarts.
     node.label(&[(READY, Some("installing"))])?;
     let written = plan.current.as_deref() == Some(&plan.planned) && journal.wrote(&plan.path, &plan.planned);

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use arguments::{Arguments, Asked, Command};
+use install::Restart;
 use journal::State;
 use node::Node;
 
@@ -82,7 +83,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Command::Install => {
             let programs = stage::Programs::read(Path::new(arguments.or("programs", "/programs")))?;
             let node = Node::open(arguments)?;
-            let done = install::install(&node, &programs, "install", arguments.has("force"))?;
+            let done = install::install(&node, &programs, "install", Restart::Now, arguments.has("force"))?;
             println!(
                 "runx is installed: handler {}, programs {}; containerd was {}restarted",
                 node.handler,

@@ -1,5 +1,6 @@
 //! The process of a DaemonSet: installs, looks whether it stays so, and tells others.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::arguments::Arguments;
 use crate::http::{self, Answer};
-use crate::install::{Done, install};
+use crate::install::{Done, Restart, install};
 use crate::journal::State;
 use crate::node::Node;
 use crate::stage::Programs;
@@ -41,7 +42,7 @@ struct Shared {
 struct Texts {
     /// Why it is not ready.
     reason: String,
-    /// Why the last installation failed, if it did.
+    /// Why the last installation failed, if it did, or what it waits for.
     failure: Option<String>,
     metrics: String,
     repairs: u64,
@@ -91,6 +92,7 @@ fn told_to_end(signals: &SigSet, patience: Duration) -> Result<bool> {
 /// When it cannot even begin: a flag is wrong, or the node is none that can be installed on.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let interval = arguments.seconds("interval", 30).map_err(|e| anyhow!(e))?;
+    let jitter = arguments.seconds("jitter", 0).map_err(|e| anyhow!(e))?;
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // Before there are threads, so that all of them leave the signals to this one.
     signals.thread_block().context("block signals")?;
@@ -108,18 +110,61 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return take_away(&node, interval, &signals, &shared);
     }
     let programs = Path::new(arguments.or("programs", "/programs"));
-    watch(&node, programs, interval, &signals, &shared)
+    watch(&node, programs, (interval, jitter), &signals, &shared)
 }
 
-fn watch(node: &Node, programs: &Path, interval: Duration, signals: &SigSet, shared: &Shared) -> Result<()> {
+/// A time by chance, up to the longest one.
+fn by_chance(longest: Duration) -> Duration {
+    // Its keys are random.
+    let random = RandomState::new().build_hasher().finish();
+    longest.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+/// Installs. Before a restart of containerd it waits, without keeping other installers out. `None` if it is told to end then.
+fn install_in_turn(
+    node: &Node,
+    programs: &Path,
+    why: &str,
+    jitter: Duration,
+    signals: &SigSet,
+    shared: &Shared,
+) -> Result<Option<Done>> {
+    let restart = if jitter.is_zero() { Restart::Now } else { Restart::Later };
+    let done = install(node, &Programs::read(programs)?, why, restart, false)?;
+    if !done.postponed {
+        return Ok(Some(done));
+    }
+    let pause = by_chance(jitter);
+    let text = format!("containerd is restarted in {:.1} s: not on all nodes at once (--jitter)", pause.as_secs_f64());
+    log::info!("{text}");
+    shared.texts().failure = Some(text);
+    look(node, shared);
+    if told_to_end(signals, pause)? {
+        return Ok(None);
+    }
+    let last = install(node, &Programs::read(programs)?, why, Restart::Now, false)?;
+    Ok(Some(Done { programs: done.programs || last.programs, ..last }))
+}
+
+fn watch(
+    node: &Node,
+    programs: &Path,
+    (interval, jitter): (Duration, Duration),
+    signals: &SigSet,
+    shared: &Shared,
+) -> Result<()> {
     let mut repairs: Vec<Instant> = Vec::new();
     let mut retry = RETRY;
     let mut why = "install";
     loop {
-        let done = Programs::read(programs).and_then(|programs| install(node, &programs, why, false));
+        let done = install_in_turn(node, programs, why, jitter, signals, shared);
         let mut wait = interval;
         let failed = match done {
-            Ok(done) => {
+            Ok(None) => {
+                log::info!("told to end before containerd was restarted");
+                return Ok(());
+            }
+            Ok(Some(done)) => {
                 tell(done);
                 retry = RETRY;
                 shared.texts().failure = None;
@@ -215,4 +260,19 @@ fn look(node: &Node, shared: &Shared) -> Option<Status> {
     metrics.sample("runx_node_repairs_total", &[], texts.repairs);
     texts.metrics = metrics.0;
     Some(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_within_their_bound_and_differ() {
+        let longest = Duration::from_secs(10);
+        let pauses: Vec<Duration> = (0..50).map(|_| by_chance(longest)).collect();
+        assert!(pauses.iter().all(|pause| *pause <= longest), "{pauses:?}");
+        let early = pauses.iter().filter(|pause| **pause < longest / 2).count();
+        assert!((5..45).contains(&early), "{pauses:?}");
+        assert_eq!(by_chance(Duration::ZERO), Duration::ZERO);
+    }
 }

@@ -97,7 +97,7 @@ def test_kubernetes_knows_every_object_and_every_field():
 @pytest.mark.parametrize("value", [
     "installer.nosuch=1", "nosuch=1", "installer.image.nosuch=x", "node.nosuch=1", "tests.nosuch=1",
     "installer.distribution=talos", "installer.mode=remove", "installer.installDir=opt", "installer.installDir=/opt/../etc",
-    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "node.handler=runc",
+    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "installer.jitterSeconds=-1", "node.handler=runc",
     "node.handler=Runx", "runtimeClass.name=A", "podMonitor.interval=soon", "tests.pullPolicy=Sometimes",
     "installer.tolerations[0].efect=NoSchedule", "runtimeClass.create=perhaps",
 ])

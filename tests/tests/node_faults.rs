@@ -255,6 +255,58 @@ fn the_daemon_tells_how_it_is_repairs_drift_and_leaves_runx_when_it_ends() {
 }
 
 #[test]
+fn the_daemon_tells_of_starts_by_kind() {
+    needs_machine!();
+    let machine = started(&one_package(), "starts", Some(&usual(2, "")));
+    machine.import_image();
+    machine.set_real_programs("one");
+    let mut running = Running::start(&machine, &[]);
+    eventually("it is ready", || running.get("/readyz").0 == 200);
+    let has = |line: &str| running.get("/metrics").1.lines().any(|found| found == line);
+    assert!(has("runx_container_start_seconds_count{kind=\"sandbox\"} 0"), "{}", running.get("/metrics").1);
+    let pod = machine.run_pod("counted", HANDLER);
+    let plain = machine.run_pod("plain", "runc");
+    eventually("it is counted", || has("runx_container_start_seconds_bucket{kind=\"sandbox\",le=\"+Inf\"} 1"));
+    assert!(
+        has("runx_container_start_seconds_count{kind=\"native\"} 0") && has("runx_container_start_failures_total 0")
+    );
+    machine.remove_pod(&plain);
+    machine.remove_pod(&pod);
+    assert_eq!(running.end(), Some(0));
+    machine.node(&["uninstall"]).ok();
+}
+
+#[test]
+fn a_restart_waits_its_turn_without_keeping_others_out_and_is_given_up_at_the_end() {
+    needs_machine!();
+    let machine = started(&one_package(), "in turn", Some(&usual(2, "")));
+    let restarts = machine.restarts();
+    let wait = ["--jitter", "86400"];
+    let mut running = Running::start(&machine, &wait);
+    eventually("it waits", || running.get("/readyz").1.contains("not on all nodes at once"));
+    assert_eq!((running.get("/readyz").0, running.get("/healthz").0), (503, 200));
+    assert_eq!(running.end(), Some(0));
+    assert_eq!((machine.restarts(), machine.read(CONFIG)), (restarts, usual(2, "")));
+    // Who installs by hand meanwhile does not wait.
+    let mut running = Running::start(&machine, &wait);
+    eventually("it waits", || running.get("/readyz").1.contains("not on all nodes at once"));
+    machine.node(&["install"]).ok();
+    assert_eq!(machine.restarts(), restarts + 1);
+    assert_eq!(running.end(), Some(0));
+    // Where nothing is to be restarted, nothing is waited for.
+    let mut running = Running::start(&machine, &wait);
+    eventually("it is ready", || running.get("/readyz").0 == 200);
+    assert_eq!(running.end(), Some(0));
+    machine.node(&["uninstall"]).ok();
+    let mut running = Running::start(&machine, &["--jitter", "1"]);
+    eventually("it is ready", || running.get("/readyz").0 == 200);
+    assert_eq!(machine.restarts(), restarts + 3);
+    assert_eq!(running.end(), Some(0));
+    machine.node(&["uninstall"]).ok();
+    assert_eq!(machine.read(CONFIG), usual(2, ""));
+}
+
+#[test]
 fn the_daemon_takes_runx_away_when_it_is_asked_to() {
     needs_machine!();
     let machine = started(&one_package(), "taken away", Some(&usual(2, "")));
