@@ -14,19 +14,24 @@ pub(crate) enum Command {
     Status,
     /// Installs, watches, and serves.
     Run,
+    /// Waits until a DaemonSet has done so on all nodes.
+    Wait,
 }
 
 /// Commands that take a flag.
 type Takers = &'static [Command];
 
-use Command::{Install, Run, Status, Uninstall};
+use Command::{Install, Run, Status, Uninstall, Wait};
 
+const COMMANDS: [Command; 5] = [Install, Uninstall, Status, Run, Wait];
+/// Those that have to do with the node that they run on.
 const ALL: Takers = &[Install, Uninstall, Status, Run];
 const CHANGE: Takers = &[Install, Uninstall, Run];
+const CLUSTER: Takers = &[Install, Uninstall, Run, Wait];
 const INSTALL: Takers = &[Install, Run];
 
 /// A flag's name, what its value is (`None` for a switch), who takes it, and what it does.
-const FLAGS: [(&str, Option<&str>, Takers, &str); 22] = [
+const FLAGS: [(&str, Option<&str>, Takers, &str); 23] = [
     ("root", Some("DIR"), ALL, "the directory that stands for the node's / (default /)"),
     ("programs", Some("DIR"), INSTALL, "where runx's programs are, outside of --root (default /programs)"),
     ("install-dir", Some("DIR"), ALL, "where they go on the node (default /opt/runx)"),
@@ -39,10 +44,11 @@ const FLAGS: [(&str, Option<&str>, Takers, &str); 22] = [
     ("unit", Some("NAME"), CHANGE, "the unit of systemd that runs it (likewise)"),
     ("restart-command", Some("COMMAND"), ALL, "restarts it where there is no systemd: for sh -c"),
     ("enter", Some("COMMAND"), ALL, "comes before the node's programs, with --restart-command: chroot DIR"),
-    ("timeout", Some("SECONDS"), CHANGE, "how long containerd may take to serve again (default 60)"),
+    ("timeout", Some("SECONDS"), CLUSTER, "how long containerd, or the DaemonSet, may take (default 60)"),
     ("node-name", Some("NAME"), CHANGE, "the node whose labels are set (default: none are)"),
-    ("api", Some("URL"), CHANGE, "the cluster's API (default: what a pod is told)"),
-    ("account", Some("DIR"), CHANGE, "the directory of token and ca.crt (default: what a pod has)"),
+    ("daemonset", Some("NAMESPACE/NAME"), &[Wait], "whose pods are waited for"),
+    ("api", Some("URL"), CLUSTER, "the cluster's API (default: what a pod is told)"),
+    ("account", Some("DIR"), CLUSTER, "the directory of token and ca.crt (default: what a pod has)"),
     ("listen", Some("ADDRESS"), &[Run], "where /healthz, /readyz and /metrics are (default 0.0.0.0:8090)"),
     ("interval", Some("SECONDS"), &[Run], "how often it looks for drift (default 30)"),
     ("jitter", Some("SECONDS"), &[Run], "the longest pause, by chance, before it restarts containerd (default 0)"),
@@ -74,7 +80,8 @@ fn usage() -> String {
          Commands:\n  install     bring the programs, register the handler, restart containerd if that changed something\n  \
          uninstall   take it away; the files of containerd become what they were\n  \
          status      tell how it is: exit code 0 if all is well, 1 if not, 3 if it is not installed\n  \
-         run         install, then watch and serve /healthz, /readyz and /metrics: for a DaemonSet\n\nFlags:\n",
+         run         install, then watch and serve /healthz, /readyz and /metrics: for a DaemonSet\n  \
+         wait        wait until that DaemonSet has done so on all nodes: for a hook\n\nFlags:\n",
     );
     for (name, value, takers, what) in FLAGS {
         let flag = value.map_or_else(|| format!("--{name}"), |value| format!("--{name} {value}"));
@@ -95,6 +102,7 @@ impl Command {
             Uninstall => "uninstall",
             Status => "status",
             Run => "run",
+            Wait => "wait",
         }
     }
 }
@@ -113,14 +121,16 @@ impl Arguments {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Asked, String> {
         let mut words = words.into_iter();
-        let first = words.next().ok_or("a command is missing: install, uninstall, status or run (see --help)")?;
+        let first = words.next().ok_or("a command is missing: install, uninstall, status, run or wait (see --help)")?;
         let command = match first.as_str() {
             "--help" | "-h" | "help" => return Ok(Asked::Print(usage())),
             "--version" | "-v" => return Ok(Asked::Print(format!("runx-node {}\n", env!("CARGO_PKG_VERSION")))),
-            name => ALL.iter().copied().find(|command| command.name() == name),
+            name => COMMANDS.iter().copied().find(|command| command.name() == name),
         };
         let Some(command) = command else {
-            return Err(format!("{first:?} is no command: there are install, uninstall, status and run (see --help)"));
+            return Err(format!(
+                "{first:?} is no command: there are install, uninstall, status, run and wait (see --help)"
+            ));
         };
         let mut values = BTreeMap::new();
         for (name, value, takers, _) in FLAGS {

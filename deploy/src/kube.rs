@@ -1,4 +1,4 @@
-//! The node's labels, by the cluster's API.
+//! The cluster's API: labels of the node, and objects that are looked at.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,40 +19,49 @@ pub(crate) const VERSION: &str = "runx.dev/version";
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// The most that is read of an answer, in bytes: a list of pods is long.
+const ANSWER_LIMIT: u64 = 64 << 20;
+
+/// The most that is read of a refusal, in bytes.
+const REASON_LIMIT: u64 = 64 << 10;
+
 /// Where pods find the account that they have.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// The cluster's API, by the account of a pod.
+#[derive(Debug)]
+pub(crate) struct Api {
+    address: String,
+    account: PathBuf,
+    agent: Agent,
+}
 
 /// The cluster's API, for one node.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     node: String,
-    api: String,
-    account: PathBuf,
-    agent: Agent,
+    api: Api,
 }
 
 /// A name is a part of a URL here.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     !text.is_empty() && text.len() <= 253 && text.bytes().all(inner) && !text.starts_with('.')
 }
 
-impl Cluster {
-    /// The API of the cluster that this is a pod of, or at `api`.
+impl Api {
+    /// The API of the cluster that this is a pod of, or at `address`.
     ///
     /// # Errors
     /// When it is not in a pod, or the account is not there.
-    pub(crate) fn of_node(node: &str, api: Option<&str>, account: Option<&Path>) -> Result<Self> {
-        if !is_name(node) {
-            bail!("--node-name {node:?} is no name of a node");
-        }
+    pub(crate) fn new(address: Option<&str>, account: Option<&Path>) -> Result<Self> {
         let account = account.unwrap_or(Path::new(ACCOUNT)).to_owned();
-        let api = match api {
-            Some(api) => api.trim_end_matches('/').to_owned(),
+        let address = match address {
+            Some(address) => address.trim_end_matches('/').to_owned(),
             None => {
                 let variable = |name: &str| {
                     std::env::var(name).with_context(|| {
-                        format!("{name} is not set: labels are set from within a pod; else leave --node-name out, or name --api")
+                        format!("{name} is not set: the API is asked from within a pod; else leave --node-name out, or name --api")
                     })
                 };
                 let host = variable("KUBERNETES_SERVICE_HOST")?;
@@ -62,7 +71,7 @@ impl Cluster {
         };
         let mut config =
             Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).max_redirects(0);
-        if api.starts_with("https://") {
+        if address.starts_with("https://") {
             let path = account.join("ca.crt");
             let text = fs::read(&path).with_context(|| format!("read the cluster's authority {}", path.display()))?;
             let mut authorities = Vec::new();
@@ -75,7 +84,51 @@ impl Cluster {
             let tls = TlsConfig::builder().root_certs(RootCerts::from(authorities));
             config = config.tls_config(tls.unversioned_rustls_crypto_provider(provider).build());
         }
-        Ok(Self { node: node.to_owned(), api, account, agent: config.build().into() })
+        Ok(Self { address, account, agent: config.build().into() })
+    }
+
+    /// Tokens are replaced while pods run.
+    fn authorization(&self) -> Result<String> {
+        let path = self.account.join("token");
+        let token =
+            fs::read_to_string(&path).with_context(|| format!("read the account's token {}", path.display()))?;
+        Ok(format!("Bearer {}", token.trim()))
+    }
+
+    /// Asks for an object, or for a list of them.
+    ///
+    /// # Errors
+    /// When the API does not give it, with its reason.
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
+        let asked = self.agent.get(format!("{}{path}", self.address));
+        let asked = asked.header("Authorization", self.authorization()?).header("Accept", "application/json");
+        let what = || format!("ask {} for {path}", self.address);
+        let mut response = asked.call().with_context(what)?;
+        answer(&mut response, ANSWER_LIMIT).with_context(what)
+    }
+}
+
+/// What the API says, or why it does not.
+fn answer(response: &mut ureq::http::Response<ureq::Body>, limit: u64) -> Result<Value> {
+    let status = response.status();
+    let text = response.body_mut().with_config().limit(limit).read_to_string();
+    if status.is_success() {
+        return serde_json::from_str(&text?).context("it answers with what is no JSON");
+    }
+    let said: Value = serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
+    bail!("{status}: {}", said.get("message").and_then(Value::as_str).unwrap_or("no reason given"))
+}
+
+impl Cluster {
+    /// The API of the cluster that this is a pod of, or at `api`, for a node.
+    ///
+    /// # Errors
+    /// When it is not in a pod, or the account is not there.
+    pub(crate) fn of_node(node: &str, api: Option<&str>, account: Option<&Path>) -> Result<Self> {
+        if !is_name(node) {
+            bail!("--node-name {node:?} is no name of a node");
+        }
+        Ok(Self { node: node.to_owned(), api: Api::new(api, account)? })
     }
 
     /// Sets labels of the node; those that are `None` are taken away.
@@ -85,26 +138,20 @@ impl Cluster {
     pub(crate) fn label(&self, labels: &[(&str, Option<&str>)]) -> Result<()> {
         let labels: Map<String, Value> = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let body = json!({"metadata": {"labels": labels}}).to_string();
-        // Tokens are replaced while pods run.
-        let path = self.account.join("token");
-        let token =
-            fs::read_to_string(&path).with_context(|| format!("read the account's token {}", path.display()))?;
-        let mut response = self
+        let api = &self.api;
+        let mut response = api
             .agent
-            .patch(format!("{}/api/v1/nodes/{}", self.api, self.node))
-            .header("Authorization", format!("Bearer {}", token.trim()))
+            .patch(format!("{}/api/v1/nodes/{}", api.address, self.node))
+            .header("Authorization", api.authorization()?)
             .header("Content-Type", "application/merge-patch+json")
             .header("Accept", "application/json")
             .send(body)
-            .with_context(|| format!("label node {} by {}", self.node, self.api))?;
+            .with_context(|| format!("label node {} by {}", self.node, api.address))?;
+        // A node is told with all that is on it, and nothing of it is asked for.
         if response.status().is_success() {
             return Ok(());
         }
-        let status = response.status();
-        let text = response.body_mut().with_config().limit(64 << 10).read_to_string().unwrap_or_default();
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message = answer.get("message").and_then(Value::as_str).unwrap_or("no reason given");
-        bail!("label node {}: {status}: {message}", self.node)
+        answer(&mut response, REASON_LIMIT).map(drop).with_context(|| format!("label node {}", self.node))
     }
 }
 

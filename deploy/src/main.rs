@@ -21,6 +21,7 @@ mod starts;
 mod status;
 mod uninstall;
 mod version;
+mod wait;
 
 use std::io::Write;
 use std::path::Path;
@@ -124,6 +125,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
             });
         }
         Command::Run => run::run(arguments)?,
+        Command::Wait => wait::wait(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -75,6 +75,10 @@ def every_object():
             yield f"{path.name}: {made['kind']} {made['metadata']['name']}", made
 
 
+def is_hook(made):
+    return "helm.sh/hook" in made["metadata"].get("annotations", {})
+
+
 def test_helm_has_nothing_against_the_chart():
     helm("lint", "--strict", CHART)
 
@@ -97,7 +101,7 @@ def test_kubernetes_knows_every_object_and_every_field():
 @pytest.mark.parametrize("value", [
     "installer.nosuch=1", "nosuch=1", "installer.image.nosuch=x", "node.nosuch=1", "tests.nosuch=1",
     "installer.distribution=talos", "installer.mode=remove", "installer.installDir=opt", "installer.installDir=/opt/../etc",
-    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "installer.jitterSeconds=-1", "node.handler=runc",
+    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "installer.jitterSeconds=-1", "hooks.nosuch=1", "hooks.timeoutSeconds=0", "node.handler=runc",
     "node.handler=Runx", "runtimeClass.name=A", "podMonitor.interval=soon", "tests.pullPolicy=Sometimes",
     "installer.tolerations[0].efect=NoSchedule", "runtimeClass.create=perhaps",
 ])
@@ -147,7 +151,7 @@ def test_the_installer_has_no_right_that_it_does_not_need():
 
 def test_the_policy_is_for_the_account_that_the_daemonset_has():
     for text in (rendered("default"), "\n---\n".join(path.read_text() for path in sorted(MANIFESTS.glob("*.yaml")))):
-        by_kind = {made["kind"]: made for made in objects(text)}
+        by_kind = {made["kind"]: made for made in objects(text) if not is_hook(made)}
         daemonset, policy = by_kind["DaemonSet"], by_kind["ValidatingAdmissionPolicy"]
         account = f"system:serviceaccount:{daemonset['metadata']['namespace']}:" \
                   f"{daemonset['spec']['template']['spec']['serviceAccountName']}"
@@ -167,6 +171,33 @@ def test_pods_of_the_class_go_where_the_installer_is_done():
     for name, made in every_object():
         if made["kind"] == "RuntimeClass" and not name.startswith("by-hand"):
             assert made["scheduling"]["nodeSelector"]["runx.dev/ready"] == "true", name
+
+
+def test_the_hooks_job_looks_at_the_daemonset_with_no_more_rights_than_that():
+    made = [one for one in objects(rendered("all")) if is_hook(one) and one["kind"] != "Pod"]
+    by_kind = {one["kind"]: one for one in made}
+    assert set(by_kind) == {"ServiceAccount", "Role", "RoleBinding", "Job"} and len(made) == 4
+    for one in made:
+        assert one["metadata"]["annotations"]["helm.sh/hook"] == "post-upgrade,post-rollback"
+    [daemonset] = [one for one in objects(rendered("all")) if one["kind"] == "DaemonSet"]
+    name = daemonset["metadata"]["name"]
+    assert by_kind["Role"]["rules"] == [
+        {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [name], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]
+    job = by_kind["Job"]["spec"]["template"]["spec"]
+    assert job["serviceAccountName"] == by_kind["ServiceAccount"]["metadata"]["name"]
+    assert by_kind["RoleBinding"]["subjects"][0]["name"] == job["serviceAccountName"]
+    [container] = job["containers"]
+    [installer] = daemonset["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == installer["image"] and container["args"] == ["wait"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment == {"RUNX_DAEMONSET": f"apps/{name}", "RUNX_TIMEOUT": "240"}
+    security = container["securityContext"]
+    assert security["runAsNonRoot"] is True and security["readOnlyRootFilesystem"] is True
+    assert security["capabilities"] == {"drop": ["ALL"]} and "volumes" not in job
+    # Where runx is taken away, that may wait for pods for as long as they like.
+    for name in ("uninstall", "by-hand"):
+        assert not [one for one in objects(rendered(name)) if one["kind"] == "Job"]
 
 
 def test_there_is_a_pod_for_each_kind_of_container():

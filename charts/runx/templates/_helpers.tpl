@@ -55,6 +55,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
+{{- /* The annotations of what is there for a hook alone. What failed stays, for its log. */}}
+{{- define "runx.hook" -}}
+helm.sh/hook: post-upgrade,post-rollback
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
 {{- /* A pod of `helm test`: root, kind, image, script and annotations. */}}
 {{- define "runx.testPod" -}}
 apiVersion: v1
