@@ -243,6 +243,7 @@ fn after_the_machine_was_booted_anew_everything_has_ended_and_can_be_started() {
     needs_root!();
     let containers = Containers::new();
     let id = containers.background("a", &["--restart", "always"], "echo on; sleep 600");
+    containers.until_logged(&id, "on");
     let (monitor, pid) = (monitor(&containers, &id), containers.inspect(&id)["state"]["pid"].as_i64().unwrap());
     kill(monitor, libc::SIGKILL);
     kill(pid, libc::SIGKILL);
