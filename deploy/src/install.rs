@@ -59,6 +59,16 @@ pub(crate) fn install(node: &Node, programs: &Programs, why: &str, restart: Rest
     done
 }
 
+/// Removes sets of programs that no shim uses any more and new pods do not get.
+///
+/// # Errors
+/// When one cannot be removed, or somebody else is at work.
+pub(crate) fn collect(node: &Node) -> Result<()> {
+    let store = node.store();
+    let _lock = store.lock()?;
+    node.stage().collect().map(drop)
+}
+
 fn install_locked(node: &Node, programs: &Programs, why: &str, restart: Restart, force: bool) -> Result<Done> {
     let store = node.store();
     let mut journal = store.load()?;

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::arguments::Arguments;
 use crate::http::{self, Answer};
-use crate::install::{Done, Restart, install};
+use crate::install::{Done, Restart, collect, install};
 use crate::journal::State;
 use crate::node::Node;
 use crate::stage::Programs;
@@ -192,7 +192,13 @@ fn watch(
             if status.state != State::Installed {
                 break "install";
             }
-            let Some(drift) = status.drift else { continue };
+            let Some(drift) = status.drift else {
+                // An upgrade leaves the programs that shims ran from; the last of these may have ended since.
+                if status.has_old_programs() {
+                    collect(node).unwrap_or_else(|e| log::warn!("{e:#}"));
+                }
+                continue;
+            };
             repairs.retain(|at| at.elapsed() < REPAIRS_IN);
             if repairs.len() >= REPAIRS {
                 log::error!("{drift}; it was repaired {REPAIRS} times within an hour, and is left alone now");

@@ -98,6 +98,11 @@ impl Status {
         self.state == State::Installed && self.drift.is_none() && self.registered == Some(true)
     }
 
+    /// Whether there are sets of programs that new pods do not get.
+    pub(crate) fn has_old_programs(&self) -> bool {
+        self.programs.iter().any(|set| !set.current)
+    }
+
     /// The lines for people.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
