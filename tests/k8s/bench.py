@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 
-from checks import Session, container, pod
+from session import Session, container, pod
 from images import BOX, TICK
 
 

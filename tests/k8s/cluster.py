@@ -1,7 +1,7 @@
 """A Kubernetes cluster of one node on this machine, with directories, ports, addresses and cgroups of its own.
 
-containerd and the kubelet run in a mount namespace of their own, where the directories that the kubelet has fixed names
-for lie in the cluster's: what they mount goes with them. Everything else that is made is removed by `Cluster.stop`.
+containerd and the kubelet run on the node (node.py), the control plane beside it. Everything that is made is removed by
+`Cluster.stop`.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 
+import node as nodes
 import tools
 from tools import Missing, say
 
@@ -22,9 +23,9 @@ NODE = "node"
 # The kubelet sets these, and wants no other values; a bridge makes the machine a router.
 SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
            "kernel/keys/root_maxbytes", "net/ipv4/ip_forward")
-# Names that are compiled into the kubelet, and where their content is put.
-FIXED = {"/var/lib/kubelet": "var-lib-kubelet", "/var/log/containers": "var-log-containers"}
-PAUSE = "runx.test/pause:1"
+# What a node has and this machine shall not get by it.
+FOREIGN = ("/var/lib/kubelet", "/var/log/containers", "/opt/runx", "/var/lib/runx/node", "/etc/containerd/conf.d/runx.toml",
+           "/run/containerd/runx/k8s.io")
 
 
 def free_port():
@@ -50,17 +51,23 @@ class Cluster:
         self.kubectl_program, self.helm_program = tools.kubectl_and_helm()
         self.containerd_directory, self.containerd_version = tools.containerd()
         self.plugins = tools.cni_plugins()
+        # Nothing of the cluster is behind a proxy; what is brought from elsewhere may be.
+        self.outside = dict(os.environ)
+        for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
+            del os.environ[name]
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="runx-k8s-"))
         self.name = self.directory.name.replace("_", "-").lower()
+        self.node = nodes.Node(self.directory, self.containerd_directory, self.containerd_version, self.plugins)
         self.children = []
-        self.holder = None
         self.sysctls = {}
-        self.made = []
         self.bridge = f"rk{os.getpid():x}"
         self.second = 64 + os.getpid() % 128
         self.third = os.getpid() // 128 % 256
         self.address = f"10.{self.second}.{self.third}.1"
-        self.ports = {name: free_port() for name in ("etcd", "peer", "api", "kubelet")}
+        # That of the service kubernetes. The API listens right there, so that pods find it without a proxy.
+        self.services = f"10.{self.second}.{(self.third + 1) % 256}"
+        self.api = f"{self.services}.1"
+        self.ports = {name: free_port() for name in ("etcd", "peer", "kubelet")}
         self.before = None
 
     # --- Starting ---------------------------------------------------------------------------------------------------
@@ -74,8 +81,11 @@ class Cluster:
         self.make_network()
         self.make_certificates()
         self.make_cgroups()
-        self.hold_namespace()
-        self.start_containerd()
+        self.node.start(self.harness)
+        (self.node.root / "etc/cni/net.d/10-network.conflist").write_text(self.network)
+        self.node.configure()
+        if not self.node.start_containerd():
+            raise Missing(f"containerd does not answer:\n{self.node.log()}")
         self.start_control_plane()
         self.start_kubelet()
         self.until("the node is ready", 120, self.node_is_ready)
@@ -85,6 +95,7 @@ class Cluster:
     def make_network(self):
         for words in (["link", "add", self.bridge, "type", "bridge"],
                       ["address", "add", f"{self.address}/24", "dev", self.bridge],
+                      ["address", "add", f"{self.api}/32", "dev", self.bridge],
                       ["link", "set", self.bridge, "up"]):
             tools.run(["ip", *words], "make the pods' network")
         network = {"cniVersion": "0.4.0", "name": self.bridge, "plugins": [{
@@ -92,7 +103,7 @@ class Cluster:
             "ipam": {"type": "host-local", "dataDir": str(self.directory / "ipam"),
                      "ranges": [[{"subnet": f"10.{self.second}.{self.third}.0/24", "gateway": self.address}]],
                      "routes": [{"dst": "0.0.0.0/0"}]}}]}
-        self.write("cni/10-network.conflist", json.dumps(network))
+        self.network = json.dumps(network)
 
     def write(self, name, text):
         path = self.directory / name
@@ -115,7 +126,7 @@ class Cluster:
         for name, subject in names.items():
             extensions = "extendedKeyUsage=clientAuth,serverAuth\n"
             if name == "api":
-                extensions += f"subjectAltName=IP:127.0.0.1,IP:{self.address}\n"
+                extensions += f"subjectAltName=IP:{self.api},IP:{self.address}\n"
             (pki / f"{name}.ext").write_text(extensions)
             openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj",
                     subject)
@@ -125,7 +136,7 @@ class Cluster:
                 self.write(f"{name}.kubeconfig", json.dumps({
                     "apiVersion": "v1", "kind": "Config", "current-context": "c",
                     "clusters": [{"name": "c", "cluster": {
-                        "server": f"https://127.0.0.1:{self.ports['api']}", "certificate-authority": f"{pki}/ca.crt"}}],
+                        "server": f"https://{self.api}", "certificate-authority": f"{pki}/ca.crt"}}],
                     "users": [{"name": "u", "user": {
                         "client-certificate": f"{pki}/{name}.crt", "client-key": f"{pki}/{name}.key"}}],
                     "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}))
@@ -143,60 +154,14 @@ class Cluster:
                 for at in (root, directory):
                     (at / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
 
-    def hold_namespace(self):
-        binds = []
-        for target, name in FIXED.items():
-            (self.directory / name).mkdir()
-            if not os.path.isdir(target):
-                os.mkdir(target)
-                self.made.append(target)
-            binds.append(f"mount --bind {self.directory / name} {target}")
-        script = " && ".join(["mount --make-rshared /", *binds, "echo ready", "exec sleep infinity"])
-        self.holder = subprocess.Popen(["unshare", "--mount", "--propagation", "slave", "sh", "-c", script],
-                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        if self.holder.stdout.readline() != "ready\n":
-            raise Missing("the mount namespace cannot be made")
-
     def spawn(self, name, command, inside=False, **options):
         if inside:
-            command = ["nsenter", "--mount", f"--target={self.holder.pid}", *command]
-        log = open(self.directory / f"{name}.log", "wb")
-        child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 start_new_session=True, **options)
+            command = self.node.enter(*command)
+        with open(self.directory / f"{name}.log", "wb") as log:
+            child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                     start_new_session=True, **options)
         self.children.append((name, child))
         return child
-
-    def drop_in(self):
-        """What deploy/ gives for this containerd, with the shim that was just built."""
-        version = 2 if self.containerd_version < (2, 0) else 3
-        text = (tools.TOP / f"deploy/containerd/runx-v{version}.toml").read_text()
-        return text.replace("/usr/local/bin/containerd-shim-runx-v1", str(self.dist / "containerd-shim-runx-v1"))
-
-    def start_containerd(self):
-        at = self.directory
-        runc = '[plugins."{}".containerd.runtimes.runc]\n  runtime_type = "io.containerd.runc.v2"\n'
-        common = "restrict_oom_score_adj = true\nenable_unprivileged_ports = true\nenable_unprivileged_icmp = true\n"
-        head = (f'root = "{at}/root"\nstate = "{at}/state"\n[grpc]\n  address = "{at}/c.sock"\n[ttrpc]\n'
-                f'  address = "{at}/c.sock.ttrpc"\n[debug]\n  address = "{at}/debug.sock"\n'
-                '[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n')
-        if self.containerd_version < (2, 0):
-            cri = "io.containerd.grpc.v1.cri"
-            text = (f'version = 2\n{head}[plugins."{cri}"]\nsandbox_image = "{PAUSE}"\n{common}'
-                    f'netns_mounts_under_state_dir = true\n[plugins."{cri}".cni]\n  bin_dir = "{self.plugins}"\n'
-                    f'  conf_dir = "{at}/cni"\n' + runc.format(cri) + self.drop_in().replace("version = 2\n", ""))
-        else:
-            cri = "io.containerd.cri.v1.runtime"
-            binaries = "bin_dir = \"%s\"" if self.containerd_version < (2, 1) else "bin_dirs = [\"%s\"]"
-            text = (f'version = 3\nimports = ["{at}/conf.d/*.toml"]\n{head}'
-                    f'[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "{PAUSE}"\n'
-                    f'[plugins."{cri}"]\n{common}netns_mounts_under_state_dir = true\n[plugins."{cri}".cni]\n'
-                    f'  {binaries % self.plugins}\n  conf_dir = "{at}/cni"\n' + runc.format(cri))
-            self.write("conf.d/runx.toml", self.drop_in())
-        config = self.write("containerd.toml", text)
-        path = os.pathsep.join([str(self.containerd_directory), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        self.spawn("containerd", [self.containerd_directory / "containerd", "-c", config], inside=True,
-                   env=dict(os.environ, PATH=path))
-        self.until("containerd answers", 30, lambda: self.ctr("version", check=False).returncode == 0)
 
     def start_control_plane(self):
         pki, port = self.directory / "pki", self.ports
@@ -207,9 +172,9 @@ class Cluster:
             f"--advertise-client-urls={etcd}", f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}", "--unsafe-no-fsync", "--logger=zap"])
         self.spawn("kube-apiserver", [
-            self.harness, "kube-apiserver", f"--etcd-servers={etcd}", f"--secure-port={port['api']}",
-            "--bind-address=127.0.0.1", f"--advertise-address={self.address}", "--allow-privileged=true",
-            f"--service-cluster-ip-range=10.{self.second}.{(self.third + 1) % 256}.0/24",
+            self.harness, "kube-apiserver", f"--etcd-servers={etcd}", "--secure-port=443", f"--bind-address={self.api}",
+            f"--advertise-address={self.address}", "--allow-privileged=true",
+            f"--service-cluster-ip-range={self.services}.0/24",
             f"--tls-cert-file={pki}/api.crt", f"--tls-private-key-file={pki}/api.key", f"--client-ca-file={pki}/ca.crt",
             f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key",
             "--service-account-issuer=https://kubernetes.default.svc", "--authorization-mode=Node,RBAC",
@@ -234,19 +199,16 @@ class Cluster:
                                "x509": {"clientCAFile": f"{at}/pki/ca.crt"}},
             "authorization": {"mode": "Webhook"},
             "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self.name}", "failCgroupV1": False, "failSwapOn": False,
-            "containerRuntimeEndpoint": f"unix://{at}/c.sock", "resolvConf": "", "podLogsDir": f"{at}/pods",
-            "volumePluginDir": f"{at}/plugins", "makeIPTablesUtilChains": False, "oomScoreAdj": 0,
+            "containerRuntimeEndpoint": f"unix:///{nodes.SOCKET}", "resolvConf": "", "volumePluginDir": f"{at}/plugins",
+            "makeIPTablesUtilChains": False, "oomScoreAdj": 0,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "serializeImagePulls": False,
             "seccompDefault": True, "nodeStatusUpdateFrequency": "5s", "maxPods": 200,
         }
         path = self.write("kubelet.json", json.dumps(config))
         self.spawn("kubelet", [
-            self.harness, "kubelet", f"--config={path}", f"--kubeconfig={at}/kubelet.kubeconfig",
-            f"--hostname-override={NODE}", f"--node-ip={self.address}", f"--root-dir=/var/lib/kubelet",
-            f"--cert-dir={at}/kubelet-pki",
-            # For the network's numbers, which CRI's do not have.
-            f"--containerd={at}/c.sock"], inside=True)
+            "/opt/harness/program", "kubelet", f"--config={path}", f"--kubeconfig={at}/kubelet.kubeconfig",
+            f"--hostname-override={NODE}", f"--node-ip={self.address}", f"--cert-dir={at}/kubelet-pki"], inside=True)
 
     def node_is_ready(self):
         text = self.kubectl("get", "node", NODE, "-o",
@@ -264,8 +226,8 @@ class Cluster:
     def kubectl(self, *words, input=None, check=True, timeout=120):
         return self.client(self.kubectl_program, words, input, check, timeout)
 
-    def helm(self, *words, check=True):
-        return self.client(self.helm_program, words, None, check, 120)
+    def helm(self, *words, check=True, timeout=240):
+        return self.client(self.helm_program, words, None, check, timeout)
 
     def client(self, program, words, input, check, timeout):
         command = [str(program), *map(str, words)]
@@ -278,9 +240,7 @@ class Cluster:
         return done
 
     def ctr(self, *words, check=True):
-        command = [self.containerd_directory / "ctr", "--address", self.directory / "c.sock", "--namespace", "k8s.io"]
-        done = subprocess.run([str(word) for word in [*command, *words]], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = self.node.ctr(*words)
         if check and done.returncode != 0:
             raise AssertionError(f"ctr {words}: {done.stdout}")
         return done
@@ -304,14 +264,14 @@ class Cluster:
     def stop(self):
         """Removes all that was made, and returns what is left that was not there before."""
         with contextlib.suppress(Exception):
-            self.kubectl("delete", "pods,deployments,jobs", "--all", "--all-namespaces", "--grace-period=0", "--force",
-                         "--wait=false", check=False, timeout=20)
+            self.kubectl("delete", "daemonsets,statefulsets,deployments,jobs,pods", "--all", "--all-namespaces",
+                         "--grace-period=0", "--force", "--wait=false", check=False, timeout=20)
             self.until("containers are gone", 30, lambda: not self.ctr("containers", "ls", "-q").stdout.strip())
-        names = ["kubelet", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd", "containerd"]
-        for wanted in names:
+        for wanted in ("kubelet", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             for name, child in self.children:
                 if name == wanted:
                     self.end(child)
+        self.node.stop_containerd()
         # Whatever still has the cluster's directory among its arguments is a shim, or a program for its pods.
         for _ in range(50):
             left = self.processes()
@@ -321,8 +281,7 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        if self.holder:
-            self.end(self.holder)
+        self.node.stop()
         self.remove_cgroups()
         # Pods are gone by now, and so are their ends of it.
         left = self.traces() - self.before if self.before is not None else set()
@@ -331,9 +290,6 @@ class Cluster:
         for name, value in self.sysctls.items():
             with contextlib.suppress(OSError):
                 pathlib.Path("/proc/sys", name).write_text(value)
-        for directory in self.made:
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
         shutil.rmtree(self.directory, ignore_errors=True)
         if self.before is None:
             return []
@@ -355,19 +311,28 @@ class Cluster:
                 child.wait()
 
     def processes(self):
-        """Those that name the cluster's directory, or are in its cgroups."""
-        found = set()
+        """Those that name the cluster's directory, that run on its node (shims), or are in its cgroups; and their children."""
+        found, parents = set(), {}
         mark = str(self.directory).encode()
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 with contextlib.suppress(OSError):
-                    if mark in pathlib.Path("/proc", entry, "cmdline").read_bytes():
+                    if self.node.has(entry) or mark in pathlib.Path("/proc", entry, "cmdline").read_bytes():
                         found.add(int(entry))
+                    stat = pathlib.Path("/proc", entry, "stat").read_text()
+                    parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
         for directory in self.cgroups():
             with contextlib.suppress(OSError):
                 found.update(int(pid) for pid in (directory / "cgroup.procs").read_text().split() if pid != "0")
-        holder = {self.holder.pid} if self.holder and self.holder.poll() is None else set()
-        return found - holder
+        # Shims have one that leaves the node's root.
+        found.update(pid for pid, parent in parents.items() if parent in found)
+        holder = self.node.holder
+        return found - ({holder.pid} if holder and holder.poll() is None else set())
+
+    def sandbox(self, pod):
+        """The id of a pod's sandbox."""
+        which = f'labels."io.kubernetes.pod.name"=={pod},labels."io.cri-containerd.kind"==sandbox'
+        return self.ctr("containers", "ls", "-q", which).stdout.split()[0]
 
     def cgroups(self):
         found = []
@@ -388,10 +353,10 @@ class Cluster:
     def traces(self):
         """What can be left on a machine, and is not another's who works on it meanwhile."""
         found = {f"directory {path}" for path in pathlib.Path(tempfile.gettempdir()).glob(f"{self.directory.name}*")}
-        for directory in ("/run/netns", "/run/containerd/runx/k8s.io", "/run/containerd/runc/k8s.io", "/var/log/pods"):
+        for directory in ("/run/netns", "/run/containerd/runc/k8s.io", "/var/log/pods"):
             with contextlib.suppress(OSError):
                 found.update(f"{directory}/{name}" for name in os.listdir(directory))
-        found.update(path for path in FIXED if os.path.exists(path))
+        found.update(path for path in FOREIGN if os.path.exists(path))
         # Sockets that nobody listens on.
         sockets = pathlib.Path("/proc/net/unix").read_text()
         found.update(str(path) for path in pathlib.Path("/run/containerd/s").glob("*") if str(path) not in sockets)
@@ -400,7 +365,7 @@ class Cluster:
             found.add(f"link {self.bridge}")
             found.update(f"link {link.name}" for link in pathlib.Path(f"/sys/class/net/{self.bridge}/brif").iterdir())
         mounts = (line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines())
-        found.update(f"mount {path}" for path in mounts if self.directory.name in path or path.startswith(tuple(FIXED)))
+        found.update(f"mount {path}" for path in mounts if self.directory.name in path or path.startswith(FOREIGN))
         found.update(f"process {pid}" for pid in self.processes())
         for name in self.sysctls:
             found.add(f"{name}={pathlib.Path('/proc/sys', name).read_text().strip()}")

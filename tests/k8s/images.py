@@ -1,4 +1,5 @@
-"""The images of the tests, made of a static busybox and of WebAssembly in text form."""
+"""The images of the tests, made of a static busybox and of WebAssembly in text form; and that of the node's installer, as
+deploy/Dockerfile says it."""
 
 import json
 import pathlib
@@ -8,6 +9,7 @@ import tempfile
 
 import tools
 
+INSTALLER = "runx.test/runx-node"
 BOX, PAUSE, HELLO, TICK, TRAP, MISSING = (
     f"runx.test/{name}:1" for name in ("box", "pause", "hello", "tick", "trap", "missing"))
 
@@ -67,13 +69,35 @@ IMAGES = {
 }
 
 
+def make(cluster, name, fill, entrypoint):
+    with tempfile.TemporaryDirectory(dir=cluster.directory) as temporary:
+        work = pathlib.Path(temporary)
+        (work / "rootfs").mkdir()
+        (work / "rootfs").chmod(0o755)
+        fill(work / "rootfs")
+        tools.run([tools.TOP / "scripts/image", work / "image.tar", name, work / "rootfs", json.dumps(entrypoint)],
+                  "make an image")
+        cluster.ctr("image", "import", work / "image.tar")
+
+
 def load(cluster):
     for name, (fill, entrypoint) in IMAGES.items():
-        with tempfile.TemporaryDirectory(dir=cluster.directory) as temporary:
-            work = pathlib.Path(temporary)
-            (work / "rootfs").mkdir()
-            (work / "rootfs").chmod(0o755)
-            fill(work / "rootfs")
-            tools.run([tools.TOP / "scripts/image", work / "image.tar", name, work / "rootfs", json.dumps(entrypoint)],
-                      "make an image")
-            cluster.ctr("image", "import", work / "image.tar")
+        make(cluster, name, fill, entrypoint)
+
+
+def load_installer(cluster, tag, change=None):
+    """The image of deploy/Dockerfile. `change` is given the directory of its programs first."""
+    lines = [line.split() for line in (tools.TOP / "deploy/Dockerfile").read_text().splitlines()]
+    copies = [line[1:] for line in lines if line[:1] == ["COPY"]]
+    entrypoint = next(" ".join(line[1:]) for line in lines if line[:1] == ["ENTRYPOINT"])
+    assert copies and ["FROM", "scratch"] in lines, "deploy/Dockerfile is not what it was"
+
+    def fill(directory):
+        for *sources, target in copies:
+            place = directory / target.strip("/")
+            place.mkdir(exist_ok=True)
+            for source in sources:
+                shutil.copy(cluster.dist / source, place / source)
+        if change:
+            change(directory / "programs")
+    make(cluster, f"{INSTALLER}:{tag}", fill, json.loads(entrypoint))
