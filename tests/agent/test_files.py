@@ -253,6 +253,22 @@ def begin_upload(agent, metadata, content, promised):
                                                      f"Content-Length: {len(body) + promised}"])
 
 
+def test_the_end_of_a_chunked_upload_may_come_late_and_the_connection_stays(agent, tmp_path):
+    body, headers = form([('name="metadata"; filename="metadata"', f'{{"path": "{tmp_path}/f"}}'.encode()),
+                          ('name="file"; filename="f"', b"x")])
+    kind = f"Content-Type: {headers['Content-Type']}"
+    with agent.raw("POST", "/files/upload", b"%x\r\n%b\r\n" % (len(body), body), [kind, "Transfer-Encoding: chunked"]) as one:
+        one.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            one.recv(4096)
+        one.settimeout(30)
+        one.sendall(b"0\r\n\r\n")
+        assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+        one.sendall(f"GET /ping HTTP/1.1\r\nHost: x\r\nX-EXECD-ACCESS-TOKEN: {agent.token}\r\n\r\n".encode())
+        assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert (tmp_path / "f").read_text() == "x"
+
+
 def test_an_upload_that_is_cut_leaves_the_old_file(agent, tmp_path):
     path = tmp_path / "d" / "f"
     path.parent.mkdir()

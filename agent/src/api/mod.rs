@@ -3,6 +3,7 @@
 pub(crate) mod date;
 pub mod envd;
 pub mod execd;
+pub(crate) mod form;
 pub mod own;
 pub(crate) mod query;
 pub(crate) mod range;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{FromRequest, Multipart, OriginalUri, Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -23,6 +23,7 @@ use super::auth;
 use super::filesystem::METADATA;
 use super::gzip;
 use super::user::{self, User};
+use crate::api::form::form;
 use crate::api::query::Query;
 use crate::api::range::{Wanted, range, range_body};
 use crate::fs;
@@ -172,7 +173,8 @@ pub(super) async fn upload(
         return Err(refuse(StatusCode::BAD_REQUEST, format!("unsupported content type: {kind}")));
     }
     let bad = |e: &dyn std::fmt::Display| refuse(StatusCode::BAD_REQUEST, format!("error parsing multipart form: {e}"));
-    let mut form = Multipart::from_request(request, &()).await.map_err(|e| bad(&e))?;
+    let (form, rest) = form(request).await;
+    let mut form = form.map_err(|e| bad(&e))?;
     let (mut out, mut seen) = (Vec::new(), HashSet::new());
     while let Some(field) = form.next_field().await.map_err(|e| bad(&e))? {
         if field.name() != Some("file") {
@@ -191,6 +193,7 @@ pub(super) async fn upload(
         }
         out.push(write(&app, &user, path, &metadata, field).await?);
     }
+    rest.skip().await;
     Ok(Json(out).into_response())
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::multipart::{Field, Multipart, MultipartRejection};
-use axum::extract::{OriginalUri, State};
+use axum::extract::multipart::Field;
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -23,6 +23,7 @@ use super::body;
 use super::error::{Refusal, Result};
 use super::files;
 use super::identity::As;
+use crate::api::form::form;
 use crate::api::query::Query;
 use crate::fs::write::Part;
 use crate::fs::{self, Permission};
@@ -53,11 +54,8 @@ fn bad(code: &'static str, message: impl Into<String>) -> Refusal {
 }
 
 /// `POST /files/upload`.
-pub(super) async fn upload(
-    State(app): State<Arc<App>>,
-    who: As,
-    form: std::result::Result<Multipart, MultipartRejection>,
-) -> Result<Response> {
+pub(super) async fn upload(State(app): State<Arc<App>>, who: As, request: Request) -> Result<Response> {
+    let (form, rest) = form(request).await;
     let mut form = form.map_err(|e| bad("INVALID_FILE", format!("error parsing multipart form: {e}")))?;
     let mut waiting = VecDeque::new();
     let (mut described, mut written) = (0, 0);
@@ -84,6 +82,7 @@ pub(super) async fn upload(
             _ => {}
         }
     }
+    rest.skip().await;
     match (described, written) {
         (0, _) => Err(bad("INVALID_FILE_METADATA", "metadata is missing")),
         (_, 0) => Err(bad("INVALID_FILE_CONTENT", "file is missing")),
