@@ -302,8 +302,10 @@ impl Root {
         match fs::remove_dir(place.path()) {
             Ok(()) => place.sync().map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
-            // One that something is mounted on is a container's volume.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::EBUSY)) => Ok(false),
+            // One that something is mounted on is a container's volume, and what it is in cannot be written to.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::EBUSY | libc::EROFS)) => {
+                Ok(false)
+            }
             Err(e) => Err(e),
         }
     }
