@@ -45,7 +45,7 @@ class Checks:
         session.apply(pod("beside", sh(SLEEP), runtime=None))
         session.ready("beside")
         before = session.get("pod", "beside")["status"]["containerStatuses"][0]
-        for function in CHECKS:
+        for function in sorted(CHECKS, key=lambda function: not getattr(function, "is_basis", False)):
             basis = getattr(function, "is_basis", False)
             if basis or self.chosen(function):
                 self.one(function)

@@ -38,7 +38,7 @@ def both_sdks_drive_an_agent_pod_through_port_forward(s):
             command = [program, BOTH, "127.0.0.1", str(execd), str(envd), "/tmp"]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   timeout=120, env={**os.environ, "AGENT_TOKEN": TOKEN, "PYTHONDONTWRITEBYTECODE": "1"})
-            assert (done.returncode, done.stdout) == (0, "both\n"), done.stdout
+            assert (done.returncode, done.stdout) == (0, "both\n"), (done.returncode, done.stdout)
             refused = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                      timeout=120, env={**os.environ, "AGENT_TOKEN": "wrong", "PYTHONDONTWRITEBYTECODE": "1"})
             assert refused.returncode != 0 and TOKEN not in refused.stdout, refused.stdout

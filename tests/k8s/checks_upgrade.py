@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import shutil
 
 import images
 from checks_node import (DAEMONSET, NAMESPACE, SELECTOR, handlers, helm, installer, installers_log, is_ready, labels, programs,
@@ -92,11 +93,22 @@ def gone(s):
     return not found["items"]
 
 
+def forced_uninstall(node, program):
+    try:
+        return node.run(program, "uninstall", "--force")
+    except AssertionError as e:
+        if "at work" in str(e):
+            return None
+        raise
+
+
 def runx_is_taken_away_only_when_no_pod_uses_it_or_by_force(s):
     """The last one: afterwards the node is what it was."""
     node = s.cluster.node
-    with s.pods(pod("last", sh(f"echo started; {SLEEP}")), pod("too-late", sh(SLEEP), nodeSelector={"runx.test/late": "yes"})):
+    last = pod("last", sh("trap 'exit 0' TERM; while :; do echo still; sleep 1; done"))
+    with s.pods(last):
         s.ready("last")
+        state = s.get("pod", "last")["status"]["containerStatuses"][0]
         helm(s, "upgrade", release=values(mode="uninstall"))
         s.until("the labels are gone", lambda: labels(s) == {})
         s.until("it says why it waits", lambda: "running pods of this node use runx: default/last" in installers_log(s))
@@ -105,14 +117,22 @@ def runx_is_taken_away_only_when_no_pod_uses_it_or_by_force(s):
         name = installer(s)["metadata"]["name"]
         refused = s.kubectl("-n", NAMESPACE, "exec", name, "--", "/runx-node", "uninstall", check=False)
         assert refused.returncode == 1 and "default/last" in refused.stderr, refused
-        forced = s.kubectl("-n", NAMESPACE, "exec", name, "--", "/runx-node", "uninstall", "--force").stdout
+        # By hand, since containerd's restart cuts off what is executed through it.
+        program = s.cluster.directory / "runx-node"
+        shutil.copy(s.cluster.dist / "runx-node", program)
+        forced = s.until("nobody else is at work", lambda: forced_uninstall(node, program))
         assert "but for 1 sets of programs that shims run from" in forced, forced
-        # containerd has forgotten the handler, and the pod runs on.
+        # containerd has forgotten the handler, and executes nothing more in the pod; but it runs on.
         assert node.files() == s.files_before, node.files()
         s.until("the node names no such handler", lambda: "runx" not in handlers(s))
-        assert s.kubectl("exec", "last", "--", "echo", "answer").stdout == "answer\n"
-        assert s.logs("last") == "started\n"
-    s.until("the installer is done", lambda: is_ready(installer(s)))
+        seen = len(s.logs("last"))
+        s.until("the pod goes on", lambda: len(s.logs("last")) > seen)
+        assert s.get("pod", "last")["status"]["containerStatuses"][0] == state
+    try:
+        s.until("the installer is done", lambda: is_ready(installer(s)))
+    except AssertionError:
+        print(installers_log(s), *sorted(path for path in (node.root / "opt/runx").rglob("*")), sep="\n")
+        raise
     assert not list((node.root / "opt/runx").iterdir()), list((node.root / "opt/runx").rglob("*"))
     assert node.files() == s.files_before
     with s.pods(pod("runcs", sh(SLEEP), runtime=None)):

@@ -66,9 +66,9 @@ class Node:
                 (self.root / name).mkdir()
         for name in ("os-release", "passwd", "group", "nsswitch.conf", "ld.so.cache"):
             copy_if_there(f"/etc/{name}", self.root / "etc" / name)
-        # Pods get copies.
-        for name in ("hosts", "resolv.conf"):
-            (self.root / "etc" / name).write_text("")
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+        # Pods get a copy.
+        (self.root / "etc/resolv.conf").write_text("")
 
     def hold(self, harness):
         """Starts the process that keeps the namespace."""
