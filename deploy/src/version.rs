@@ -55,7 +55,12 @@ impl Version {
 
     /// The version of a new configuration, which this containerd and all later ones read.
     pub(crate) fn new_configuration(&self) -> i64 {
-        if self.major >= 2 { 3 } else { 2 }
+        match (self.major, self.minor) {
+            (..=1, _) => 2,
+            (2, ..=2) => 3,
+            // It converts older ones, and warns of that.
+            _ => 4,
+        }
     }
 }
 

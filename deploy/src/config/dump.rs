@@ -15,10 +15,21 @@ pub(crate) struct Dump {
     version: i64,
 }
 
-/// Lines of standard error that warn, without their times.
+/// Whether a text is a duration as Go prints it: `10.6µs`, `1m2s`.
+fn is_duration(text: &str) -> bool {
+    let known = |c: char| c.is_ascii_digit() || ".nuµmsh".contains(c);
+    text.starts_with(|c: char| c.is_ascii_digit()) && text.ends_with(['s', 'm', 'h']) && text.chars().all(known)
+}
+
+/// Lines of standard error that warn, without their times, and without how long something took: 2.3 and later say so of
+/// configurations of older versions.
 pub(crate) fn warnings(stderr: &str) -> BTreeSet<String> {
     let wanted = |line: &&str| line.contains("level=warning") || line.contains("level=error");
-    let timeless = |line: &str| line.split_once("level=").map_or(String::new(), |(_, rest)| rest.to_owned());
+    let took = |word: &str| word.split_once('=').is_some_and(|(_, value)| is_duration(value.trim_matches('"')));
+    let timeless = |line: &str| {
+        let rest = line.split_once("level=").map_or("", |(_, rest)| rest);
+        rest.split(' ').filter(|word| !took(word)).collect::<Vec<_>>().join(" ")
+    };
     stderr.lines().filter(wanted).map(timeless).collect()
 }
 
@@ -165,5 +176,10 @@ mod tests {
         let line = |time: u8| format!("time=\"{time}\" level=warning msg=\"x\"\ntime=\"1\" level=info msg=\"y\"\n");
         assert_eq!(warnings(&line(1)), warnings(&line(2)));
         assert_eq!(warnings(&line(1)).len(), 1);
+        let migrated = |took: &str| format!("time=\"1\" level=warning msg=\"Configuration migrated\" t=\"{took}\"\n");
+        assert_eq!(warnings(&migrated("10.636µs")), warnings(&migrated("1m2s")));
+        for value in ["other", "10", "v1s", "s"] {
+            assert_ne!(warnings(&migrated("10.636µs")), warnings(&migrated(value)), "{value}");
+        }
     }
 }
