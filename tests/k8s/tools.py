@@ -1,5 +1,6 @@
 """The programs that a cluster is made of: found on this machine, built, or brought and kept in a cache."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -101,9 +102,9 @@ def containerd_version(directory):
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def newer_containerd():
-    """Debian's newest containerd, unpacked beside the one that is installed and without installing it."""
-    directory = cache() / "containerd"
+def containerd_of(suite):
+    """The containerd of another suite of Debian's, unpacked beside the one that is installed and without installing it."""
+    directory = cache() / f"containerd-{suite}"
     if (directory / "usr/bin/containerd").exists():
         return directory / "usr/bin"
     keys = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -111,12 +112,12 @@ def newer_containerd():
         raise Missing("a newer containerd is brought on Debian only")
     # The mirror that this machine uses.
     sites = run(["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"], "find the mirror").split()
-    say("bringing a newer containerd")
+    say(f"bringing the containerd of {suite}")
     with tempfile.TemporaryDirectory(dir=cache()) as temporary:
         work = pathlib.Path(temporary)
         for part in ("lists/partial", "cache/archives/partial"):
             (work / part).mkdir(parents=True)
-        (work / "sources.list").write_text(f"deb [signed-by={keys}] {sites[0]} sid main\n")
+        (work / "sources.list").write_text(f"deb [signed-by={keys}] {sites[0]} {suite} main\n")
         options = [f"-oDir::Etc::sourcelist={work}/sources.list", "-oDir::Etc::sourceparts=/dev/null",
                    f"-oDir::State::lists={work}/lists", f"-oDir::Cache={work}/cache", "-oAPT::Sandbox::User=root"]
         run(["apt-get", *options, "update", "-qq"], "read the list of packages")
@@ -126,6 +127,38 @@ def newer_containerd():
         shutil.rmtree(directory, ignore_errors=True)
         (work / "unpacked").rename(directory)
     return directory / "usr/bin"
+
+
+def containerd_by_go(version):
+    """A containerd that no suite has yet, built from its Go module."""
+    directory = cache() / f"containerd-{version}"
+    names = ("containerd", "containerd-shim-runc-v2", "ctr")
+    if all((directory / name).exists() for name in names):
+        return directory
+    if not shutil.which("go"):
+        raise Missing(f"Go is missing: it builds containerd {version}")
+    say(f"building containerd {version}: it takes some minutes the first time")
+    with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+        module = "github.com/containerd/containerd/v2/cmd"
+        run(["go", "install", *(f"{module}/{name}@{version}" for name in names)], f"build containerd {version}", cwd=temporary,
+            env=dict(os.environ, GOBIN=temporary, CGO_ENABLED="0"))
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        for name in names:
+            (pathlib.Path(temporary) / name).rename(directory / name)
+    return directory
+
+
+def other_containerds():
+    """The directories of containerds besides the installed one, a version of each kind that the installer has to do with: 1.7,
+    2.x without the configuration's version 4, and with it. What cannot be had is said and left out."""
+    found = []
+    for bring, which in ((containerd_of, "trixie"), (containerd_of, "sid"), (containerd_by_go, "v2.3.7")):
+        try:
+            found.append(bring(which))
+        except Missing as e:
+            say(f"SKIPPED: the containerd of {which}: {e}")
+    return found
 
 
 def containerd():
@@ -141,7 +174,7 @@ def containerd():
     version = containerd_version(None)
     if not installed or version < (2, 0):
         try:
-            directory = newer_containerd()
+            directory = containerd_of("sid")
             return directory, containerd_version(directory)
         except Missing as e:
             if not installed:
@@ -155,3 +188,10 @@ def cni_plugins():
         if all((pathlib.Path(directory) / name).exists() for name in ("bridge", "host-local", "loopback")):
             return directory
     raise Missing("the CNI plugins bridge, host-local and loopback are missing (containernetworking-plugins)")
+
+
+if __name__ == "__main__":
+    # For RUNX_CONTAINERDS.
+    with contextlib.redirect_stdout(sys.stderr):
+        directories = other_containerds()
+    print(":".join(map(str, directories)))

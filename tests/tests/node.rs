@@ -7,7 +7,7 @@ use std::process::Command;
 use runx_tests::command::{eventually, run};
 use runx_tests::machine::{
     CONFIG, Cluster, HANDLER, IMPORTS, Machine, configurations, every_package, head, one_package, serves, started,
-    status, usual,
+    status, usual, usual_for_pods,
 };
 use runx_tests::needs_machine;
 use serde_json::Value;
@@ -182,19 +182,7 @@ fn drop_ins_that_would_take_runc_away_are_never_written() {
 fn pods_outlive_an_upgrade_and_keep_their_programs_and_nobody_uninstalls_under_them() {
     needs_machine!();
     for package in every_package() {
-        let config = usual(2, "").replace(
-            "[plugins.\"io.containerd.nri",
-            "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n[plugins.\"io.containerd.nri",
-        );
-        // One table, one head.
-        let config = config
-            .replacen("[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n", "", 1)
-            .replacen(
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\n",
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n",
-                1,
-            );
-        let machine = started(&package, "pods", Some(&config));
+        let machine = started(&package, "pods", Some(&usual_for_pods()));
         machine.import_image();
         machine.set_real_programs("one");
         let before = machine.changeable();

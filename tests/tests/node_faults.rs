@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use runx_tests::command::eventually;
 use runx_tests::machine::{
     CONFIG, Cluster, HANDLER, IMPORTS, Killed, Machine, every_package, one_package, run_until, serves, started, status,
-    usual,
+    usual, usual_for_pods,
 };
 use runx_tests::{needs_machine, rounds};
 
@@ -257,7 +257,7 @@ fn the_daemon_tells_how_it_is_repairs_drift_and_leaves_runx_when_it_ends() {
 #[test]
 fn the_daemon_tells_of_starts_by_kind() {
     needs_machine!();
-    let machine = started(&one_package(), "starts", Some(&usual(2, "")));
+    let machine = started(&one_package(), "starts", Some(&usual_for_pods()));
     machine.import_image();
     machine.set_real_programs("one");
     let mut running = Running::start(&machine, &[]);

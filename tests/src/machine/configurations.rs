@@ -31,6 +31,12 @@ pub fn usual(version: i64, imports: &str) -> String {
     )
 }
 
+/// As [`usual`], of version 2, for a machine whose pods may not be given any score for lack of memory.
+pub fn usual_for_pods() -> String {
+    let head = "[plugins.\"io.containerd.grpc.v1.cri\"]\n";
+    usual(2, "").replacen(head, &format!("{head}  restrict_oom_score_adj = true\n"), 1)
+}
+
 /// A line that has containerd read a directory of drop-ins.
 pub const IMPORTS: &str = "imports = [\"/etc/containerd/conf.d/*.toml\"]\n";
 

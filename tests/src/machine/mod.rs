@@ -23,7 +23,9 @@ use crate::cri::Client;
 use crate::{dist, image};
 
 pub use cluster::Cluster;
-pub use configurations::{IMPORTS, configurations, every_package, head, one_package, serves, started, status, usual};
+pub use configurations::{
+    IMPORTS, configurations, every_package, head, one_package, serves, started, status, usual, usual_for_pods,
+};
 pub use steps::{Killed, run_until};
 
 /// Where containerd's main file is on an ordinary node.
