@@ -85,6 +85,31 @@ def an_upgrade_under_running_pods_loses_none_and_new_ones_have_the_new_programs(
         assert shim_of(s, "rolled-back") == first
 
 
+@check
+def an_upgrade_to_a_damaged_image_fails_with_the_nodes_name_and_is_taken_back(s):
+    node = s.cluster.node
+    images.load_installer(s.cluster, 3, changed, damaged=True)
+    restarts, before, sets = node.starts, node.files(), programs(s)
+    release = dict(values(image={**values()["installer"]["image"], "tag": "3"}), hooks={"timeoutSeconds": 5})
+    with s.pods(pod("outlasts", sh(SLEEP))):
+        s.ready("outlasts")
+        failed = helm(s, "upgrade", release=release, check=False)
+        assert failed.returncode != 0 and "post-upgrade" in failed.stderr, failed
+        said = s.kubectl("-n", NAMESPACE, "logs", f"job/{DAEMONSET.split('/')[1]}-wait").stdout
+        assert "Not ready: node (kubectl logs runx-node-" in said, said
+        s.until("the installer says why", lambda: "containerd-shim-runx-v1 is not what" in installers_log(s))
+        # Nothing has come of it.
+        assert (node.starts, node.files(), programs(s)) == (restarts, before, sets)
+        with s.pods(pod("meanwhile", sh(SLEEP))):
+            s.ready("meanwhile")
+        # The hook waits for it.
+        helm(s, "rollback", "1")
+        assert is_ready(installer(s))
+        assert not s.kubectl("-n", NAMESPACE, "get", "job", "-o", "name").stdout
+        assert s.kubectl("exec", "outlasts", "--", "echo", "answer").stdout == "answer\n"
+    assert (node.starts, node.files(), programs(s)) == (restarts, before, sets)
+
+
 def gone(s):
     """Everything that the release has made."""
     kinds = ("runtimeclass,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding,"

@@ -1,6 +1,7 @@
 """The images of the tests, made of a static busybox and of WebAssembly in text form; and that of the node's installer, as
 deploy/Dockerfile says it."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -85,8 +86,19 @@ def load(cluster):
         make(cluster, name, fill, entrypoint)
 
 
-def load_installer(cluster, tag, change=None):
-    """The image of deploy/Dockerfile. `change` is given the directory of its programs first."""
+def write_sums(directory):
+    """The digests of programs that were changed, as `make build` would have written them."""
+    path = directory / "SHA256SUMS"
+    lines = []
+    for digest, name in (line.split("  ") for line in path.read_text().splitlines()):
+        if (directory / name).exists():
+            digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        lines.append(f"{digest}  {name}\n")
+    path.write_text("".join(lines))
+
+
+def load_installer(cluster, tag, change=None, damaged=False):
+    """The image of deploy/Dockerfile. `change` is given the directory of its programs first; with `damaged` the digests in it stay."""
     lines = [line.split() for line in (tools.TOP / "deploy/Dockerfile").read_text().splitlines()]
     copies = [line[1:] for line in lines if line[:1] == ["COPY"]]
     entrypoint = next(" ".join(line[1:]) for line in lines if line[:1] == ["ENTRYPOINT"])
@@ -100,4 +112,6 @@ def load_installer(cluster, tag, change=None):
                 shutil.copy(cluster.dist / source, place / source)
         if change:
             change(directory / "programs")
+            if not damaged:
+                write_sums(directory / "programs")
     make(cluster, f"{INSTALLER}:{tag}", fill, json.loads(entrypoint))
