@@ -1,6 +1,7 @@
 """What is true when runx is upgraded, taken back, and taken away, while pods run."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import shutil
@@ -16,6 +17,10 @@ def changed(directory):
     """Other programs, as far as their digests know: what comes behind a program's end is not read."""
     with open(directory / "containerd-shim-runx-v1", "ab") as shim:
         shim.write(b"another version")
+    sums = directory / "SHA256SUMS"
+    if sums.exists():
+        names = [line.split()[1] for line in sums.read_text().splitlines()]
+        sums.write_text("".join(f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names))
 
 
 def shim_of(s, name):
