@@ -9,8 +9,8 @@ import urllib.request
 
 from checks_chart import CHART
 from cluster import NODE
-from images import BOX, HELLO, INSTALLER
-from session import SLEEP, basis, check, pod, sh
+from images import BOX, HELLO, INSTALLER, TICK
+from session import SLEEP, basis, check, container, pod, sh
 
 RELEASE = NAMESPACE = "runx"
 DAEMONSET = "daemonset/runx-node"
@@ -176,6 +176,16 @@ def what_somebody_takes_away_is_put_back(s):
 
 @check
 def the_installer_tells_prometheus_what_runs(s):
+    def starts(kind):
+        return int(re.search(rf'^runx_container_start_seconds_count\{{kind="{kind}"\}} (\d+)$', ask_installer(s, "/metrics"), re.M)[1])
+
+    before = {kind: starts(kind) for kind in ("sandbox", "native", "wasm", "agent")}
+    with s.pods(pod("counted", sh(SLEEP), annotations={"runx.dev/agent": "true"}), pod("counted-module", container(TICK))):
+        for name in ("counted", "counted-module"):
+            s.ready(name)
+        expected = {"sandbox": 2, "native": 1, "wasm": 1, "agent": 1}
+        s.until("starts are counted by kind",
+                lambda: all(starts(kind) == before[kind] + more for kind, more in expected.items()), 30)
     with s.pods(pod("counted-one", sh(SLEEP))):
         s.ready("counted-one")
 
