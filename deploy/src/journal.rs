@@ -13,8 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::root::Root;
 use crate::stage::sha256;
 
-/// The form of the file. Others are refused, so that a later one is not read wrongly.
-const FORM: u32 = 1;
+/// The form of the file. Later ones are refused, so that they are not read wrongly. Form 1 has one change at
+/// most: who knows only that one would forget the other.
+const FORM: u32 = 2;
+
+/// The name of the drop-in.
+pub(crate) const DROP_IN: &str = "runx.toml";
 
 const FILE: &str = "journal.json";
 const LOCK: &str = "lock";
@@ -59,7 +63,7 @@ impl State {
     }
 }
 
-/// The one file of containerd's that is changed.
+/// A file of containerd's that is changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Change {
     /// Where it is on the node.
@@ -73,6 +77,29 @@ pub(crate) struct Change {
     /// Directories that were made for it, from the top.
     #[serde(default)]
     pub(crate) directories: Vec<PathBuf>,
+    /// What the names of the files that were kept of it end with.
+    #[serde(default)]
+    pub(crate) kept: String,
+    /// Handlers that were defaults, and had to be written down beside ours.
+    #[serde(default)]
+    pub(crate) copies: Vec<String>,
+}
+
+impl Change {
+    /// One of a file. What is kept of it does not meet what is kept of `beside`.
+    pub(crate) fn new(path: PathBuf, beside: &[Self]) -> Self {
+        let taken = |kept: &str| beside.iter().any(|change| change.kept == kept);
+        let kept = ["", "-2", "-3"].into_iter().find(|kept| !taken(kept)).unwrap_or("-4").to_owned();
+        Self {
+            path,
+            created: false,
+            written: String::new(),
+            had_previous: false,
+            directories: Vec::new(),
+            kept,
+            copies: Vec::new(),
+        }
+    }
 }
 
 /// The journal.
@@ -93,10 +120,19 @@ pub(crate) struct Journal {
     pub(crate) install_dir: PathBuf,
     /// The digest of the set of programs.
     pub(crate) programs: String,
+    /// containerd's main file, without links in its path.
+    #[serde(default)]
+    pub(crate) main: PathBuf,
     /// What was changed.
     pub(crate) change: Option<Change>,
+    /// Files that had it before and from which it is being taken.
+    #[serde(default)]
+    pub(crate) leaving: Vec<Change>,
     /// Whether containerd has yet to be restarted for what is on the disk.
     pub(crate) restart_pending: bool,
+    /// How often containerd was restarted in vain with its files as they were before.
+    #[serde(default)]
+    pub(crate) vain_restarts: u32,
     /// How often the same change failed in a row.
     pub(crate) failures: u32,
     /// The change that failed: the SHA-256 of what was written.
@@ -152,9 +188,9 @@ impl<'a> Store<'a> {
         };
         let journal: Journal =
             serde_json::from_slice(&bytes).with_context(|| format!("{} is no journal of runx-node", path.display()))?;
-        if journal.form != FORM {
+        if !(1..=FORM).contains(&journal.form) {
             bail!(
-                "{} is of form {}, and this runx-node knows {FORM}: use the one that wrote it",
+                "{} is of form {}, and this runx-node knows 1 to {FORM}: use the one that wrote it",
                 path.display(),
                 journal.form
             );
@@ -178,35 +214,49 @@ impl<'a> Store<'a> {
         self.root.write(&path, bytes, 0o600, None).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Keeps the file that is changed as it is without us and as it was a moment ago; `None` for no file.
+    /// Keeps a file that is changed as it is without us and as it was a moment ago; `None` for no file.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub(crate) fn keep(&self, original: Option<&[u8]>, previous: Option<&[u8]>) -> Result<()> {
+    pub(crate) fn keep(&self, change: &Change, original: Option<&[u8]>, previous: Option<&[u8]>) -> Result<()> {
         for (name, bytes) in [(ORIGINAL, original), (PREVIOUS, previous)] {
+            let name = format!("{name}{}", change.kept);
             match bytes {
-                Some(bytes) => self.write(name, bytes)?,
-                None => self.remove(name)?,
+                Some(bytes) => self.write(&name, bytes)?,
+                None => self.remove(&name)?,
             }
         }
         Ok(())
     }
 
-    /// The file as it was without us, if it was kept.
+    /// Forgets what was kept of a file.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub(crate) fn forget(&self, change: &Change) -> Result<()> {
+        [ORIGINAL, PREVIOUS].iter().try_for_each(|name| self.remove(&format!("{name}{}", change.kept)))
+    }
+
+    /// Where a file is kept as it was without us.
+    pub(crate) fn original_path(&self, change: &Change) -> PathBuf {
+        self.path(&format!("{ORIGINAL}{}", change.kept))
+    }
+
+    /// A file as it was without us, if it was kept.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn original(&self) -> Result<Option<Vec<u8>>> {
-        let path = self.path(ORIGINAL);
+    pub(crate) fn original(&self, change: &Change) -> Result<Option<Vec<u8>>> {
+        let path = self.original_path(change);
         self.root.read(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// The file as it was before the last change.
+    /// A file as it was before the last change.
     ///
     /// # Errors
     /// When it should be there and is not.
     pub(crate) fn previous(&self, change: &Change) -> Result<Option<Vec<u8>>> {
-        let path = self.path(PREVIOUS);
+        let path = self.path(&format!("{PREVIOUS}{}", change.kept));
         if !change.had_previous {
             return Ok(None);
         }
@@ -236,6 +286,12 @@ impl<'a> Store<'a> {
     /// When that is not possible.
     pub(crate) fn clear(&self, _lock: &Lock) -> Result<()> {
         self.clean()?;
+        for name in self.root.names(self.directory).with_context(|| format!("read {}", self.directory.display()))? {
+            if let Some(name) = name.to_str().filter(|name| name.starts_with(ORIGINAL) || name.starts_with(PREVIOUS)) {
+                self.remove(name)?;
+            }
+        }
+        // Also what a kill left of them.
         for name in [ORIGINAL, PREVIOUS, FILE, LOCK] {
             self.remove(name)?;
         }
@@ -296,6 +352,11 @@ impl Journal {
         self.install_dir.as_os_str().is_empty()
     }
 
+    /// What was changed of a file.
+    pub(crate) fn change_of(&self, path: &Path) -> Option<&Change> {
+        self.change.iter().chain(&self.leaving).find(|change| change.path == path)
+    }
+
     /// Whether bytes are what was written to the file that was changed.
     pub(crate) fn wrote(&self, path: &Path, bytes: &[u8]) -> bool {
         self.change.as_ref().is_some_and(|change| change.path == path && change.written == sha256(bytes))
@@ -319,12 +380,38 @@ mod tests {
         assert_eq!(store.load().unwrap(), journal);
         let path = node.path().join("var/lib/runx/node/journal.json");
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("\"form\": 1", "\"form\": 2")).unwrap();
-        assert!(store.load().unwrap_err().to_string().contains("form 2"));
+        std::fs::write(&path, text.replace("\"form\": 2", "\"form\": 3")).unwrap();
+        assert!(store.load().unwrap_err().to_string().contains("form 3"));
         std::fs::write(&path, "{").unwrap();
         assert!(store.load().is_err());
         store.clear(&lock).unwrap();
         assert!(!node.path().join("var/lib/runx").exists() && node.path().join("var/lib").exists());
+    }
+
+    #[test]
+    fn a_journal_of_the_first_form_is_read() {
+        let node = tempfile::tempdir().unwrap();
+        let root = Root::open(node.path()).unwrap();
+        let store = Store::new(&root, Path::new("/var/lib/runx/node"));
+        let directory = node.path().join("var/lib/runx/node");
+        std::fs::create_dir_all(&directory).unwrap();
+        let text = r#"{"form": 1, "state": "installed", "handler": "runx", "distribution": "kubeadm", "containerd": "2.1.0",
+            "config_version": 3, "install_dir": "/opt/runx", "programs": "x", "restart_pending": false, "failures": 0,
+            "change": {"path": "/d/config.toml", "created": false, "written": "w", "had_previous": true}, "failed": null,
+            "reason": null, "restarts": {}, "rollbacks": 0, "durations": {}, "updated": 1}"#;
+        std::fs::write(directory.join("journal.json"), text).unwrap();
+        std::fs::write(directory.join("previous"), "before").unwrap();
+        let mut journal = store.load().unwrap();
+        let change = journal.change.clone().unwrap();
+        assert_eq!(store.previous(&change).unwrap().unwrap(), b"before");
+        assert!(journal.leaving.is_empty() && journal.vain_restarts == 0);
+        // What is kept of another file does not meet it.
+        let other = Change::new("/other".into(), std::slice::from_ref(&change));
+        store.keep(&other, Some(b"o"), Some(b"p")).unwrap();
+        assert_eq!(store.previous(&change).unwrap().unwrap(), b"before");
+        store.forget(&other).unwrap();
+        store.save(&mut journal).unwrap();
+        assert_eq!(store.load().unwrap(), journal);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It stands alone: it shares no code with the runtime, and does not need it to run.
 
 mod arguments;
+mod change;
 mod config;
 mod containers;
 mod cri;
@@ -14,6 +15,7 @@ mod journal;
 mod kube;
 mod node;
 mod plan;
+mod removal;
 mod root;
 mod run;
 mod stage;

@@ -233,17 +233,38 @@ impl Node {
         self.cluster.as_ref().map_or(Ok(()), |cluster| cluster.label(labels))
     }
 
-    /// Puts a file of containerd's into its place, or takes it away.
+    /// Whether containerd is ready for pods and serves our handler or does not, as it is now.
+    pub(crate) fn is_served(&self, served: bool) -> bool {
+        self.status().is_ok_and(|it| it.unready.is_none() && it.handlers.contains(&self.handler) == served)
+    }
+
+    /// Fails if nobody knows how containerd is restarted.
     ///
     /// # Errors
-    /// When that is not possible.
-    pub(crate) fn put(&self, path: &Path, bytes: Option<&[u8]>) -> Result<()> {
+    /// When systemd knows no unit of it, or does not answer.
+    pub(crate) fn check_restart(&self) -> Result<()> {
+        self.host.unit(&self.units).map(drop).context("nothing was changed")
+    }
+
+    /// Puts a file of containerd's into its place, or takes it away, if it is what was expected still: others write there,
+    /// too. Tells whether it was.
+    ///
+    /// # Errors
+    /// When that is not possible; it is as it was then.
+    pub(crate) fn put(&self, path: &Path, bytes: Option<&[u8]>, expected: Option<&[u8]>) -> Result<bool> {
+        let is_expected = || Ok(self.root.read(path)?.as_deref() == expected);
+        if !is_expected().with_context(|| format!("read {}", path.display()))? {
+            return Ok(false);
+        }
         match bytes {
+            // Looked at again when all but the renaming is done.
             Some(bytes) => {
                 let like = self.root.metadata(path).with_context(|| format!("look at {}", path.display()))?;
-                self.root.write(path, bytes, 0o644, like.as_ref()).with_context(|| format!("write {}", path.display()))
+                self.root
+                    .write_if(path, bytes, 0o644, like.as_ref(), is_expected)
+                    .with_context(|| format!("write {}", path.display()))
             }
-            None => self.root.remove(path).with_context(|| format!("remove {}", path.display())),
+            None => self.root.remove(path).with_context(|| format!("remove {}", path.display())).map(|()| true),
         }
     }
 }

@@ -204,6 +204,21 @@ impl Root {
     /// # Errors
     /// When that is not possible; the old file is as it was then.
     pub(crate) fn write(&self, path: &Path, bytes: &[u8], mode: u32, like: Option<&Metadata>) -> io::Result<()> {
+        self.write_if(path, bytes, mode, like, || Ok(true)).map(drop)
+    }
+
+    /// The same, unless `wanted` says otherwise at the last moment. Tells whether it was written.
+    ///
+    /// # Errors
+    /// As [`Root::write`], and with those of `wanted`.
+    pub(crate) fn write_if(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        mode: u32,
+        like: Option<&Metadata>,
+        wanted: impl Fn() -> io::Result<bool>,
+    ) -> io::Result<bool> {
         let place = self.place(path)?;
         let new = place.at(&place.new_name());
         optional(fs::remove_file(&new))?;
@@ -218,13 +233,31 @@ impl Root {
             let mode = like.map_or(mode, |like| like.mode() & 0o7777);
             file.set_permissions(fs::Permissions::from_mode(mode))?;
             file.sync_all()?;
-            fs::rename(&new, place.path())
+            let wanted = wanted()?;
+            if wanted {
+                fs::rename(&new, place.path())?;
+            }
+            io::Result::Ok(wanted)
         };
-        if let Err(e) = write() {
+        let done = write();
+        if !matches!(done, Ok(true)) {
             let _ = fs::remove_file(&new);
-            return Err(e);
+            return done;
         }
-        place.sync()
+        place.sync().map(|()| true)
+    }
+
+    /// Whether files can be made in a directory, or in what is there of those above it.
+    ///
+    /// # Errors
+    /// When they cannot: the file system is read-only, or the right is missing.
+    pub(crate) fn writable(&self, directory: &Path) -> io::Result<()> {
+        for at in directory.ancestors() {
+            let Some(found) = optional(self.open_path(at, OFlag::O_DIRECTORY))? else { continue };
+            let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+            return Ok(nix::unistd::access(path.as_str(), nix::unistd::AccessFlags::W_OK)?);
+        }
+        Ok(())
     }
 
     /// Lets a link lead elsewhere, at once.

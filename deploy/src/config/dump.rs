@@ -40,7 +40,7 @@ impl Dump {
     /// When it is not what containerd prints.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         let syntax = |why: String| Error::Syntax { path: "what `containerd config dump` prints".into(), why };
-        let mut tree: Map<String, Value> = toml_edit::de::from_str(text).map_err(|e| syntax(e.to_string()))?;
+        let mut tree: Map<String, Value> = toml_edit::de::from_str(text).map_err(|e| syntax(e.message().to_owned()))?;
         let (document, version) = super::parse("what `containerd config dump` prints", text)?;
         // Which files it is from.
         tree.remove("imports");

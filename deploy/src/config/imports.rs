@@ -52,11 +52,36 @@ impl Imports {
         })
     }
 
-    /// The files themselves, without one of them. Patterns that are not understood stay what they are.
+    /// All of them, as they are.
+    pub(crate) fn all(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// Whether a file is among them.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.0.iter().any(|import| match simple(import).filter(|_| is_pattern(import)) {
+            Some((directory, pattern)) => {
+                let name = path.file_name().unwrap_or_default();
+                path.parent() == Some(directory) && fits(pattern.as_bytes(), name.as_bytes())
+            }
+            None => import == path,
+        })
+    }
+
+    /// Directories that files are imported from and that are not there, as far as can be seen.
+    pub(crate) fn unseen(&self, root: &Root) -> Vec<&Path> {
+        let fixed = |import: &'_ PathBuf| {
+            // Of one with a pattern in the middle, what is above that.
+            import.ancestors().skip(1).find(|path| !is_pattern(path)).is_some_and(|path| !root.is_directory(path))
+        };
+        self.0.iter().filter(|import| fixed(import)).filter_map(|import| import.parent()).collect()
+    }
+
+    /// The files themselves, without some of them. Patterns that are not understood stay what they are.
     ///
     /// # Errors
     /// When a directory cannot be read.
-    pub(crate) fn expand(&self, root: &Root, without: Option<&Path>) -> io::Result<Vec<PathBuf>> {
+    pub(crate) fn expand(&self, root: &Root, without: &[&Path]) -> io::Result<Vec<PathBuf>> {
         let mut out = Vec::new();
         for import in &self.0 {
             match simple(import).filter(|_| is_pattern(import)) {
@@ -68,7 +93,7 @@ impl Imports {
                 None => out.push(import.clone()),
             }
         }
-        out.retain(|path| Some(path.as_path()) != without);
+        out.retain(|path| !without.contains(&path.as_path()));
         Ok(out)
     }
 
@@ -115,8 +140,11 @@ mod tests {
         let root = Root::open(directory.path()).unwrap();
         let document = "imports = ['d/*.toml', '/one.toml', '/none/*']".parse().unwrap();
         let imports = Imports::of(&document, Path::new("/config.toml"));
-        let found = imports.expand(&root, Some(Path::new("/d/runx.toml"))).unwrap();
+        let found = imports.expand(&root, &[Path::new("/d/runx.toml")]).unwrap();
         assert_eq!(found, ["/d/a.toml", "/d/b.toml", "/one.toml"].map(PathBuf::from));
         assert_eq!(imports.missing(&root), Some(Path::new("/one.toml")));
+        assert_eq!(imports.unseen(&root), [Path::new("/none")]);
+        assert!(imports.has(Path::new("/d/runx.toml")) && imports.has(Path::new("/one.toml")));
+        assert!(!imports.has(Path::new("/d/x.conf")) && !imports.has(Path::new("/e/runx.toml")));
     }
 }

@@ -5,7 +5,7 @@ mod edit;
 mod imports;
 
 pub(crate) use dump::{Dump, warnings};
-pub(crate) use edit::{remove, with_block};
+pub(crate) use edit::{Ours, are_equal, has_block, remove, with_block};
 pub(crate) use imports::Imports;
 
 use toml_edit::{DocumentMut, Item};
@@ -86,8 +86,14 @@ pub(crate) fn plugin(version: i64) -> &'static str {
 /// # Errors
 /// When it is no TOML, or of a version that is not known.
 pub(crate) fn parse(path: &str, text: &str) -> Result<(DocumentMut, i64), Error> {
-    let document: DocumentMut =
-        text.parse().map_err(|e: toml_edit::TomlError| Error::Syntax { path: path.into(), why: e.to_string() })?;
+    // Not as the error shows itself: that has the whole line, and some have the passwords of registries.
+    let document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| {
+        let line = e
+            .span()
+            .map(|span| 1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count());
+        let line = line.map_or(String::new(), |line| format!("line {line}: "));
+        Error::Syntax { path: path.into(), why: format!("{line}{}", e.message()) }
+    })?;
     let version = match document.get("version") {
         None => 1,
         Some(item) => match item.as_integer() {
@@ -155,6 +161,8 @@ mod tests {
         assert!(of("version = 5").unwrap_err().contains("knows 1 to 4"));
         assert!(of("version = \"2\"").unwrap_err().contains("\"2\""));
         assert!(of("version = ").unwrap_err().contains("no TOML"));
+        let error = of("version = 2\n[a]\npassword = \"secret\nb = 1\n").unwrap_err();
+        assert!(error.contains("line 3: ") && !error.contains("secret"), "{error}");
         // The key of a table is not the document's.
         assert_eq!(of("[plugins]\nversion = 3\n"), Ok(1));
     }
