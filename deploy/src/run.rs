@@ -14,6 +14,7 @@ use crate::arguments::Arguments;
 use crate::http::{self, Answer};
 use crate::install::{Done, Restart, collect, install};
 use crate::journal::State;
+use crate::kube::{READY, VERSION, label_value};
 use crate::node::Node;
 use crate::stage::Programs;
 use crate::status::{Metrics, Status};
@@ -27,6 +28,9 @@ const REPAIRS_IN: Duration = Duration::from_secs(3600);
 
 /// How long it takes between two tries of what failed, at first; it doubles.
 const RETRY: Duration = Duration::from_secs(15);
+
+/// After so many looks the node's label is set again, since others can take it away.
+const LOOKS: u32 = 10;
 
 /// The longest of these times.
 const LONGEST_RETRY: Duration = Duration::from_secs(600);
@@ -146,6 +150,41 @@ fn install_in_turn(
     Ok(Some(Done { programs: done.programs || last.programs, ..last }))
 }
 
+/// The node's labels, as they were set last: RuntimeClasses send pods where they say that containerd serves the handler.
+#[derive(Default)]
+struct Labels {
+    told: Option<&'static str>,
+    looks: u32,
+    silent: bool,
+}
+
+impl Labels {
+    /// Sets them if they are not as the node is, or were not set for long.
+    fn set(&mut self, node: &Node, status: &Status) {
+        let wanted = match status.registered {
+            Some(true) => "true",
+            Some(false) => "failed",
+            // It may be restarting for somebody else; at the second look it is not.
+            None if self.silent => "failed",
+            None => {
+                self.silent = true;
+                return;
+            }
+        };
+        self.silent = status.registered.is_none();
+        self.looks += 1;
+        if self.told == Some(wanted) && self.looks < LOOKS {
+            return;
+        }
+        let version = label_value(env!("CARGO_PKG_VERSION"));
+        let labels = [(READY, Some(wanted)), (VERSION, Some(version.as_str()))];
+        match node.label(if wanted == "true" { &labels } else { &labels[..1] }) {
+            Ok(()) => (self.told, self.looks) = (Some(wanted), 0),
+            Err(e) => log::warn!("{e:#}"),
+        }
+    }
+}
+
 fn watch(
     node: &Node,
     programs: &Path,
@@ -154,12 +193,13 @@ fn watch(
     shared: &Shared,
 ) -> Result<()> {
     let mut repairs: Vec<Instant> = Vec::new();
+    let mut labels = Labels::default();
     let mut retry = RETRY;
     let mut why = "install";
     loop {
         let done = install_in_turn(node, programs, why, jitter, signals, shared);
-        let mut wait = interval;
-        let failed = match done {
+        // When it is tried again, if it failed.
+        let again = match done {
             Ok(None) => {
                 log::info!("told to end before containerd was restarted");
                 return Ok(());
@@ -167,26 +207,33 @@ fn watch(
             Ok(Some(done)) => {
                 tell(done);
                 retry = RETRY;
+                labels = Labels { told: Some("true"), ..Labels::default() };
                 shared.texts().failure = None;
-                false
+                None
             }
             Err(e) => {
                 log::error!("{e:#}");
-                wait = retry;
+                let again = Instant::now() + retry;
                 retry = (retry * 2).min(LONGEST_RETRY);
-                shared.texts().failure = Some(format!("{e:#}"));
-                true
+                labels.told = None;
+                // Others may read it: what containerd says of its files is for the log.
+                shared.texts().failure = Some(e.to_string());
+                Some(again)
             }
         };
         why = loop {
-            look(node, shared);
-            if told_to_end(signals, wait)? {
+            if let Some(status) = look(node, shared) {
+                labels.set(node, &status);
+            }
+            let left = again.map(|again| again.saturating_duration_since(Instant::now()));
+            if told_to_end(signals, left.map_or(interval, |left| left.min(interval)))? {
                 log::info!("told to end: runx stays installed");
                 return Ok(());
             }
-            wait = interval;
-            if failed {
-                break why;
+            match again {
+                Some(again) if Instant::now() >= again => break why,
+                Some(_) => continue,
+                None => {}
             }
             let Some(status) = look(node, shared) else { continue };
             if status.state != State::Installed {
@@ -219,13 +266,19 @@ fn take_away(node: &Node, interval: Duration, signals: &SigSet, shared: &Shared)
         if !gone {
             let failure = match uninstall(node, false) {
                 Ok(done) if done.left.is_empty() => None,
-                Ok(_) => Some("shims of pods still run: their programs stay until they have ended".to_owned()),
-                Err(e) => Some(format!("{e:#}")),
+                Ok(_) => {
+                    let failure = "shims of pods still run: their programs stay until they have ended";
+                    log::warn!("{failure}");
+                    Some(failure.to_owned())
+                }
+                Err(e) => {
+                    log::warn!("{e:#}");
+                    Some(e.to_string())
+                }
             };
             gone = failure.is_none();
-            match &failure {
-                None => log::info!("uninstalled"),
-                Some(failure) => log::warn!("{failure}"),
+            if gone {
+                log::info!("uninstalled");
             }
             shared.texts().failure = failure;
         }
@@ -253,7 +306,7 @@ fn look(node: &Node, shared: &Shared) -> Option<Status> {
         Ok(status) => status,
         Err(e) => {
             log::error!("{e:#}");
-            texts.reason = format!("{e:#}");
+            texts.reason = e.to_string();
             shared.ready.store(false, Ordering::Relaxed);
             return None;
         }
@@ -264,6 +317,12 @@ fn look(node: &Node, shared: &Shared) -> Option<Status> {
     let mut metrics = Metrics(status.metrics(node));
     metrics.family("runx_node_repairs_total", "counter", "How often drift was repaired since this process began.");
     metrics.sample("runx_node_repairs_total", &[], texts.repairs);
+    metrics.family(
+        "runx_node_failing",
+        "gauge",
+        "Whether the last installation, or its removal, failed or was refused.",
+    );
+    metrics.sample("runx_node_failing", &[], u8::from(texts.failure.is_some()));
     texts.metrics = metrics.0;
     Some(status)
 }

@@ -31,7 +31,7 @@ pub(crate) struct Status {
     config_version: i64,
     handler: String,
     /// Whether containerd serves it; `None` if it does not answer.
-    registered: Option<bool>,
+    pub(crate) registered: Option<bool>,
     /// containerd's file.
     file: Option<String>,
     /// What is not as it was left, if anything.
