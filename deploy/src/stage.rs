@@ -1,8 +1,8 @@
 //! The programs on the node: each set of them in a directory named after its digest, and a link that leads to one.
 //!
 //! A shim is executed anew for each pod, so the link is all that an upgrade changes; containerd knows nothing of it. Shims
-//! that run hold a lock on their own file (`shim/src/daemon.rs`), and find the programs beside them: a set stays as long
-//! as one of its shims does.
+//! that run hold a lock on a file beside them (`shim/src/daemon.rs`), and find the programs there: a set stays as long
+//! as one of its shims does. That file is never replaced, the programs are if they are damaged.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -31,6 +31,9 @@ pub(crate) const CURRENT: &str = "current";
 
 /// Beside the programs: see [`Stage::options`].
 const OPTIONS: &str = "systemd-cgroup.toml";
+
+/// Beside the programs: what shims that run have a lock on.
+const LOCK: &str = ".runx-lock";
 
 const VERSIONS: &str = "versions";
 
@@ -187,27 +190,41 @@ impl<'a> Stage<'a> {
     pub(crate) fn bring(&self, programs: &Programs) -> Result<()> {
         let place = self.version(&programs.digest);
         if !self.has(programs, &place)? {
-            let new = self.directory.join(VERSIONS).join(NEW);
-            self.root.remove_tree(&new).with_context(|| format!("remove {}", new.display()))?;
-            self.root.make_directories(&new).with_context(|| format!("make {} (--install-dir)", new.display()))?;
-            for name in programs.files.keys() {
-                let bytes = fs::read(programs.directory.join(name)).with_context(|| format!("read {name}"))?;
-                let path = new.join(name);
-                self.root.write(&path, &bytes, 0o755, None).with_context(|| format!("write {}", path.display()))?;
+            if self.root.is_directory(&place) {
+                // Somebody has damaged it, and shims may run from it: their lock has to stay where it is.
+                self.copy(programs, &place)?;
+            } else {
+                let new = self.directory.join(VERSIONS).join(NEW);
+                self.root.remove_tree(&new).with_context(|| format!("remove {}", new.display()))?;
+                self.root.make_directories(&new).with_context(|| format!("make {} (--install-dir)", new.display()))?;
+                self.copy(programs, &new)?;
+                self.root
+                    .rename(&new, &place)
+                    .with_context(|| format!("rename {} to {}", new.display(), place.display()))?;
             }
-            let path = new.join(OPTIONS);
-            let text = b"SystemdCgroup = true\n";
-            self.root.write(&path, text, 0o644, None).with_context(|| format!("write {}", path.display()))?;
-            if !self.has(programs, &new)? {
-                bail!("the programs in {} are not what was copied: look at the node's disk", new.display());
-            }
-            // One that somebody damaged: shims that run from it keep their open files.
-            self.root.remove_tree(&place).with_context(|| format!("remove {}", place.display()))?;
-            self.root
-                .rename(&new, &place)
-                .with_context(|| format!("rename {} to {}", new.display(), place.display()))?;
         }
+        // Sets of before have none.
+        let lock = place.join(LOCK);
+        self.root.open_or_make(&lock).with_context(|| format!("make {}", lock.display()))?;
         self.probe(&place.join(SHIM))
+    }
+
+    /// Copies a set into a directory. Files there are replaced; who has them open keeps what he has.
+    fn copy(&self, programs: &Programs, directory: &Path) -> Result<()> {
+        for name in programs.files.keys() {
+            let bytes = fs::read(programs.directory.join(name)).with_context(|| format!("read {name}"))?;
+            let path = directory.join(name);
+            self.root.write(&path, &bytes, 0o755, None).with_context(|| format!("write {}", path.display()))?;
+        }
+        let path = directory.join(OPTIONS);
+        let text = b"SystemdCgroup = true\n";
+        self.root.write(&path, text, 0o644, None).with_context(|| format!("write {}", path.display()))?;
+        let lock = directory.join(LOCK);
+        self.root.open_or_make(&lock).with_context(|| format!("make {}", lock.display()))?;
+        if !self.has(programs, directory)? {
+            bail!("the programs in {} are not what was copied: look at the node's disk", directory.display());
+        }
+        Ok(())
     }
 
     /// Executes the shim from its place: the file system may have been mounted without that right.
@@ -255,15 +272,19 @@ impl<'a> Stage<'a> {
     }
 
     fn in_use(&self, digest: &str) -> Result<bool> {
-        let shim = self.version(digest).join(SHIM);
-        let Some(file) = self.root.open_file(&shim).with_context(|| format!("open {}", shim.display()))? else {
-            return Ok(false);
-        };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(_) => Ok(false),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-            Err((_, e)) => Err(e).with_context(|| format!("look who holds a lock on {}", shim.display())),
+        // Shims of before have a lock on their own file.
+        for name in [LOCK, SHIM] {
+            let path = self.version(digest).join(name);
+            let Some(file) = self.root.open_file(&path).with_context(|| format!("open {}", path.display()))? else {
+                continue;
+            };
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(_) => {}
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(true),
+                Err((_, e)) => return Err(e).with_context(|| format!("look who holds a lock on {}", path.display())),
+            }
         }
+        Ok(false)
     }
 
     /// Removes the sets that nobody uses and that new pods do not get. Tells what stays for its shims' sake.
@@ -398,6 +419,25 @@ mod tests {
         fs::write(directory.path().join("SHA256SUMS"), format!("{}  ./{SHIM}\n", read.files[SHIM])).unwrap();
         let error = Programs::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains("runx") && error.contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_set_that_is_repaired_is_in_use_still() {
+        let node = tempfile::tempdir().unwrap();
+        let root = Root::open(node.path()).unwrap();
+        let stage = Stage::new(&root, Path::new("/opt/runx"));
+        let directory = programs("one");
+        let read = Programs::read(directory.path()).unwrap();
+        stage.bring(&read).unwrap();
+        stage.flip(&read.digest).unwrap();
+        let current = node.path().join("opt/runx/current");
+        let lock = Flock::lock(File::open(current.join(LOCK)).unwrap(), FlockArg::LockShared).unwrap();
+        fs::write(current.join(SHIM), "other").unwrap();
+        stage.bring(&read).unwrap();
+        assert_eq!(fs::read(current.join(SHIM)).unwrap(), fs::read(directory.path().join(SHIM)).unwrap());
+        assert!(stage.versions().unwrap()[0].in_use);
+        drop(lock);
+        assert!(!stage.versions().unwrap()[0].in_use);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,16 +55,22 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     served
 }
 
-/// A shared lock on this program's file, for as long as this process and its spawner live: whoever replaces the programs of
-/// a node (`deploy/src/stage.rs`) keeps the directory of a file that is locked, since the other programs are found beside it.
-fn lock_program() -> Option<Flock<File>> {
-    let file = File::open("/proc/self/exe").map_err(|e| log::warn!("open this program's file: {e}")).ok()?;
-    Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, e)| log::warn!("lock this program's file: {e}")).ok()
+/// The file beside this program whose lock says that it runs (`deploy/src/stage.rs`).
+const LOCK: &str = ".runx-lock";
+
+/// A shared lock on the file beside this program that is there for it, else on the program's own, for as long as this process
+/// and its spawner live: whoever replaces the programs of a node (`deploy/src/stage.rs`) keeps a directory that is locked,
+/// since the other programs are found there. Who looks whether it is locked holds it for a moment: that is waited for.
+fn lock_program(program: &Path) -> Option<Flock<File>> {
+    let beside = program.is_absolute().then(|| File::open(program.with_file_name(LOCK)).ok()).flatten();
+    let file = beside.map_or_else(|| File::open("/proc/self/exe"), Ok);
+    let file = file.map_err(|e| log::warn!("open this program's file: {e}")).ok()?;
+    Flock::lock(file, FlockArg::LockShared).map_err(|(_, e)| log::warn!("lock this program's file: {e}")).ok()
 }
 
 fn serve(flags: Flags) -> Result<()> {
     save_memory();
-    let _lock = lock_program();
+    let _lock = lock_program(&flags.program);
     let listener = listener()?;
     let address = listener.local_addr().context("look at the socket")?;
     let socket = address.as_pathname().and_then(|path| sockets::Own::at(path.to_owned()).ok());
