@@ -1,7 +1,7 @@
 //! Three calls of CRI, over containerd's socket: gRPC, that is HTTP/2 with a five-byte head before each message. HTTP/2 is a
 //! library's; a runtime for it is not needed, since there is one call at a time: what waits, waits in poll(2).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -99,8 +99,22 @@ struct PodSandbox {
 struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
     name: String,
+    #[prost(string, tag = "2")]
+    uid: String,
     #[prost(string, tag = "3")]
     namespace: String,
+    #[prost(uint32, tag = "4")]
+    attempt: u32,
+}
+
+/// Pods of a handler, as `NAMESPACE/NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pods {
+    /// Those that run.
+    pub(crate) running: Vec<String>,
+    /// Those that do not, and that the kubelet has not forgotten: after a restart of the node, or when their first process
+    /// has died, it makes them anew.
+    pub(crate) ended: Vec<String>,
 }
 
 /// What containerd says of itself.
@@ -147,20 +161,37 @@ fn handlers(list: Vec<RuntimeHandler>, info: &HashMap<String, String>) -> Vec<St
     names
 }
 
-/// The running pods of a handler, as `NAMESPACE/NAME`.
+/// The pods of a handler.
 ///
 /// # Errors
 /// When nobody answers.
-pub(crate) fn pods(socket: &Path, handler: &str) -> io::Result<Vec<String>> {
+pub(crate) fn pods(socket: &Path, handler: &str) -> io::Result<Pods> {
     let list: ListPodSandboxResponse = Client::connect(socket)?.call("ListPodSandbox", &Empty {})?;
-    let ours = list.items.into_iter().filter(|pod| pod.state == 0 && pod.runtime_handler == handler);
-    let name = |pod: PodSandbox| match pod.metadata {
-        Some(found) => format!("{}/{}", found.namespace, found.name),
-        None => pod.id,
+    Ok(pods_of(list.items, handler))
+}
+
+/// Of each pod the newest attempt counts: older ones are only not removed yet.
+fn pods_of(items: Vec<PodSandbox>, handler: &str) -> Pods {
+    let mut newest: BTreeMap<(String, String), (u32, String, PodSandbox)> = BTreeMap::new();
+    for pod in items {
+        let (key, attempt, name) = match &pod.metadata {
+            Some(of) => ((of.namespace.clone(), of.uid.clone()), of.attempt, format!("{}/{}", of.namespace, of.name)),
+            None => ((String::new(), pod.id.clone()), 0, pod.id.clone()),
+        };
+        let newer =
+            |(known, _, other): &(u32, String, PodSandbox)| (*known, other.state != 0) > (attempt, pod.state != 0);
+        if !newest.get(&key).is_some_and(newer) {
+            newest.insert(key, (attempt, name, pod));
+        }
+    }
+    let ours = newest.into_values().filter(|(_, _, pod)| pod.runtime_handler == handler);
+    let (running, ended): (Vec<_>, Vec<_>) = ours.partition(|(_, _, pod)| pod.state == 0);
+    let names = |list: Vec<(u32, String, PodSandbox)>| {
+        let mut names: Vec<String> = list.into_iter().map(|(_, name, _)| name).collect();
+        names.sort();
+        names
     };
-    let mut names: Vec<String> = ours.map(name).collect();
-    names.sort();
-    Ok(names)
+    Pods { running: names(running), ended: names(ended) }
 }
 
 /// A socket that never waits.
@@ -345,6 +376,28 @@ mod tests {
         let list = ["", "runx", "kata"].map(|name| RuntimeHandler { name: name.into() });
         assert_eq!(handlers(list.into(), &info), ["kata", "runx"]);
         assert!(handlers(Vec::new(), &HashMap::new()).is_empty());
+    }
+
+    #[test]
+    fn of_a_pod_the_newest_attempt_counts_also_when_it_does_not_run() {
+        let pod = |name: &str, attempt, state, handler: &str| PodSandbox {
+            id: format!("{name}{attempt}"),
+            metadata: Some(PodSandboxMetadata { name: name.into(), uid: name.into(), namespace: "n".into(), attempt }),
+            state,
+            runtime_handler: handler.into(),
+        };
+        let list = vec![
+            pod("again", 0, 1, "runx"),
+            pod("again", 1, 0, "runx"),
+            pod("waits", 1, 1, "runx"),
+            pod("waits", 0, 1, "runx"),
+            pod("moved", 0, 1, "runx"),
+            pod("moved", 1, 0, "runc"),
+            pod("plain", 0, 0, ""),
+        ];
+        let expected = Pods { running: vec!["n/again".into()], ended: vec!["n/waits".into()] };
+        assert_eq!(pods_of(list.clone(), "runx"), expected);
+        assert_eq!(pods_of(list.into_iter().rev().collect(), "runx"), expected);
     }
 
     #[test]

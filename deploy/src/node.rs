@@ -176,11 +176,11 @@ impl Node {
         }
     }
 
-    /// The running pods of our handler.
+    /// The pods of our handler.
     ///
     /// # Errors
     /// When containerd does not answer.
-    pub(crate) fn pods(&self) -> Result<Vec<String>> {
+    pub(crate) fn pods(&self) -> Result<cri::Pods> {
         let socket = self.socket()?;
         cri::pods(&socket, &self.handler)
             .with_context(|| format!("ask containerd at {} for its pods", self.socket.display()))

@@ -1,5 +1,7 @@
 //! Taking it away, in the reverse order: nobody sends pods any more, none run, the handler goes, and the programs last.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::change::ATTEMPTS;
@@ -14,6 +16,9 @@ const NAMED: usize = 5;
 
 /// How often it is planned anew because somebody else changes a file meanwhile.
 const PLANS: usize = 4;
+
+/// How long a pod may take from the scheduler's word to its sandbox.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 /// What an uninstallation did.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,15 +60,11 @@ pub(crate) fn uninstall(node: &Node, force: bool) -> Result<Done> {
     }
     node.label(&[(READY, None), (VERSION, None)])?;
     if journal.change.is_some() && !force {
-        let pods = node.pods().context("find out whether pods use runx (--force does without)")?;
-        if !pods.is_empty() {
-            let named = pods.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let more = if pods.len() > NAMED { format!(" and {} more", pods.len() - NAMED) } else { String::new() };
-            bail!(
-                "{} running pods of this node use runx: {named}{more}. Nothing was changed but the node's labels, so no more come: \
-                 delete them and try again, or --force",
-                pods.len()
-            );
+        unused(node)?;
+        // One that was sent here before the label went, and is not there yet.
+        if node.cluster.is_some() && !journal.restart_pending {
+            std::thread::sleep(ARRIVAL);
+            unused(node)?;
         }
     }
     if journal.change.is_some() || !journal.leaving.is_empty() {
@@ -84,6 +85,23 @@ pub(crate) fn uninstall(node: &Node, force: bool) -> Result<Done> {
         store.clean()?;
     }
     Ok(Done { was_there, left })
+}
+
+/// Fails while pods use runx.
+fn unused(node: &Node) -> Result<()> {
+    let pods = node.pods().context("find out whether pods use runx (--force does without)")?;
+    let (list, what) = match (pods.running.is_empty(), pods.ended.is_empty()) {
+        (true, true) => return Ok(()),
+        (false, _) => (pods.running, "running pods of this node use runx"),
+        (true, false) => (pods.ended, "pods of this node that do not run now use runx, and may be started again"),
+    };
+    let named = list.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let more = if list.len() > NAMED { format!(" and {} more", list.len() - NAMED) } else { String::new() };
+    bail!(
+        "{} {what}: {named}{more}. Nothing was changed but the node's labels, so no more come: delete them and try again, or \
+         --force",
+        list.len()
+    );
 }
 
 /// What is on a node without a journal that an installation has left there.
