@@ -1,11 +1,16 @@
-//! What a kubelet and Prometheus ask for: small answers to GET, one after the other.
+//! What a kubelet and Prometheus ask for: small answers to GET. Nobody keeps others waiting.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long one who asks may take for all of it: nobody else is answered meanwhile.
+/// How long one who asks may take for all of it.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many requests from one address are answered at the same time, and from all of them: more are turned away.
+const AT_ONCE: (usize, usize) = (4, 64);
 
 /// The most that is read of a request, in bytes.
 const LIMIT: usize = 8 << 10;
@@ -28,19 +33,59 @@ impl Answer {
     }
 }
 
+/// Who is being answered.
+type Busy = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One of them.
+struct Turn {
+    busy: Busy,
+    peer: IpAddr,
+}
+
+impl Turn {
+    fn take(busy: &Busy, peer: IpAddr) -> Option<Self> {
+        let mut all = busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of_one, of_all) = (all.get(&peer).copied().unwrap_or(0), all.values().sum::<usize>());
+        if of_one >= AT_ONCE.0 || of_all >= AT_ONCE.1 {
+            return None;
+        }
+        all.insert(peer, of_one + 1);
+        Some(Self { busy: busy.clone(), peer })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut all = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(&self.peer) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(all.remove(&self.peer)),
+        }
+    }
+}
+
 /// Answers everybody, for ever.
-pub(crate) fn serve(listener: &TcpListener, answer: impl Fn(&str) -> Answer) {
-    for stream in listener.incoming() {
-        match stream {
-            Ok(stream) => {
-                if let Err(e) = one(stream, &answer) {
-                    log::debug!("a request: {e}");
-                }
-            }
+pub(crate) fn serve(listener: &TcpListener, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) {
+    let (answer, busy) = (Arc::new(answer), Busy::default());
+    loop {
+        let (stream, peer) = match listener.accept() {
+            Ok(found) => found,
             Err(e) => {
                 log::warn!("accept a connection: {e}");
                 std::thread::sleep(Duration::from_millis(100));
+                continue;
             }
+        };
+        let Some(turn) = Turn::take(&busy, peer.ip()) else { continue };
+        let answer = answer.clone();
+        let work = move || {
+            let _turn = turn;
+            if let Err(e) = one(stream, &*answer) {
+                log::debug!("a request: {e}");
+            }
+        };
+        if let Err(e) = std::thread::Builder::new().name("request".into()).spawn(work) {
+            log::warn!("start a thread: {e}");
         }
     }
 }
@@ -114,6 +159,30 @@ mod tests {
         let _ = stream.read_to_string(&mut text);
         server.join().unwrap();
         text
+    }
+
+    #[test]
+    fn who_does_not_ask_keeps_nobody_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || serve(&listener, |_| Answer::plain(200, "here")));
+        let silent: Vec<TcpStream> = (1..AT_ONCE.0).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("here"), "{text}");
+        // None of them had to be given up for that.
+        for mut stream in silent {
+            stream.set_nonblocking(true).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+        let busy = Busy::default();
+        let turns: Vec<_> = (0..=AT_ONCE.0).map(|_| Turn::take(&busy, address.ip())).collect();
+        assert!(turns.iter().filter(|turn| turn.is_some()).count() == AT_ONCE.0);
+        assert!(Turn::take(&busy, "10.0.0.1".parse().unwrap()).is_some(), "others are answered still");
+        drop(turns);
+        assert!(busy.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let served = shared.clone();
     std::thread::Builder::new()
         .name("http".into())
-        .spawn(move || http::serve(&listener, |path| served.answer(path)))
+        .spawn(move || http::serve(&listener, move |path| served.answer(path)))
         .context("start a thread")?;
     if arguments.has("uninstall") {
         return take_away(&node, interval, &signals, &shared);
