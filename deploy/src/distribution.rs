@@ -90,6 +90,7 @@ fn known(name: &str) -> Option<Distribution> {
             name,
             main: base.join("agent/etc/containerd/config.toml"),
             generated: true,
+            // k3s has a link to the directory that it unpacks itself to, rke2 one to the directory `bin` in it.
             programs: vec![base.join("data/current/bin/containerd"), base.join("bin/containerd")],
             socket: "/run/k3s/containerd/containerd.sock".into(),
             units,

@@ -140,6 +140,12 @@ def test_the_installer_has_no_right_that_it_does_not_need():
             assert set(mounts) == set(paths), name
             for mount in mounts.values():
                 assert mount["mountPath"] == "/host" + paths[mount["name"]], name
+            # What is mounted below it on the node comes, and goes when its container has ended.
+            held = {mount["name"] for mount in mounts.values() if mount["mountPath"].startswith("/host/run/")} - {"systemd"}
+            assert held and all(mounts[mount].get("mountPropagation") == "HostToContainer" for mount in held), name
+            # As long as a restart of containerd takes, and another one to take it back.
+            timeout = [int(variable["value"]) for variable in container["env"] if variable["name"] == "RUNX_TIMEOUT"] or [60]
+            assert spec["terminationGracePeriodSeconds"] >= 2 * (180 + timeout[0]), name
             writable = {mount["name"] for mount in mounts.values() if not mount.get("readOnly")}
             assert writable == {"containerd-config", "programs", "state"}, name
         if made["kind"] == "ClusterRole":
@@ -160,6 +166,21 @@ def test_the_policy_is_for_the_account_that_the_daemonset_has():
         binding = by_kind["ValidatingAdmissionPolicyBinding"]
         assert binding["spec"]["policyName"] == policy["metadata"]["name"]
         assert by_kind["ClusterRoleBinding"]["subjects"][0]["name"] == by_kind["ServiceAccount"]["metadata"]["name"]
+
+
+def test_the_policy_compares_all_of_a_nodes_metadata_that_can_be_patched():
+    for text in (rendered("default"), (MANIFESTS / "admission.yaml").read_text()):
+        [policy] = [made for made in objects(text) if made["kind"] == "ValidatingAdmissionPolicy"]
+        rules = " ".join(rule["expression"] for rule in policy["spec"]["validations"])
+        for field in ("annotations", "finalizers", "ownerReferences"):
+            assert f"object.metadata.{field} == oldObject.metadata.{field})" in rules, field
+
+
+def test_the_program_of_rke2_is_where_its_own_link_leads():
+    [daemonset] = [made for made in objects(rendered("rke2")) if made["kind"] == "DaemonSet"]
+    paths = {volume["hostPath"]["path"] for volume in daemonset["spec"]["template"]["spec"]["volumes"]}
+    # There is no data/current as k3s has it.
+    assert "/var/lib/rancher/rke2/bin" in paths and "/var/lib/rancher/rke2/data" not in paths
 
 
 def test_older_clusters_get_no_policy_that_would_refuse_everything():

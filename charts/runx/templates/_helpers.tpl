@@ -11,7 +11,8 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- /* The name of the installer's objects. Those of the cluster have the namespace in it, so that two releases do not meet. */}}
+{{- /* The name of the installer's objects. Those of the cluster have the namespace in it, so that those of two releases do not meet. Their
+     installers do on a node, which has one runx: see that their nodeSelectors do not. */}}
 {{- define "runx.installer" -}}
 {{ printf "%s-node" .Release.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
@@ -26,7 +27,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{- /* Directories of the node by distribution: name, path, type, and whether they are only read. */}}
+{{- /* Directories of the node by distribution: name, path, type, whether they are only read, and whether mounts in them come
+     and go here, too: else a container's file systems would stay mounted in the installer's pod after it. */}}
 {{- define "runx.mounts" -}}
 {{- $rancher := printf "/var/lib/rancher/%s" .Values.installer.distribution -}}
 - {name: programs, path: {{ .Values.installer.installDir }}, type: DirectoryOrCreate}
@@ -36,19 +38,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - {name: os-release, path: /etc/os-release, type: File, readOnly: true}
 {{- if or (eq .Values.installer.distribution "k3s") (eq .Values.installer.distribution "rke2") }}
 - {name: containerd-config, path: {{ $rancher }}/agent/etc/containerd, type: Directory}
-- {name: containerd-programs, path: {{ $rancher }}/data, type: Directory, readOnly: true}
-- {name: containerd, path: /run/k3s, type: Directory, readOnly: true}
-- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true}
+{{- /* That of rke2 is a link to the version that is current, which the kubelet follows. */}}
+- {name: containerd-programs, path: {{ $rancher }}/{{ eq .Values.installer.distribution "rke2" | ternary "bin" "data" }}, type: Directory, readOnly: true}
+- {name: containerd, path: /run/k3s, type: Directory, readOnly: true, propagation: HostToContainer}
+- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true, propagation: HostToContainer}
 {{- else if eq .Values.installer.distribution "k0s" }}
 - {name: containerd-config, path: /etc/k0s, type: Directory}
 - {name: containerd-programs, path: /var/lib/k0s/bin, type: Directory, readOnly: true}
-- {name: containerd, path: /run/k0s, type: Directory, readOnly: true}
-- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true}
+- {name: containerd, path: /run/k0s, type: Directory, readOnly: true, propagation: HostToContainer}
+- {name: containers, path: /run/containerd, type: DirectoryOrCreate, readOnly: true, propagation: HostToContainer}
 {{- else }}
 - {name: containerd-config, path: /etc/containerd, type: Directory}
 - {name: usr-bin, path: /usr/bin, type: Directory, readOnly: true}
 - {name: usr-local-bin, path: /usr/local/bin, type: Directory, readOnly: true}
-- {name: containerd, path: /run/containerd, type: Directory, readOnly: true}
+- {name: containerd, path: /run/containerd, type: Directory, readOnly: true, propagation: HostToContainer}
 {{- if eq .Values.installer.distribution "kind" }}
 - {name: kind, path: /kind, type: Directory, readOnly: true}
 {{- end }}
