@@ -8,8 +8,8 @@ use std::process::{Child, Stdio};
 
 use runx_tests::command::eventually;
 use runx_tests::machine::{
-    CONFIG, Cluster, HANDLER, IMPORTS, Killed, Machine, every_package, one_package, run_until, serves, started, status,
-    usual, usual_for_pods,
+    CONFIG, Cluster, HANDLER, IMPORTS, Killed, Machine, Running, every_package, one_package, run_until, serves,
+    started, status, usual, usual_for_pods,
 };
 use runx_tests::{needs_machine, rounds};
 
@@ -172,46 +172,6 @@ fn a_rollback_that_is_killed_at_any_step_is_completed_by_the_next() {
             assert_eq!(code, 1);
             break;
         }
-    }
-}
-
-/// `runx-node run`, ended when this goes.
-struct Running {
-    child: Child,
-    address: String,
-}
-
-impl Running {
-    fn start(machine: &Machine, words: &[&str]) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("find a port");
-        let address = listener.local_addr().expect("it has an address").to_string();
-        drop(listener);
-        let mut command =
-            machine.command(&[&["run", "--listen", &address, "--interval", "1", "--timeout", "5"], words].concat());
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("start runx-node");
-        Self { child, address }
-    }
-
-    fn get(&self, path: &str) -> (u16, String) {
-        let Ok(mut stream) = TcpStream::connect(&self.address) else { return (0, String::new()) };
-        let _ = stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes());
-        let mut text = String::new();
-        let _ = stream.read_to_string(&mut text);
-        let code = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        (code, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
-    }
-
-    fn end(&mut self) -> Option<i32> {
-        // SAFETY: only a signal, to a child that is not reaped.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        self.child.wait().expect("wait for it").code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod configurations;
+mod daemon;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub use cluster::Cluster;
 pub use configurations::{
     IMPORTS, configurations, every_package, head, one_package, serves, started, status, usual, usual_for_pods,
 };
+pub use daemon::Running;
 pub use steps::{Killed, run_until};
 
 /// Where containerd's main file is on an ordinary node.

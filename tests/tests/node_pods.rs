@@ -1,0 +1,135 @@
+//! `runx-node` and the pods of a node: whom it leaves alone, what keeps programs, and what the node's labels say.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use k8s_cri::v1 as api;
+use nix::fcntl::{Flock, FlockArg};
+use runx_tests::command::eventually;
+use runx_tests::machine::{
+    CONFIG, Cluster, HANDLER, Machine, Running, every_package, one_package, serves, started, status, usual,
+};
+use runx_tests::needs_machine;
+use serde_json::Value;
+
+/// A machine with pods of our handler.
+fn with_pods(name: &str) -> Machine {
+    let config = usual(2, "").replacen(
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\n",
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n",
+        1,
+    );
+    let machine = started(&one_package(), name, Some(&config));
+    machine.import_image();
+    machine.set_real_programs("one");
+    machine.node(&["install"]).ok();
+    machine
+}
+
+fn in_use(machine: &Machine) -> Vec<bool> {
+    let sets = status(machine)["programs"].as_array().cloned().unwrap_or_default();
+    sets.iter().map(|set| set["inUse"] == true).collect()
+}
+
+#[test]
+fn a_pod_that_ended_and_may_be_started_again_is_not_uninstalled_under() {
+    needs_machine!();
+    let machine = with_pods("ended pods");
+    let pod = machine.run_pod("ended", HANDLER);
+    machine.client().stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).expect("stop a pod");
+    let restarts = machine.restarts();
+    machine.node(&["uninstall"]).fails(1, &["do not run now", "test/ended", "--force"]);
+    assert_eq!(machine.restarts(), restarts);
+    serves(&machine, true);
+    machine.remove_pod(&pod);
+    eventually("its shim ends", || in_use(&machine) == [false]);
+    machine.node(&["uninstall"]).ok();
+    serves(&machine, false);
+}
+
+#[test]
+fn a_shim_that_starts_while_somebody_looks_at_its_lock_waits_and_has_it_then() {
+    needs_machine!();
+    let machine = with_pods("a lock that is looked at");
+    let lock = File::open(machine.root().join("opt/runx/current/.runx-lock")).expect("open the lock");
+    let looked_at = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).expect("lock it");
+    let pod = std::thread::scope(|scope| {
+        let pod = scope.spawn(|| machine.run_pod("waits", HANDLER));
+        std::thread::sleep(Duration::from_millis(500));
+        drop(looked_at);
+        pod.join().expect("the pod runs")
+    });
+    assert_eq!(in_use(&machine), [true]);
+    // Also when the set is repaired: the programs are new files then.
+    let shim = fs::canonicalize(machine.root().join("opt/runx/current/containerd-shim-runx-v1")).expect("it is there");
+    let damaged = shim.with_extension("damaged");
+    fs::write(&damaged, "x").expect("write a file");
+    fs::rename(&damaged, &shim).expect("damage the shim");
+    machine.node(&["install"]).ok();
+    assert_eq!(in_use(&machine), [true]);
+    machine.remove_pod(&pod);
+    eventually("its shim ends", || in_use(&machine) == [false]);
+}
+
+#[test]
+fn the_nodes_label_is_what_containerd_serves_whatever_happens_to_its_files() {
+    needs_machine!();
+    let machine = started(&one_package(), "a label that follows", Some(&usual(2, "")));
+    let cluster = Cluster::start();
+    let flags = cluster.flags();
+    let mut running = Running::start(&machine, &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    let last = || cluster.label("runx.dev/ready").last().cloned();
+    eventually("it is installed", || last() == Some("true".into()));
+    // Somebody may take it away: it is set again after a while.
+    let count = |value: &str| cluster.label("runx.dev/ready").iter().filter(|it| it.as_str() == Some(value)).count();
+    let set = count("true");
+    eventually("it is set again", || count("true") > set);
+    // Somebody has containerd read another file, and ours cannot be read.
+    machine.write("etc/other.toml", &usual(2, ""));
+    fs::write(machine.path().join("config"), "/etc/other.toml").expect("write a file");
+    machine.write(CONFIG, "version = 2\n[a]\npassword = \"secret\n");
+    machine.restart();
+    eventually("nobody is sent there", || last() == Some("failed".into()));
+    eventually("it says why", || running.get("/readyz").1.contains("no TOML: line 3"));
+    assert!(!running.get("/readyz").1.contains("secret"));
+    assert!(running.get("/metrics").1.contains("runx_node_failing 1"));
+    fs::remove_file(machine.path().join("config")).expect("remove a file");
+    machine.write(CONFIG, &usual(2, ""));
+    machine.restart();
+    eventually("it is installed again", || last() == Some("true".into()));
+    assert_eq!(running.end(), Some(0));
+    machine.node(&["uninstall"]).ok();
+}
+
+#[test]
+fn on_rke2_the_program_is_where_its_link_leads() {
+    needs_machine!();
+    let base = "var/lib/rancher/rke2";
+    let directory = format!("{base}/agent/etc/containerd");
+    for package in every_package().into_iter().filter(|package| package.version >= (2, 0)) {
+        let imports = format!("imports = [\"/{directory}/config-v3.toml.d/*.toml\"]\n");
+        let machine = Machine::prepare(&package, None);
+        machine.write(&format!("{directory}/config.toml"), &usual(3, &imports));
+        fs::write(machine.path().join("config"), format!("/{directory}/config.toml")).expect("write a file");
+        let programs = machine.root().join(base).join("data/v1.36.4-rke2r1-0123456789ab/bin");
+        fs::create_dir_all(&programs).expect("make a directory");
+        fs::rename(machine.root().join("usr/local/bin/containerd"), programs.join("containerd")).expect("move it");
+        symlink("/var/lib/rancher/rke2/bin/containerd", machine.root().join("usr/local/bin/containerd")).expect("link");
+        symlink("data/v1.36.4-rke2r1-0123456789ab/bin", machine.root().join(base).join("bin")).expect("make a link");
+        machine.set_programs("one");
+        machine.restart();
+        let words = ["--socket", "/run/containerd/containerd.sock"];
+        let before = machine.files("var/lib/rancher");
+        machine.node(&[&["install"], &words[..]].concat()).ok();
+        serves(&machine, true);
+        assert_eq!(status_of(&machine, &words)["distribution"], "rke2");
+        machine.node(&[&["uninstall"], &words[..]].concat()).ok();
+        assert_eq!(machine.files("var/lib/rancher"), before);
+    }
+}
+
+fn status_of(machine: &Machine, words: &[&str]) -> Value {
+    let done = machine.node(&[&["status", "--format", "json"], words].concat());
+    serde_json::from_str(&done.stdout).expect("it is JSON")
+}
