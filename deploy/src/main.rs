@@ -15,6 +15,7 @@ mod journal;
 mod kube;
 mod node;
 mod plan;
+mod pools;
 mod removal;
 mod root;
 mod run;

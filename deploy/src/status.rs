@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::containers;
 use crate::journal::{Journal, State};
 use crate::node::Node;
+use crate::pools;
 use crate::stage::sha256;
 use crate::starts;
 
@@ -188,6 +189,7 @@ impl Status {
         out.family("runx_agents", "gauge", "Containers that have an agent.");
         out.sample("runx_agents", &[], found.agents);
         starts::add(&node.root, &mut out);
+        pools::add(&node.root, &mut out);
         let cache = containers::cache(&node.root);
         for (name, what) in [
             ("hits", "Modules whose compiled form was there."),

@@ -233,7 +233,8 @@ def test_there_is_a_pod_for_each_kind_of_container():
 def test_dashboard_and_alerts_ask_for_metrics_that_there_are():
     served = set(re.findall(r'"(runx_[a-z_]+)"', (TOP / "deploy/src/status.rs").read_text()))
     served |= set(re.findall(r'"(runx_[a-z_]+)"', (TOP / "deploy/src/run.rs").read_text()))
-    served |= set(re.findall(r'"(runx_[a-z_]+)"', (TOP / "deploy/src/starts.rs").read_text()))
+    for name in ("starts", "pools"):
+        served |= set(re.findall(r'"(runx_[a-z_]+)"', (TOP / f"deploy/src/{name}.rs").read_text()))
     served |= {f"runx_wasm_cache_{name}_total" for name in ("hits", "compiles", "failures", "rejected", "evicted")}
     texts = [(CHART / "dashboard.json").read_text(), (CHART / "templates/monitoring/prometheusrule.yaml").read_text()]
     asked = {name for text in texts for name in re.findall(r"\brunx_[a-z_]+", text)}

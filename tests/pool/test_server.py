@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -282,6 +283,24 @@ def test_kept_files_have_a_limit_and_a_time():
         assert server.ask("GET", f"/file/{kept}").status_code == 404 and [path.name for path in server.files.iterdir()] == ["lock"]
     finally:
         server.end()
+
+
+def test_metrics_are_in_a_file_as_long_as_the_server_is_there(tmp_path):
+    path = tmp_path / "pools/judge.prom"
+    server = Server("--pool-size", "3", "--metrics-file", str(path))
+    try:
+        assert "runx_pool_refused_total 0\n" in path.read_text()
+        server.one("/bin/true")
+        # It is written anew from time to time.
+        eventually("it is in the file", lambda: 'runx_pool_executions_total{status="Accepted"} 1\n' in path.read_text())
+        eventually("they are all ready", lambda: "runx_pool_ready 3\n" in path.read_text())
+        assert [one.name for one in path.parent.iterdir()] == ["judge.prom"]
+    finally:
+        server.end()
+    assert not list(path.parent.iterdir())
+    for wrong, word in (("relative.prom", "absolute path"), ("/proc/nosuch/x.prom", "/proc/nosuch/x.prom (--metrics-file)")):
+        with pytest.raises(AssertionError, match=re.escape(word)):
+            Server("--metrics-file", wrong)
 
 
 def test_pages_of_browsers_are_kept_out_where_there_is_no_token(server):

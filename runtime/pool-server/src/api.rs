@@ -399,12 +399,11 @@ async fn config(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let waiting = app.queue.available_permits();
     let mut text = app.runner.pool.metrics().prometheus();
     text.push_str(&app.counters.prometheus(
         app.runner.store.size(),
         app.parallelism - app.free.available_permits(),
-        waiting,
+        app.queue.available_permits(),
     ));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) file_timeout: Option<Duration>,
     /// The largest request, in bytes.
     pub(crate) body_limit: usize,
+    /// Where the metrics are written, too.
+    pub(crate) metrics_file: Option<PathBuf>,
 }
 
 /// One flag: its name, the variable for it, what it takes, what it is.
@@ -67,6 +69,12 @@ const FLAGS: &[Flag] = &[
     ("file-limit", None, "BYTES", "how large all kept files are together at most (1073741824)"),
     ("file-timeout", None, "DURATION", "how long a file is kept that nobody asks for; 0: for ever (1h)"),
     ("max-body-size", None, "BYTES", "the largest request (67108864)"),
+    (
+        "metrics-file",
+        None,
+        "FILE",
+        "write the metrics there, too: a node's are read from /var/lib/runx/pools/NAME.prom",
+    ),
 ];
 
 /// What was asked for.
@@ -82,6 +90,15 @@ pub(crate) enum Asked {
 struct Given(HashMap<&'static str, Vec<String>>);
 
 impl Given {
+    fn metrics_file(&self) -> Result<Option<PathBuf>, String> {
+        let Some(text) = self.0.get("metrics-file").and_then(|values| values.last()) else { return Ok(None) };
+        let path = PathBuf::from(text);
+        match (path.is_absolute(), path.extension().is_some_and(|extension| extension == "prom")) {
+            (true, true) => Ok(Some(path)),
+            _ => Err(format!("--metrics-file {text}: it is an absolute path that ends with .prom")),
+        }
+    }
+
     fn all(&self, name: &str) -> &[String] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
@@ -201,6 +218,7 @@ impl Config {
             file_limit: given.number("file-limit", 1 << 30)?,
             file_timeout: (!file_timeout.is_zero()).then_some(file_timeout),
             body_limit: given.number("max-body-size", 64 << 20)?,
+            metrics_file: given.metrics_file()?,
         })
     }
 }
@@ -283,6 +301,8 @@ mod tests {
             (&["--src-prefix", "relative"], "relative"),
             (&["--file-timeout", "soon"], "soon"),
             (&["--parallelism", "0"], "--parallelism"),
+            (&["--metrics-file", "pool.prom"], "absolute path"),
+            (&["--metrics-file", "/run/pool.txt"], "ends with .prom"),
         ] {
             let error = parse(words).unwrap_err();
             assert!(error.contains(part), "{error}");

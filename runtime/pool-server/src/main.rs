@@ -5,6 +5,7 @@ mod api;
 mod config;
 mod metrics;
 mod model;
+mod publish;
 mod run;
 mod store;
 
@@ -28,6 +29,7 @@ use tower::ServiceExt;
 
 use api::App;
 use config::{Asked, Config};
+use publish::Published;
 use run::Runner;
 use store::Store;
 
@@ -93,14 +95,21 @@ fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     let address = config.address;
-    let served = runtime.block_on(serve(app.clone(), address));
+    let published = config
+        .metrics_file
+        .map(|path| {
+            let text = app.runner.pool.metrics().prometheus();
+            Published::new(path.clone(), &text).with_context(|| format!("write {} (--metrics-file)", path.display()))
+        })
+        .transpose()?;
+    let served = runtime.block_on(serve(app.clone(), address, published));
     runtime.shutdown_timeout(Duration::from_secs(1));
     // What is still lent belongs to threads that have been given up: the pool ends it all the same.
     drop(app);
     served
 }
 
-async fn serve(app: Arc<App>, address: std::net::SocketAddr) -> anyhow::Result<()> {
+async fn serve(app: Arc<App>, address: std::net::SocketAddr, published: Option<Published>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     let address = listener.local_addr().context("ask for the own address")?;
     println!("runx-pool-server {} listens on {address}", env!("CARGO_PKG_VERSION"));
@@ -112,6 +121,11 @@ async fn serve(app: Arc<App>, address: std::net::SocketAddr) -> anyhow::Result<(
         loop {
             tokio::time::sleep(SWEEP).await;
             sweeping.runner.store.sweep();
+            if let Some(published) = &published
+                && let Err(e) = published.write(&sweeping.runner.pool.metrics().prometheus())
+            {
+                log::warn!("write the metrics: {e}");
+            }
         }
     });
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for signals")?;
