@@ -101,7 +101,7 @@ def test_kubernetes_knows_every_object_and_every_field():
 @pytest.mark.parametrize("value", [
     "installer.nosuch=1", "nosuch=1", "installer.image.nosuch=x", "node.nosuch=1", "tests.nosuch=1",
     "installer.distribution=talos", "installer.mode=remove", "installer.installDir=opt", "installer.installDir=/opt/../etc",
-    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "installer.jitterSeconds=-1", "hooks.nosuch=1", "hooks.timeoutSeconds=0", "node.handler=runc",
+    "installer.image.digest=sha256:12", "installer.timeoutSeconds=0", "installer.maxUnavailable=0", "installer.jitterSeconds=-1", "hooks.nosuch=1", "networkPolicy.from[0].podSelektor=x", "hooks.timeoutSeconds=0", "node.handler=runc",
     "node.handler=Runx", "runtimeClass.name=A", "podMonitor.interval=soon", "tests.pullPolicy=Sometimes",
     "installer.tolerations[0].efect=NoSchedule", "runtimeClass.create=perhaps",
 ])
@@ -219,6 +219,19 @@ def test_the_hooks_job_looks_at_the_daemonset_with_no_more_rights_than_that():
     # Where runx is taken away, that may wait for pods for as long as they like.
     for name in ("uninstall", "by-hand"):
         assert not [one for one in objects(rendered(name)) if one["kind"] == "Job"]
+
+
+def test_the_network_policy_is_for_all_that_asks_the_api_and_for_nothing_else():
+    made = objects(rendered("all"))
+    [policy] = [one for one in made if one["kind"] == "NetworkPolicy"]
+    selector = policy["spec"]["podSelector"]
+    [expression] = selector["matchExpressions"]
+    for one in made:
+        pod = one if one["kind"] == "Pod" else one.get("spec", {}).get("template") if one["kind"] in ("DaemonSet", "Job") else None
+        if pod:
+            labels = pod["metadata"]["labels"]
+            chosen = selector["matchLabels"].items() <= labels.items() and labels[expression["key"]] in expression["values"]
+            assert chosen == (one["kind"] != "Pod"), one["metadata"]["name"]
 
 
 def test_there_is_a_pod_for_each_kind_of_container():
