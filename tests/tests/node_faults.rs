@@ -2,8 +2,7 @@
 //! at work on the same node.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 use std::process::{Child, Stdio};
 
 use runx_tests::command::eventually;

@@ -1,17 +1,13 @@
 //! `runx-node` and the pods of a node: whom it leaves alone, what keeps programs, and what the node's labels say.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use k8s_cri::v1 as api;
 use nix::fcntl::{Flock, FlockArg};
 use runx_tests::command::eventually;
-use runx_tests::machine::{
-    CONFIG, Cluster, HANDLER, Machine, Running, every_package, one_package, serves, started, status, usual,
-};
+use runx_tests::machine::{CONFIG, Cluster, HANDLER, Machine, Running, one_package, serves, started, status, usual};
 use runx_tests::needs_machine;
-use serde_json::Value;
 
 /// A machine with pods of our handler.
 fn with_pods(name: &str) -> Machine {
@@ -100,36 +96,4 @@ fn the_nodes_label_is_what_containerd_serves_whatever_happens_to_its_files() {
     eventually("it is installed again", || last() == Some("true".into()));
     assert_eq!(running.end(), Some(0));
     machine.node(&["uninstall"]).ok();
-}
-
-#[test]
-fn on_rke2_the_program_is_where_its_link_leads() {
-    needs_machine!();
-    let base = "var/lib/rancher/rke2";
-    let directory = format!("{base}/agent/etc/containerd");
-    for package in every_package().into_iter().filter(|package| package.version >= (2, 0)) {
-        let imports = format!("imports = [\"/{directory}/config-v3.toml.d/*.toml\"]\n");
-        let machine = Machine::prepare(&package, None);
-        machine.write(&format!("{directory}/config.toml"), &usual(3, &imports));
-        fs::write(machine.path().join("config"), format!("/{directory}/config.toml")).expect("write a file");
-        let programs = machine.root().join(base).join("data/v1.36.4-rke2r1-0123456789ab/bin");
-        fs::create_dir_all(&programs).expect("make a directory");
-        fs::rename(machine.root().join("usr/local/bin/containerd"), programs.join("containerd")).expect("move it");
-        symlink("/var/lib/rancher/rke2/bin/containerd", machine.root().join("usr/local/bin/containerd")).expect("link");
-        symlink("data/v1.36.4-rke2r1-0123456789ab/bin", machine.root().join(base).join("bin")).expect("make a link");
-        machine.set_programs("one");
-        machine.restart();
-        let words = ["--socket", "/run/containerd/containerd.sock"];
-        let before = machine.files("var/lib/rancher");
-        machine.node(&[&["install"], &words[..]].concat()).ok();
-        serves(&machine, true);
-        assert_eq!(status_of(&machine, &words)["distribution"], "rke2");
-        machine.node(&[&["uninstall"], &words[..]].concat()).ok();
-        assert_eq!(machine.files("var/lib/rancher"), before);
-    }
-}
-
-fn status_of(machine: &Machine, words: &[&str]) -> Value {
-    let done = machine.node(&[&["status", "--format", "json"], words].concat());
-    serde_json::from_str(&done.stdout).expect("it is JSON")
 }

@@ -94,7 +94,7 @@ impl Drop for Service {
 #[test]
 fn by_systemd_it_is_installed_rolled_back_and_taken_away_without_any_capability() {
     needs_installer!();
-    let service = Service::start();
+    let mut service = Service::start();
     machine::write_programs(&service.directory.path().join("programs"), "one");
     let config = service.directory.path().join("config.toml");
     let before = fs::read(&config).expect("read the configuration");
@@ -104,6 +104,12 @@ fn by_systemd_it_is_installed_rolled_back_and_taken_away_without_any_capability(
     fs::remove_file(service.directory.path().join("sabotage")).expect("remove a file");
 
     let since = service.since();
+    // The unit is looked for before a file is touched.
+    let named = std::mem::replace(&mut service.unit, "runx-nosuch.service".into());
+    service.node(&["install"]).fails(1, &["nothing was changed", "runx-nosuch.service", "--unit"]);
+    service.unit = named;
+    assert_eq!(fs::read(&config).expect("read the configuration"), before);
+    assert_eq!(service.since(), since);
     service.node(&["install"]).ok();
     let installed = service.since();
     assert_ne!(installed, since);
