@@ -328,17 +328,11 @@ fn a_file_that_cannot_be_written_restarts_nothing() {
 #[test]
 fn imports_that_cannot_be_seen_are_named() {
     needs_machine!();
-    for package in newer() {
-        let (_, cri) = head(2);
+    for package in every_package() {
         let imports = "imports = [\"/data/*.toml\"]\n";
         let machine = Machine::prepare(&package, Some(&usual(2, imports)));
         machine.set_programs("one");
-        machine.write(
-            "data/more.toml",
-            &format!(
-                "version = 2\n[plugins.\"{cri}\"]\n  enable_selinux = false\n  max_container_log_line_size = 77\n"
-            ),
-        );
+        machine.write("data/more.toml", "version = 2\n[metrics]\n  grpc_histogram = true\n");
         machine.restart();
         let before = machine.files("etc");
         // As a pod that mounts only what it was told to: a root of its own with directories of the node's in it.
@@ -359,7 +353,7 @@ fn imports_that_cannot_be_seen_are_named() {
         done.fails(1, &["mount", "/data", "othing was changed"]);
         assert_eq!((machine.files("etc"), machine.restarts()), (before, 1));
         machine.node(&["install"]).ok();
-        assert!(machine.root().join("data/runx.toml").exists());
+        assert_eq!(machine.root().join("data/runx.toml").exists(), package.version >= (2, 0));
         machine.node(&["uninstall"]).ok();
     }
 }
@@ -412,4 +406,27 @@ fn lines_in_our_drop_in_stay_when_it_is_upgraded_and_taken_away() {
         assert!(machine.handlers().is_some_and(|handlers| handlers.contains(&"kata".to_owned())));
         serves(&machine, false);
     }
+}
+
+#[test]
+fn a_handler_that_is_served_still_after_it_was_taken_away_is_told_and_not_restarted_for_without_end() {
+    needs_machine!();
+    let machine = started(&one_package(), "served still", Some(&usual(2, "")));
+    machine.node(&["install"]).ok();
+    // Somebody has copied our tables.
+    machine.write("etc/other.toml", &machine.read(CONFIG));
+    fs::write(machine.path().join("config"), "/etc/other.toml").expect("write a file");
+    let uninstall = ["uninstall", "--timeout", "1"];
+    for _ in 0..2 {
+        machine.node(&uninstall).fails(1, &["serves the handler \"runx\" still"]);
+    }
+    let restarts = machine.restarts();
+    machine.node(&uninstall).fails(1, &["2 times in vain"]);
+    assert_eq!(machine.restarts(), restarts);
+    assert_eq!(machine.read(CONFIG), usual(2, ""));
+    fs::remove_file(machine.path().join("config")).expect("remove a file");
+    machine.restart();
+    machine.node(&uninstall).ok();
+    assert_eq!(machine.restarts(), restarts + 1, "by the test alone");
+    assert!(!machine.root().join("opt/runx").exists());
 }
