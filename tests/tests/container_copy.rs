@@ -155,6 +155,72 @@ fn links_of_a_container_lead_nowhere_outside() {
 }
 
 #[test]
+fn links_of_a_procfs_that_is_bound_lead_nowhere_outside() {
+    needs_root!();
+    let containers = Containers::new();
+    let (rootfs, scratch) = (containers.rootfs(), containers.scratch().to_owned());
+    let outside = scratch.join("outside");
+    fs::create_dir_all(outside.join("victim")).unwrap();
+    fs::write(outside.join("key"), "of the host").unwrap();
+    let mine = scratch.join("mine");
+    fs::create_dir(&mine).unwrap();
+    fs::write(mine.join("key"), "of the user").unwrap();
+    // The root of a process of the host, whose path through a procfs no root directory keeps in.
+    let through = format!("/host/proc/{}/root{}", std::process::id(), outside.display());
+    symlink(&through, rootfs.join("data")).unwrap();
+    symlink(format!("{through}/key"), rootfs.join("file")).unwrap();
+    let untouched = || {
+        assert_eq!(text(&outside.join("key")), "of the host");
+        assert_eq!(fs::read_dir(outside.join("victim")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    };
+    let (file, directory, out) = (mine.join("key"), mine.to_str().unwrap().to_owned(), scratch.join("out"));
+    let (file, out_name) = (file.to_str().unwrap(), out.to_str().unwrap());
+    let procfs = ["-v", "/proc:/host/proc:ro"];
+    let running = containers.background("a", &procfs, "sleep 600");
+    let stopped = containers.id("b");
+    let program = ["--rootfs", rootfs.to_str().unwrap(), "true"];
+    containers.container(&[&["create", "--name", &stopped][..], &procfs, &program].concat()).ok();
+    let tar = {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_dir_all(".", &mine).unwrap();
+        builder.into_inner().unwrap()
+    };
+    for id in [&running, &stopped] {
+        let direct = format!("{through}/victim/");
+        for place in ["/data", "/data/", "/data/victim", "/data/victim/", "/data/new", "/data/key", "/file", &direct] {
+            for from in [file, &directory, &format!("{directory}/.")] {
+                containers.container(&["cp", from, &format!("{id}:{place}")]).fails(1, &["procfs"]);
+                untouched();
+            }
+            let mut command = containers.command(&["container", "cp", "-", &format!("{id}:{place}")]);
+            run_bytes(&mut command, &tar).fails(1, &["procfs"]);
+            untouched();
+        }
+        for place in ["/data/key", "/data/.", "/data/", "/file/.", &format!("{through}/key")] {
+            containers.container(&["cp", &format!("{id}:{place}"), out_name]).fails(1, &["procfs"]);
+            assert!(!out.exists(), "{place}");
+            let done = run(&mut containers.command(&["container", "cp", &format!("{id}:{place}"), "-"]));
+            assert!(!String::from_utf8_lossy(&done.bytes).contains("of the host"), "{place}");
+            done.fails(1, &["procfs"]);
+        }
+    }
+    // Neither is a place for a mount made there.
+    let id = containers.id("c");
+    let (below, at) = (format!("{directory}:/data/made/deep"), format!("{file}:/file/made"));
+    for volume in [below, at] {
+        let flags = ["-v", &volume];
+        containers.container(&[&["create", "--name", &id][..], &procfs, &flags, &program].concat()).ok();
+        let target = volume.split_once(':').unwrap().1.to_owned();
+        containers.container(&["cp", file, &format!("{id}:{target}/x")]).fails(1, &[&target]);
+        untouched();
+        containers.container(&["rm", &id]).ok();
+    }
+    containers.container(&["rm", "-f", &running, &stopped]).ok();
+    containers.assert_nothing_left();
+}
+
+#[test]
 fn a_stream_that_climbs_or_follows_its_own_links_is_refused() {
     needs_root!();
     let containers = Containers::new();

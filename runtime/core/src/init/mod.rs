@@ -31,7 +31,7 @@ use crate::sys::{self, mount, process};
 use program::Program;
 
 pub(crate) use mounts::filesystem as make_filesystem;
-pub(crate) use paths::make_target as make_mount_point;
+pub use paths::make_target as make_mount_point;
 pub(crate) use rootfs::open_null;
 
 /// The descriptors of a plan.

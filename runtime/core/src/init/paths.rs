@@ -28,8 +28,12 @@ pub(super) fn make_directory(root: BorrowedFd<'_>, path: impl AsRef<Path>) -> io
     }
 }
 
-/// Finds `path` below `root` as the place for a mount: a directory or a file, made if it is missing.
-pub(crate) fn make_target(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
+/// Finds `path` below `root` as the place for a mount: a directory or a file, made if it is missing. No link leads out of
+/// `root`, and those of a procfs are not followed. The descriptor is `O_PATH`.
+///
+/// # Errors
+/// The kernel's: `ELOOP` for a link that is not followed, and `ENOTDIR` where what is there is no directory.
+pub fn make_target(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
     if directory {
         return make_directory(root, path);
     }

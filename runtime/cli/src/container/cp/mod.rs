@@ -1,8 +1,9 @@
 //! `cp`: files out of a container, or into it.
 //!
-//! Paths in a container are looked up by a process that has its root, so that no link leads out of it. Between that
-//! process and the command flows a tar stream, of which neither side trusts the other.
+//! Paths in a container are looked up by a process that has its root, below that and without the links of a procfs, so that
+//! none leads out of it. Between that process and the command flows a tar stream, of which neither side trusts the other.
 
+mod lookup;
 mod receive;
 mod root;
 mod send;
@@ -20,6 +21,7 @@ use super::record::{Containers, Record};
 use super::status::Seen;
 use super::{rootfs, rootless, volumes};
 use crate::{Context, Failure, message};
+use lookup::Lookup;
 pub(super) use root::Root;
 
 /// One side of a copy.
@@ -143,7 +145,7 @@ fn out(root: &Root, source: &Source, to: Place, archive: bool) -> Result<()> {
                 bail!("a tar stream is nothing for a terminal: send it to a file or a pipe");
             }
             let stdout = File::from(stdout.try_clone_to_owned()?);
-            in_root(root, None, || send::send(source, stdout))?.finish()
+            in_root(root, None, |inside| send::send(inside, source, stdout))?.finish()
         }
         Place::Outside(path) => {
             let destination = Destination { path, contents: source.contents, archive, foreign: false };
@@ -156,8 +158,8 @@ fn out(root: &Root, source: &Source, to: Place, archive: bool) -> Result<()> {
 /// Copies from below `root` to a place of the host.
 pub(super) fn copy_out(root: &Root, source: &Source, destination: &Destination) -> Result<()> {
     let (reader, writer) = io::pipe().context("make a pipe")?;
-    let child = in_root(root, Some(reader.as_raw_fd()), || send::send(source, writer))?;
-    let received = receive::receive(reader, destination);
+    let child = in_root(root, Some(reader.as_raw_fd()), |inside| send::send(inside, source, writer))?;
+    let received = receive::receive(&Lookup::Host, reader, destination);
     match (child.finish(), received) {
         // A receiver that fails reads no more, and the sender only sees that.
         (Err(e), Err(received)) if is_broken_pipe(&e) => Err(received),
@@ -176,14 +178,15 @@ fn into(root: &Root, from: Place, path: PathBuf, archive: bool) -> Result<()> {
             // SAFETY: standard input stays open for as long as this program runs.
             let stdin = unsafe { std::os::fd::BorrowedFd::borrow_raw(0) };
             let stdin = File::from(stdin.try_clone_to_owned()?);
-            in_root(root, None, || receive::receive(stdin, &destination))?.finish()
+            in_root(root, None, |inside| receive::receive(inside, stdin, &destination))?.finish()
         }
         Place::Outside(path) => {
             let source = Source::new(&path);
             destination.contents = source.contents;
             let (reader, writer) = io::pipe().context("make a pipe")?;
-            let child = in_root(root, Some(writer.as_raw_fd()), || receive::receive(reader, &destination))?;
-            let sent = send::send(&source, writer);
+            let receive = |inside: &Lookup| receive::receive(inside, reader, &destination);
+            let child = in_root(root, Some(writer.as_raw_fd()), receive)?;
+            let sent = send::send(&Lookup::Host, &source, writer);
             match (child.finish(), sent) {
                 // A receiver that failed reads no more: what it says is the reason.
                 (Err(e), Ok(())) => Err(e),
@@ -225,7 +228,7 @@ impl Child {
 
 /// Does something in another process whose root directory is `root`, which `act` goes to. The end of the pipe that stays
 /// here is closed there: each side must see that the other one has gone.
-fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>) -> Result<Child> {
+fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce(&Lookup) -> Result<()>) -> Result<Child> {
     refuse_threads()?;
     let (reader, writer) = io::pipe().context("make a pipe")?;
     // SAFETY: refuse_threads made sure that there is no other thread.
@@ -244,11 +247,11 @@ fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce() -> Result<()>) -
     }
 }
 
-fn enter_and_act(root: &Root, act: impl FnOnce() -> Result<()>, mut caller: PipeWriter) -> i32 {
+fn enter_and_act(root: &Root, act: impl FnOnce(&Lookup) -> Result<()>, mut caller: PipeWriter) -> i32 {
     // Modes are as the stream says.
     // SAFETY: umask takes a number and cannot fail.
     unsafe { libc::umask(0) };
-    match root.enter().and_then(|()| act()) {
+    match root.enter().and_then(|inside| act(&inside)) {
         Ok(()) => 0,
         Err(e) => {
             let _ = caller.write_all(message(&e).as_bytes());

@@ -1,23 +1,25 @@
 //! A tar stream into files. Below the destination no link is followed, and nothing leads out of it.
 
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use runx_core::sys::{self, resolve};
+use nix::fcntl::readlinkat;
+use runx_core::sys;
 use tar::{Archive, Entry, EntryType};
 
 use super::Destination;
+use super::lookup::{BELOW, Lookup};
 
 /// Bits that lend rights of the owner or group.
 const LENDING: u32 = 0o6000;
 
 /// Receives a stream of [`super::send`], or of somebody else.
-pub(super) fn receive(stream: impl Read, destination: &Destination) -> Result<()> {
+pub(super) fn receive(lookup: &Lookup, stream: impl Read, destination: &Destination) -> Result<()> {
     let mut archive = Archive::new(stream);
     let mut place: Option<(OwnedFd, PathBuf)> = None;
     // Directories get their times and modes when nothing more is written into them.
@@ -30,7 +32,7 @@ pub(super) fn receive(stream: impl Read, destination: &Destination) -> Result<()
             Some((root, base)) => (root, base.join(rest(&parts, destination))),
             None => {
                 let is_dir = entry.header().entry_type() == EntryType::Directory;
-                let (root, base) = decide(destination, &parts, is_dir)?;
+                let (root, base) = decide(lookup, destination, &parts, is_dir)?;
                 let below = base.join(rest(&parts, destination));
                 let (root, _) = place.insert((root, base));
                 (&*root, below)
@@ -50,14 +52,12 @@ pub(super) fn receive(stream: impl Read, destination: &Destination) -> Result<()
         bail!("the tar stream is empty");
     };
     for (path, mode, owner, time) in directories.into_iter().rev() {
-        let fd = sys::openat2(root.as_fd(), &path, libc::O_RDONLY | libc::O_DIRECTORY, 0, RULES)
+        let fd = sys::openat2(root.as_fd(), &path, libc::O_RDONLY | libc::O_DIRECTORY, 0, BELOW)
             .with_context(|| format!("open {}", path.display()))?;
         finish(fd.as_fd(), mode, owner, time).with_context(|| format!("set the mode of {}", path.display()))?;
     }
     Ok(())
 }
-
-const RULES: u64 = resolve::BENEATH | resolve::NO_SYMLINKS | resolve::NO_MAGICLINKS;
 
 /// The parts of a name, which does not lead upwards.
 fn plain(name: &Path) -> Result<Vec<&OsStr>> {
@@ -77,36 +77,55 @@ fn rest(parts: &[&OsStr], destination: &Destination) -> PathBuf {
     parts.iter().skip(usize::from(!destination.foreign)).collect()
 }
 
+/// As many links as the kernel follows in one lookup.
+const LINKS: usize = 40;
+
 /// Where the first entry goes: an open directory, and a name below it.
-fn decide(destination: &Destination, parts: &[&OsStr], is_dir: bool) -> Result<(OwnedFd, PathBuf)> {
+fn decide(lookup: &Lookup, destination: &Destination, parts: &[&OsStr], is_dir: bool) -> Result<(OwnedFd, PathBuf)> {
     let path = &destination.path;
     let shown = path.display();
-    let open = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        sys::open(path, libc::O_RDONLY | libc::O_DIRECTORY)
-            .with_context(|| format!("open the directory {}", path.display()))
-    };
     let base = parts.first().map(PathBuf::from).unwrap_or_default();
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => {
+    let is = |found: &OwnedFd| sys::fstat(found.as_fd()).map(|stat| sys::is_dir(&stat));
+    let found = lookup.open(path, libc::O_PATH).and_then(|found| Ok((is(&found)?, found)));
+    match found {
+        Ok((true, found)) => {
             let contents = destination.foreign || is_dir && destination.contents;
-            Ok((open(path)?, if contents { PathBuf::new() } else { base }))
+            let directory = sys::openat2(found.as_fd(), ".", libc::O_RDONLY | libc::O_DIRECTORY, 0, BELOW)
+                .with_context(|| format!("open the directory {shown}"))?;
+            Ok((directory, if contents { PathBuf::new() } else { base }))
         }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("look at {shown}")),
         _ if destination.foreign => bail!("{shown} is no directory: a tar stream is unpacked into one"),
         Ok(_) if is_dir => bail!("{shown} is a file: a directory cannot take its place"),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("look at {shown}")),
         Err(_) if !is_dir && path.as_os_str().as_bytes().ends_with(b"/") => {
             bail!("{shown} is not there: create the directory first, or leave out the slash at the end")
         }
-        // A file is replaced where links lead to, as when it is written to.
-        Ok(_) => in_parent(&fs::canonicalize(path).with_context(|| format!("find {shown}"))?, open),
-        Err(_) => in_parent(path, open),
+        Ok(_) => replaced(lookup, path).with_context(|| format!("find {shown}")),
+        Err(_) => in_parent(lookup, path),
     }
 }
 
-fn in_parent(path: &Path, open: impl Fn(&Path) -> Result<OwnedFd>) -> Result<(OwnedFd, PathBuf)> {
+/// A file is replaced where links lead to, as when it is written to.
+fn replaced(lookup: &Lookup, path: &Path) -> Result<(OwnedFd, PathBuf)> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let (parent, name) = in_parent(lookup, &path)?;
+        let found = sys::openat2(parent.as_fd(), &name, libc::O_PATH | libc::O_NOFOLLOW, 0, BELOW)?;
+        if sys::fstat(found.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFLNK {
+            return Ok((parent, name));
+        }
+        // What a link says is for the next lookup, under the same rules.
+        path.pop();
+        path.push(readlinkat(found.as_fd(), "").context("read a link")?);
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP).into())
+}
+
+fn in_parent(lookup: &Lookup, path: &Path) -> Result<(OwnedFd, PathBuf)> {
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
-    Ok((open(path.parent().unwrap_or(Path::new("/")))?, PathBuf::from(name)))
+    let parent = lookup.open_parent(path, libc::O_RDONLY);
+    let shown = path.parent().unwrap_or(Path::new("/")).display();
+    Ok((parent.with_context(|| format!("open the directory {shown}"))?, PathBuf::from(name)))
 }
 
 type Directories = Vec<(PathBuf, u32, Option<(u32, u32)>, u64)>;
@@ -155,7 +174,7 @@ fn unpack(
         EntryType::Link => {
             let target = entry.link_name()?.context("a link of the tar stream leads nowhere")?.into_owned();
             let parts = plain(&target)?;
-            let from = sys::openat2(root, parts.iter().collect::<PathBuf>(), libc::O_PATH, 0, RULES)?;
+            let from = sys::openat2(root, parts.iter().collect::<PathBuf>(), libc::O_PATH, 0, BELOW)?;
             unlink(parent.as_fd(), &name)?;
             let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
             // SAFETY: both strings are NUL-terminated and the descriptors are open.
@@ -177,7 +196,7 @@ fn parent(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
         return root.try_clone_to_owned().context("open the destination");
     };
-    match sys::openat2(root, parent, flags, 0, RULES) {
+    match sys::openat2(root, parent, flags, 0, BELOW) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => return other.context("open the directory that it is in"),
     }
@@ -185,7 +204,7 @@ fn parent(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     for part in parent.components() {
         let name = CString::new(part.as_os_str().as_bytes()).context("a name holds a NUL byte")?;
         make_directory(at.as_fd(), &name)?;
-        at = sys::openat2(at.as_fd(), part.as_os_str(), flags, 0, RULES).context("open a directory")?;
+        at = sys::openat2(at.as_fd(), part.as_os_str(), flags, 0, BELOW).context("open a directory")?;
     }
     Ok(at)
 }
@@ -196,7 +215,7 @@ fn make_directory(parent: BorrowedFd<'_>, name: &CString) -> Result<()> {
     match check(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) }) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             let name = Path::new(OsStr::from_bytes(name.as_bytes()));
-            sys::openat2(parent, name, libc::O_PATH | libc::O_DIRECTORY, 0, RULES)
+            sys::openat2(parent, name, libc::O_PATH | libc::O_DIRECTORY, 0, BELOW)
                 .context("what is there is no directory")
                 .map(drop)
         }

@@ -1,15 +1,15 @@
 //! The root of a container that files are copied from or to, with the mounts that it has while it runs.
 
-use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use runx_core::init::make_mount_point;
 use runx_core::spec::Spec;
 use runx_core::sys::{self, mount, process};
 
+use super::lookup::Lookup;
 use crate::container::options::MountKind;
 use crate::container::record::{Containers, Record};
 use crate::container::spec;
@@ -63,9 +63,9 @@ impl Root {
         Ok(Self { directory, mounts })
     }
 
-    /// Makes it this process's root. The mounts are seen by this process only, and go with it: for one that was made for
-    /// this.
-    pub(super) fn enter(&self) -> Result<()> {
+    /// Makes it this process's root, and tells how paths are looked up there. The mounts are seen by this process only, and go
+    /// with it: for one that was made for this.
+    pub(super) fn enter(&self) -> Result<Lookup> {
         // SAFETY: the descriptor is open.
         check(unsafe { libc::fchdir(self.directory.as_raw_fd()) }).context("enter the container's root")?;
         if !self.mounts.is_empty() {
@@ -75,32 +75,20 @@ impl Root {
         }
         // SAFETY: the path is NUL-terminated.
         check(unsafe { libc::chroot(c".".as_ptr()) }).context("enter the container's root")?;
-        // No link leads out from here on.
+        // The descriptor that there was may be of the other namespace.
+        let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open the container's root")?;
         for Mount { tree, is_dir, target } in &self.mounts {
             let what = || format!("mount what the container has at {}", target.display());
-            let place = place(target, *is_dir).with_context(what)?;
+            // Made if it is not there, as by a start.
+            let place = make_mount_point(root.as_fd(), target, *is_dir).with_context(what)?;
             mount::attach(tree.as_fd(), place.as_fd()).with_context(what)?;
         }
-        Ok(())
+        Ok(Lookup::Inside(root))
     }
 }
 
 fn check(value: i32) -> io::Result<()> {
     if value == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Opens the place of a mount, and makes it if it is not there, as a start does.
-fn place(target: &Path, is_dir: bool) -> io::Result<OwnedFd> {
-    match sys::open(target, libc::O_PATH) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        other => return other,
-    }
-    let parent = if is_dir { Some(target) } else { target.parent() };
-    parent.map_or(Ok(()), |parent| DirBuilder::new().recursive(true).mode(0o755).create(parent))?;
-    if !is_dir {
-        OpenOptions::new().write(true).create_new(true).mode(0o644).open(target)?;
-    }
-    sys::open(target, libc::O_PATH)
 }
 
 /// What is bound, and how.

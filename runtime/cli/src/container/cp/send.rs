@@ -1,83 +1,148 @@
 //! Files into a tar stream.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use nix::dir::Dir;
+use nix::fcntl::readlinkat;
+use runx_core::sys;
 use tar::{Builder, EntryType, Header};
 
 use super::Source;
+use super::lookup::{BELOW, Lookup};
 
 /// Sends a file, or a directory with all in it. Sockets, FIFOs and devices are left out.
-pub(super) fn send(source: &Source, to: impl Write) -> Result<()> {
+pub(super) fn send(lookup: &Lookup, source: &Source, to: impl Write) -> Result<()> {
     let path = &source.path;
-    let ends_with_slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let found = if ends_with_slash || source.contents { fs::metadata(path) } else { fs::symlink_metadata(path) };
-    let found = found.with_context(|| format!("look at {}", path.display()))?;
-    if !found.is_dir() && (ends_with_slash || source.contents) {
-        bail!("{} is no directory", path.display());
-    }
+    let what = || format!("look at {}", path.display());
+    let is_directory = source.contents || path.as_os_str().as_encoded_bytes().ends_with(b"/");
     let mut stream = Builder::new(to);
     let name = path.file_name().map_or_else(|| PathBuf::from("root"), PathBuf::from);
-    // Directories that are still to be looked into.
-    let mut rest = vec![(path.clone(), name, found)];
-    let mut is_first = true;
-    while let Some((path, name, found)) = rest.pop() {
-        let sent = append(&mut stream, &path, &name, &found)?;
-        if std::mem::take(&mut is_first) && !sent {
-            bail!("{} is a socket, FIFO or device: it has no content to copy", path.display());
-        }
-        if found.is_dir() {
-            let entries = fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
-            for entry in entries {
-                let entry = entry.with_context(|| format!("list {}", path.display()))?;
-                match fs::symlink_metadata(entry.path()) {
-                    // It was removed in this moment.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(e).with_context(|| format!("look at {}", entry.path().display())),
-                    Ok(found) => rest.push((entry.path(), name.join(entry.file_name()), found)),
-                }
+    let base = match path.file_name().filter(|_| !is_directory) {
+        Some(last) => {
+            let parent = lookup.open_parent(path, libc::O_PATH).with_context(what)?;
+            match append(&mut stream, parent.as_fd(), last, &name)
+                .with_context(|| format!("send {}", path.display()))?
+            {
+                Sent::Nothing => bail!("{} is a socket, FIFO or device: it has no content to copy", path.display()),
+                Sent::Directory(directory) => Some(directory),
+                Sent::Other => None,
             }
         }
+        // A link there is followed, too.
+        None => {
+            let directory = lookup.open(path, libc::O_PATH).with_context(what)?;
+            let found = sys::fstat(directory.as_fd()).with_context(what)?;
+            if !sys::is_dir(&found) {
+                bail!("{} is no directory", path.display());
+            }
+            stream.append_data(&mut header(&found, EntryType::Directory), &name, io::empty()).with_context(what)?;
+            Some(directory)
+        }
+    };
+    if let Some(base) = base {
+        send_below(&mut stream, base.as_fd(), path, &name)?;
     }
     stream.into_inner().and_then(|mut to| to.flush()).context("write the tar stream")
 }
 
-/// Appends one. Returns whether it is of a kind that can be sent.
-fn append(stream: &mut Builder<impl Write>, path: &Path, name: &Path, found: &Metadata) -> Result<bool> {
-    let kind = found.file_type();
-    let mut header = Header::new_gnu();
-    header.set_mode(found.mode() & 0o7777);
-    header.set_uid(found.uid().into());
-    header.set_gid(found.gid().into());
-    header.set_mtime(u64::try_from(found.mtime()).unwrap_or(0));
-    header.set_size(0);
-    let what = || format!("send {}", path.display());
-    if kind.is_dir() {
-        header.set_entry_type(EntryType::Directory);
-        stream.append_data(&mut header, name, io::empty()).with_context(what)?;
-    } else if kind.is_symlink() {
-        let target = fs::read_link(path).with_context(what)?;
-        header.set_entry_type(EntryType::Symlink);
-        stream.append_link(&mut header, name, target).with_context(what)?;
-    } else if kind.is_file() {
-        // Another file may have taken its place since it was looked at: a FIFO must not be waited for.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).with_context(what)?;
-        let now = file.metadata().with_context(what)?;
-        if !now.is_file() {
-            bail!("{} changed while it was copied", path.display());
+/// Sends what is in a directory, which is `path` for people and `name` in the stream.
+fn send_below(stream: &mut Builder<impl Write>, base: BorrowedFd<'_>, path: &Path, name: &Path) -> Result<()> {
+    // Directories that are still to be looked into, below the first one.
+    let mut rest = vec![PathBuf::new()];
+    while let Some(below) = rest.pop() {
+        let what = || format!("list {}", path.join(&below).display());
+        let here = if below.as_os_str().is_empty() { Path::new(".") } else { &below };
+        let directory = match sys::openat2(base, here, libc::O_RDONLY | libc::O_DIRECTORY, 0, BELOW) {
+            // It was removed in this moment.
+            Err(e) if is_missing(&e) && !below.as_os_str().is_empty() => continue,
+            other => other.with_context(what)?,
+        };
+        for entry in names(&directory).with_context(what)? {
+            let below = below.join(&entry);
+            match append(stream, directory.as_fd(), &entry, &name.join(&below)) {
+                Err(e) if e.downcast_ref().is_some_and(is_missing) => {}
+                Err(e) => return Err(e).with_context(|| format!("send {}", path.join(&below).display())),
+                Ok(Sent::Directory(_)) => rest.push(below),
+                Ok(Sent::Nothing | Sent::Other) => {}
+            }
         }
-        header.set_entry_type(EntryType::Regular);
-        header.set_size(now.len());
-        stream.append_data(&mut header, name, exactly(file, now.len())).with_context(what)?;
-    } else {
-        debug_assert!(kind.is_socket() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device());
-        return Ok(false);
     }
-    Ok(true)
+    Ok(())
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+fn names(directory: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::from_fd(directory.try_clone()?)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// What was sent.
+enum Sent {
+    /// It is of a kind that cannot be.
+    Nothing,
+    /// This directory, without what is in it. The descriptor is `O_PATH`.
+    Directory(OwnedFd),
+    Other,
+}
+
+/// Appends one, which has the name `last` in the directory `at`, and no link is followed. An error of the kind `NotFound` is
+/// not wrapped.
+fn append(stream: &mut Builder<impl Write>, at: BorrowedFd<'_>, last: &OsStr, name: &Path) -> Result<Sent> {
+    let there = sys::openat2(at, last, libc::O_PATH | libc::O_NOFOLLOW, 0, BELOW)?;
+    let found = sys::fstat(there.as_fd())?;
+    match found.st_mode & libc::S_IFMT {
+        libc::S_IFDIR => {
+            stream.append_data(&mut header(&found, EntryType::Directory), name, io::empty())?;
+            Ok(Sent::Directory(there))
+        }
+        libc::S_IFLNK => {
+            let target = readlinkat(there.as_fd(), "").map_err(io::Error::from)?;
+            stream.append_link(&mut header(&found, EntryType::Symlink), name, target)?;
+            Ok(Sent::Other)
+        }
+        libc::S_IFREG => {
+            // Another file may have taken its place since it was looked at: a FIFO must not be waited for.
+            let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+            let file = sys::openat2(at, last, flags, 0, BELOW)?;
+            let now = sys::fstat(file.as_fd())?;
+            if now.st_mode & libc::S_IFMT != libc::S_IFREG {
+                bail!("it changed while it was copied");
+            }
+            let length = u64::try_from(now.st_size).unwrap_or(0);
+            let mut header = header(&now, EntryType::Regular);
+            header.set_size(length);
+            stream.append_data(&mut header, name, exactly(file.into(), length))?;
+            Ok(Sent::Other)
+        }
+        _ => Ok(Sent::Nothing),
+    }
+}
+
+fn header(found: &libc::stat, kind: EntryType) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(found.st_mode & 0o7777);
+    header.set_uid(found.st_uid.into());
+    header.set_gid(found.st_gid.into());
+    header.set_mtime(u64::try_from(found.st_mtime).unwrap_or(0));
+    header.set_size(0);
+    header
 }
 
 /// As many bytes of a file as its header says, whatever becomes of it meanwhile.
