@@ -1,5 +1,6 @@
 //! Ending containers: several at once, and between two starts.
 
+use std::fs::File;
 use std::process::Stdio;
 
 use runx_tests::command::eventually;
@@ -93,6 +94,45 @@ fn ctrl_c_between_two_starts_ends_them() {
     let count = state()["restartCount"].clone();
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(state()["restartCount"], count);
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn one_ctrl_c_while_the_next_start_is_on_its_way_is_enough() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.id("a");
+    // As the first process of its PID namespace it does not hear what comes while it runs.
+    let mut command =
+        containers.run_command(&["--name", &id, "--restart", "always"], &["sh", "-c", "sleep 0.3; exit 3"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let state = || containers.inspect(&id)["state"].clone();
+    eventually("it waits for long", || {
+        containers.container(&["ls", "-aq"]).stdout.contains(&id)
+            && state()["status"] == "restarting"
+            && state()["restartCount"].as_i64() >= Some(3)
+    });
+    // Its monitor comes to wait for the lock, and the signal after that.
+    let lock = File::open(containers.directory_of(&id)).unwrap();
+    lock.lock().unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
+    let waiting = || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().filter(|line| line.contains("->") && line.contains(&format!(":{inode} "))).count()
+    };
+    eventually("the monitor is about to start it", || waiting() == 1);
+    // SAFETY: kill takes numbers; the process is a child that was not waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    eventually("the command waits for the lock, too", || waiting() == 2);
+    drop(lock);
+    let mut status = None;
+    eventually("the command ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(3));
+    containers.until(&id, "exited");
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
 }

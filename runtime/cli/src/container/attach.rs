@@ -235,9 +235,10 @@ impl Attachment<'_> {
             }
             libc::SIGCHLD | libc::SIGURG | libc::SIGPIPE | libc::SIGCONT | libc::SIGTTIN | libc::SIGTTOU => None,
             signal if self.streams.sig_proxy => {
-                // Where nobody listens it has ended, or waits for its next start.
-                if socket::say(&self.state, Kind::Signal, &[signal as u8]).is_err() && monitor::is_ending(signal) {
-                    stop::end_pause(self.containers, self.id);
+                // Where nobody listens it has ended, or is between two starts.
+                let say = || socket::say(&self.state, Kind::Signal, &[signal as u8]);
+                if say().is_err() && monitor::is_ending(signal) && stop::end_pause(self.containers, self.id) {
+                    let _ = say();
                 }
                 None
             }

@@ -101,18 +101,21 @@ pub(super) fn wake(record: &Record) {
     }
 }
 
-/// Ends the wait of a container for its next start, if it does wait: it is not started again.
-pub(super) fn end_pause(containers: &Containers, id: &str) {
+/// Ends a container that is between two starts: it is not started again. Returns whether that came too late to keep it from
+/// the next start, which is its last one then, and can be told.
+pub(super) fn end_pause(containers: &Containers, id: &str) -> bool {
+    // Who starts it has the lock until it runs.
     let changed = containers.change(id, |record| {
-        let waits = record.phase == Phase::Restarting;
-        record.stopped |= waits;
-        waits.then(|| record.clone())
+        let runs = record.phase == Phase::Running && record.is_monitored();
+        record.stopped |= runs || record.phase == Phase::Restarting;
+        (record.phase, runs, record.clone())
     });
     match changed {
-        Ok(Some(record)) => wake(&record),
-        Ok(None) => {}
+        Ok((Phase::Restarting, _, record)) => wake(&record),
+        Ok((_, runs, _)) => return runs,
         Err(e) => log::debug!("container {id}: {}", crate::message(&e)),
     }
+    false
 }
 
 /// Writes down that somebody stopped a container, so that its policy does not start it again. Where that cannot be written, on

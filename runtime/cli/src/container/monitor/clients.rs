@@ -180,6 +180,11 @@ impl Clients {
         })
     }
 
+    /// Keeps a wish for the next program.
+    pub(super) fn postpone(&mut self, wish: Wish) {
+        self.early.push(wish);
+    }
+
     /// The size of the window, if somebody said it.
     pub(super) fn window(&self) -> Option<(u16, u16)> {
         self.window

@@ -296,7 +296,8 @@ impl Monitor {
         if let Err(Error::NotFound(_)) = container.delete(true) {
             // Somebody else was faster.
         }
-        // What came before nobody could come any more.
+        // Nobody can come any more, and who has come is not sent away.
+        let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Read);
         while let Ok((socket, _)) = listener.accept() {
             self.clients.add(socket);
         }
@@ -327,7 +328,20 @@ impl Monitor {
             }
             self.clients.flush();
             let left = left.as_millis().clamp(1, i32::MAX as u128) as i32;
-            let _ = sys::poll(self.signals.as_fd(), libc::POLLIN, left);
+            let mut fds = vec![libc::pollfd { fd: self.signals.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            // What is input stays where it is: there is nobody to take it.
+            fds.extend(self.clients.poll(true));
+            // SAFETY: fds is a valid list of that many.
+            if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, left) } == -1 {
+                continue;
+            }
+            for wish in self.clients.handle(&fds[1..]) {
+                match wish {
+                    // There is no program to be told.
+                    clients::Wish::Signal(number) => self.stopping |= is_ending(number),
+                    other => self.clients.postpone(other),
+                }
+            }
         }
     }
 
@@ -341,6 +355,11 @@ impl Monitor {
             remove::after_end(self.runtime.root(), &self.containers, &self.directory, &record);
             written.map(|()| None)
         };
+        // The lock may have been waited for.
+        while let Some(signal) = self.signals.next() {
+            self.stopping |= is_ending(signal);
+        }
+        self.stopping |= self.clients.signals().any(is_ending);
         if self.stopping || record.stopped {
             let done = give_up(record);
             lock.release();

@@ -57,12 +57,16 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
                 stop(monitor, running);
             }
         }
+        if fds[1].revents != 0 {
+            end = Some((running.process.wait()?, Instant::now()));
+        }
         for wish in monitor.clients.handle(&fds[own..]) {
-            if end.is_some()
-                && let Wish::Signal(number) = wish
+            if let Wish::Signal(number) = wish
+                && (end.is_some() || pidfd::wait_ended(running.process.pidfd().as_fd(), 0).unwrap_or(false))
             {
                 // It is too late for the program, and not for what its restart policy makes of the end.
                 monitor.stopping |= is_ending(number);
+                continue;
             }
             fulfil(wish, running, monitor.options.stdin_once);
         }
@@ -80,9 +84,6 @@ pub(super) fn serve(monitor: &mut Monitor, running: &mut Running, log: &mut Opti
             && let Ok((socket, _)) = running.listener.accept()
         {
             monitor.clients.add(socket);
-        }
-        if fds[1].revents != 0 {
-            end = Some((running.process.wait()?, Instant::now()));
         }
         if end.is_none()
             && let Some(agent) = &mut monitor.agent
