@@ -19,6 +19,8 @@ const FILLED: &str = ".filled";
 const DATA: &str = "_data";
 /// The same while it is being filled.
 const NEW: &str = "_data.new";
+/// That it is being filled where it is.
+const FILLING: &str = ".filling";
 
 fn place(containers: &Containers, name: &str) -> PathBuf {
     containers.storage().join("volumes").join(name)
@@ -27,21 +29,21 @@ fn place(containers: &Containers, name: &str) -> PathBuf {
 /// The directory of a volume, which is made if it is not there.
 pub(super) fn directory(containers: &Containers, name: &str) -> Result<PathBuf> {
     let data = place(containers, name).join(DATA);
+    make(&data).with_context(|| format!("create the volume {}", data.display()))?;
+    Ok(data)
+}
+
+fn make(data: &Path) -> io::Result<()> {
     if data.is_dir() {
-        return Ok(data);
+        return Ok(());
     }
-    let make = || -> io::Result<()> {
-        if let Some(parent) = data.parent() {
-            // A container may make programs in it that take their owner's rights: nobody else on the machine shall reach them.
-            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-        }
-        DirBuilder::new().mode(0o755).create(&data)
-    };
-    match make() {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err(e).with_context(|| format!("create the volume {}", data.display()))
-        }
-        _ => Ok(data),
+    if let Some(parent) = data.parent() {
+        // A container may make programs in it that take their owner's rights: nobody else on the machine shall reach them.
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match DirBuilder::new().mode(0o755).create(data) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
     }
 }
 
@@ -77,25 +79,51 @@ fn fill_one(volume: &Path, mount: &Mount, rootfs: &Path) -> Result<()> {
         // Somebody else was at it.
         return Ok(());
     }
-    let (data, new) = (volume.join(DATA), volume.join(NEW));
+    let (data, new, filling) = (volume.join(DATA), volume.join(NEW), volume.join(FILLING));
     match fs::remove_dir_all(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("remove what a killed command left"),
         _ => {}
     }
-    let is_new = match fs::read_dir(&data) {
+    let is_empty = match fs::read_dir(&data) {
         Ok(mut entries) => entries.next().is_none(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => true,
         Err(e) => return Err(e).with_context(|| format!("list {}", data.display())),
     };
-    if is_new && (mount.fill || !data.exists()) {
-        DirBuilder::new().mode(0o755).create(&new).with_context(|| format!("create {}", new.display()))?;
-        if mount.fill {
-            copy(rootfs, &mount.target, &new).with_context(|| format!("fill it from {}", mount.target))?;
+    let model = if mount.fill { Model::find(rootfs, &mount.target)? } else { None };
+    let what = || format!("fill it from {}", mount.target);
+    match model {
+        Some(model) if is_empty || filling.exists() => {
+            DirBuilder::new().mode(0o755).create(&new).with_context(|| format!("create {}", new.display()))?;
+            // What an administrator has put there, a link or a mount say, is filled and stays.
+            if is_own(&data)? && !filling.exists() {
+                model.copy(&new).with_context(what)?;
+                // Over an empty directory, which no container has: that comes after the mark.
+                fs::rename(&new, &data).with_context(|| format!("rename {}", new.display()))?;
+            } else {
+                fs::remove_dir(&new).with_context(|| format!("remove {}", new.display()))?;
+                fs::write(&filling, "").with_context(|| format!("create {}", filling.display()))?;
+                model.copy(&data).with_context(what)?;
+            }
         }
-        // Over an empty directory, which nobody has mounted: that comes after the mark.
-        fs::rename(&new, &data).with_context(|| format!("rename {}", new.display()))?;
+        // What is in it is somebody's already, or there is nothing to put there.
+        _ => make(&data).with_context(|| format!("create {}", data.display()))?,
     }
-    fs::write(volume.join(FILLED), "").with_context(|| format!("mark {} as filled", volume.display()))
+    fs::write(volume.join(FILLED), "").with_context(|| format!("mark {} as filled", volume.display()))?;
+    match fs::remove_file(&filling) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", filling.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether another directory can take the place of this one, or of nothing.
+fn is_own(data: &Path) -> Result<bool> {
+    match fs::symlink_metadata(data) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e).with_context(|| format!("look at {}", data.display())),
+        Ok(found) => Ok(found.is_dir() && !runx_image::rootfs::is_mount_point(data)?),
+    }
 }
 
 /// Makes a volume's own directory, if it is not there, and locks it for as long as the descriptor is open.
@@ -124,21 +152,32 @@ fn lock(volume: &Path) -> Result<OwnedFd> {
     }
 }
 
-fn copy(rootfs: &Path, target: &str, data: &Path) -> Result<()> {
-    let root = sys::open(rootfs, libc::O_RDONLY | libc::O_DIRECTORY).context("open the root filesystem")?;
-    let there = sys::openat2(root.as_fd(), target, libc::O_PATH, 0, resolve::IN_ROOT | resolve::NO_MAGICLINKS);
-    match there {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
-        Err(e) => return Err(e).context("look at what the image has there"),
-        Ok(there) if !sys::is_dir(&sys::fstat(there.as_fd())?) => return Ok(()),
-        Ok(there) => {
-            // The directory itself is the volume's, too.
-            let stat = sys::fstat(there.as_fd())?;
-            std::os::unix::fs::chown(data, Some(stat.st_uid), Some(stat.st_gid))?;
-            fs::set_permissions(data, std::os::unix::fs::PermissionsExt::from_mode(stat.st_mode & 0o7777))?;
+/// A directory of an image, at the place of a volume.
+struct Model<'a> {
+    root: OwnedFd,
+    found: libc::stat,
+    target: &'a str,
+}
+
+impl<'a> Model<'a> {
+    /// `None` if there is no directory.
+    fn find(rootfs: &Path, target: &'a str) -> Result<Option<Self>> {
+        let root = sys::open(rootfs, libc::O_RDONLY | libc::O_DIRECTORY).context("open the root filesystem")?;
+        let rules = resolve::IN_ROOT | resolve::NO_MAGICLINKS;
+        match sys::openat2(root.as_fd(), target, libc::O_PATH, 0, rules).and_then(|there| sys::fstat(there.as_fd())) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("look at what the image has at {target}")),
+            Ok(found) => Ok(sys::is_dir(&found).then_some(Self { root, found, target })),
         }
     }
-    let source = Source::new(Path::new(&format!("{target}/.")));
-    let destination = Destination { path: data.to_owned(), contents: true, archive: true, foreign: false };
-    cp::copy_out(&Root::plain(root), &source, &destination)
+
+    /// Copies all that is in it, and what it is itself.
+    fn copy(self, data: &Path) -> Result<()> {
+        let found = self.found;
+        std::os::unix::fs::chown(data, Some(found.st_uid), Some(found.st_gid))?;
+        fs::set_permissions(data, std::os::unix::fs::PermissionsExt::from_mode(found.st_mode & 0o7777))?;
+        let source = Source::new(Path::new(&format!("{}/.", self.target)));
+        let destination = Destination { path: data.to_owned(), contents: true, archive: true, foreign: false };
+        cp::copy_out(&Root::plain(self.root), &source, &destination)
+    }
 }
