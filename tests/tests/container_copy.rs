@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Stdio;
 
 use runx_tests::command::{run, run_bytes};
 use runx_tests::container::Containers;
@@ -358,5 +359,34 @@ fn volumes_of_a_container_that_does_not_run_are_seen() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     containers.container(&["rm", &id]).ok();
     fs::remove_dir_all(containers.storage_root().join("volumes")).unwrap();
+    containers.assert_nothing_left();
+}
+
+#[test]
+fn a_copy_that_is_killed_lets_go_of_the_container() {
+    needs_root!();
+    let containers = Containers::new();
+    let (id, rootfs) = (containers.id("a"), containers.rootfs());
+    containers.container(&["create", "--name", &id, "--rootfs", rootfs.to_str().unwrap(), "true"]).ok();
+    fs::write(rootfs.join("big"), vec![b'x'; 4 << 20]).unwrap();
+    let mut command = containers.command(&["container", "cp", &format!("{id}:/big"), "-"]);
+    let mut copy = command.stdout(Stdio::piped()).spawn().unwrap();
+    // It is in the middle of it, and nobody reads on.
+    let mut stream = copy.stdout.take().unwrap();
+    stream.read_exact(&mut [0; 512]).unwrap();
+    copy.kill().unwrap();
+    copy.wait().unwrap();
+    let mut remove = containers.command(&["container", "rm", &id]).stdout(Stdio::null()).spawn().unwrap();
+    let mut status = None;
+    let mut tries = 0;
+    while status.is_none() && tries < 500 {
+        tries += 1;
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        status = remove.try_wait().unwrap();
+    }
+    // Whatever holds the lock ends with its reader.
+    drop(stream);
+    remove.wait().unwrap();
+    assert!(status.expect("it waits for what the copy left").success());
     containers.assert_nothing_left();
 }

@@ -231,6 +231,7 @@ impl Child {
 fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce(&Lookup) -> Result<()>) -> Result<Child> {
     refuse_threads()?;
     let (reader, writer) = io::pipe().context("make a pipe")?;
+    let parent = std::process::id();
     // SAFETY: refuse_threads made sure that there is no other thread.
     match unsafe { process::clone(0, None) }.context("clone a process for the container's root")? {
         process::Cloned::Parent { pidfd, .. } => Ok(Child { process: pidfd, said: reader }),
@@ -240,11 +241,21 @@ fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce(&Lookup) -> Result
                 // SAFETY: this process never returns to what owned it.
                 unsafe { libc::close(ours) };
             }
-            let code = enter_and_act(root, act, writer);
+            let code = match end_with(parent) {
+                true => enter_and_act(root, act, writer),
+                false => 1,
+            };
             // SAFETY: ends this process without running destructors that belong to the caller's copy.
             unsafe { libc::_exit(code) }
         }
     }
+}
+
+/// Has this process end with the one that made it, whose lock of the container it holds as well. Returns whether that one is
+/// still there.
+fn end_with(parent: u32) -> bool {
+    let set = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0);
+    set.is_ok() && std::os::unix::process::parent_id() == parent
 }
 
 fn enter_and_act(root: &Root, act: impl FnOnce(&Lookup) -> Result<()>, mut caller: PipeWriter) -> i32 {
