@@ -130,9 +130,15 @@ fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&Root) -> Result
         volumes::fill(&containers, &record, &rootfs)?;
         act(&Root::of(&containers, &record, root)?)
     });
-    rootfs::unmount(&directory, &record)?;
+    let unmounted = rootfs::unmount(&directory, &record);
     lock.release();
-    done
+    if done.is_err()
+        && let Err(e) = &unmounted
+    {
+        // What went wrong first is the reason.
+        log::warn!("container {id:?}: {}", message(e));
+    }
+    done.and_then(|done| unmounted.map(|()| done))
 }
 
 /// Out of a container.
