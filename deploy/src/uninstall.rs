@@ -44,10 +44,7 @@ pub(crate) fn uninstall(node: &Node, force: bool) -> Result<Done> {
         let unnoted = unnoted(node)?;
         store.clear(&lock)?;
         if let Some(what) = unnoted {
-            bail!(
-                "there is no journal of runx-node on this node (--state-dir), and {what}: install again, which takes over what is \
-                 there, and then uninstall"
-            );
+            bail!("there is no journal of runx-node on this node (--state-dir), and {what}");
         }
         return Ok(Done { was_there, left: Vec::new() });
     }
@@ -107,13 +104,20 @@ fn unused(node: &Node) -> Result<()> {
 /// What is on a node without a journal that an installation has left there.
 fn unnoted(node: &Node) -> Result<Option<String>> {
     if let Some(path) = removal::found(node)?.first() {
-        return Ok(Some(format!("{} has what runx-node has put there", path.display())));
+        return Ok(Some(format!(
+            "{} has what runx-node has put there: install again, which takes over what is there, and then uninstall",
+            path.display()
+        )));
     }
     if node.status().is_ok_and(|status| status.handlers.contains(&node.handler)) {
-        return Ok(Some(format!("containerd serves the handler {}", node.handler)));
+        return Ok(Some(format!(
+            "containerd serves the handler {}, which is in none of its files that are known here: take it out by hand",
+            node.handler
+        )));
     }
     let programs = !node.stage().versions()?.is_empty();
-    Ok(programs.then(|| format!("programs of runx are in {}", node.install_dir.display())))
+    Ok(programs
+        .then(|| format!("programs of runx are in {}: install again, and then uninstall", node.install_dir.display())))
 }
 
 /// Takes the handler out of containerd's files, and restarts containerd if it was in one.
