@@ -289,6 +289,38 @@ impl Drop for Running {
 }
 
 #[test]
+fn a_pull_that_fails_does_not_wait_for_the_layers_that_another_one_brings() {
+    needs_registry!();
+    let field = Field::new();
+    // The first one has one layer's lock until the test is at its end.
+    field.proxy.set(Some(Fault::Slow(Duration::from_secs(3600))));
+    let ingest = field.storage.root().join("storage/ingest");
+    let files = |kind: &str| {
+        let entries = fs::read_dir(&ingest).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|found| found == kind)).collect::<Vec<_>>()
+    };
+    let pull = |flags: &[&str]| {
+        let name = field.name();
+        let mut command = field.storage.command(&[&["pull"], flags, &[name.as_str()]].concat());
+        Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let mut first = pull(&["--parallel", "1"]);
+    eventually("the first one has a layer", || files("lock").len() == 1 && files("partial").len() == 1);
+    let (lock, partial) = (files("lock"), files("partial"));
+    field.proxy.set(Some(Fault::Cut { after: 0, times: usize::MAX }));
+    let (code, said) = pull(&[]).end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("layer sha256:") && said.contains(field.proxy.address()), "{said}");
+    assert!(first.0.try_wait().unwrap().is_none(), "the first one still pulls");
+    assert_eq!((files("lock"), files("partial")), (lock, partial), "only what is the first one's is there");
+    first.signal(Signal::SIGINT);
+    assert_eq!(first.end().0, Some(130));
+    field.proxy.set(None);
+    field.pull().ok();
+    field.is_right();
+}
+
+#[test]
 fn a_pull_that_waits_for_another_one_ends_at_a_signal_and_leaves_the_other_alone() {
     needs_registry!();
     let field = Field::new();

@@ -44,7 +44,7 @@ pub(crate) fn unpack(ingest: &Ingest, from: impl Read, ids: &Ids, limit: Limit) 
     Ok(Landed::Waiting(place, unpacked))
 }
 
-/// A stream that ends with an error when the user wants no more.
+/// A stream that ends with an error when the user wants no more, or another layer has failed.
 struct Watched<'a, R> {
     from: R,
     ingest: &'a Ingest,
@@ -52,7 +52,7 @@ struct Watched<'a, R> {
 
 impl<R: Read> Read for Watched<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.ingest.is_interrupted() {
+        if self.ingest.is_given_up() {
             return Err(io::Error::other("interrupted"));
         }
         self.from.read(buffer)

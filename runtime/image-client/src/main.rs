@@ -60,7 +60,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 .build()
                 .context("start the runtime")?;
             let pulled = runtime.block_on(pull::pull(&store, &options, &progress));
-            // Threads that unpack or wait find out by themselves that it is at its end; what they made goes first.
+            // Threads that unpack or wait find out by the ingest that it is at its end; what they made goes first.
             drop(runtime);
             let image = pulled?;
             println!("{}", image.id);

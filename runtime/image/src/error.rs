@@ -86,7 +86,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Somebody wants it no more: [`crate::Ingest::interrupt`].
+    /// Somebody wants it no more: [`crate::Ingest::interrupt`] and [`crate::Ingest::give_up`].
     #[error("{0}: interrupted")]
     Interrupted(String),
     /// A call to the kernel failed.

@@ -28,6 +28,8 @@ pub struct Ingest {
     activity: Option<File>,
     committed: AtomicBool,
     interrupted: Arc<AtomicBool>,
+    /// Nobody is to wait or read any more, for that reason or because it failed.
+    given_up: AtomicBool,
     counter: AtomicU64,
     boot: String,
 }
@@ -57,6 +59,7 @@ impl Store {
             activity: Some(activity),
             committed: AtomicBool::new(false),
             interrupted: Arc::default(),
+            given_up: AtomicBool::new(false),
             counter: AtomicU64::new(0),
             boot,
         })
@@ -73,17 +76,17 @@ impl Ingest {
     /// is called if another process or thread is about it. Have one at a time, or those who wait may wait for each other.
     ///
     /// # Errors
-    /// When the lock's file cannot be made, and [`Error::Interrupted`] after [`Ingest::interrupt`].
+    /// When the lock's file cannot be made, and [`Error::Interrupted`] after [`Ingest::interrupt`] and [`Ingest::give_up`].
     pub fn take(&self, digest: &Digest, waiting: impl FnOnce()) -> Result<Held> {
         let path = self.store.path("ingest").join(format!("{}.lock", digest.hex()));
-        PassingLock::take(&path, &self.interrupted, waiting).map(|lock| Held { _lock: lock })
+        PassingLock::take(&path, &self.given_up, waiting).map(|lock| Held { _lock: lock })
     }
 
     /// Whether a blob is there and right. One that no image has yet is read again, for the machine may have stopped before
     /// it reached the disk; if it is wrong, it is removed.
     ///
     /// # Errors
-    /// When it cannot be read, and [`Error::Interrupted`] after [`Ingest::interrupt`].
+    /// When it cannot be read, and [`Error::Interrupted`] after [`Ingest::interrupt`] and [`Ingest::give_up`].
     pub fn has_blob(&self, digest: &Digest, size: Option<u64>) -> Result<bool> {
         let path = self.store.blob_path(digest);
         let Ok(metadata) = fs::metadata(&path) else { return Ok(false) };
@@ -126,7 +129,8 @@ impl Ingest {
     /// order. The right to bring it has to be held.
     ///
     /// # Errors
-    /// When the file cannot be opened or read, and [`Error::Interrupted`] after [`Ingest::interrupt`].
+    /// When the file cannot be opened or read, and [`Error::Interrupted`] after [`Ingest::interrupt`] and
+    /// [`Ingest::give_up`].
     pub fn blob(&self, _held: &Held, blob: &Descriptor, mut replay: impl FnMut(&[u8])) -> Result<BlobWriter> {
         let path = self.store.path("ingest").join(format!("{}.partial", blob.digest.hex()));
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -191,7 +195,7 @@ impl Ingest {
         let to = self.store.layer_path(&key);
         // For a moment only, and nobody who has this one waits for another.
         let lock = self.store.path("ingest").join(format!("publish-{}.lock", key.hex()));
-        let _lock = PassingLock::take(&lock, &self.interrupted, || ())?;
+        let _lock = PassingLock::take(&lock, &self.given_up, || ())?;
         // Another process may have made it meanwhile: then it is as good.
         if self.layer(&key)?.is_some() {
             return Ok(key);
@@ -238,11 +242,18 @@ impl Ingest {
     /// waits in [`Ingest::take`], or reads a blob, gives up.
     pub fn interrupt(&self) {
         self.interrupted.store(true, Ordering::Relaxed);
+        self.give_up();
     }
 
-    /// Whether [`Ingest::interrupt`] was called.
-    pub fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+    /// It has failed: whoever waits in [`Ingest::take`], or reads a blob, gives up, too. What is not complete goes as after
+    /// any failure.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Ingest::interrupt`] or [`Ingest::give_up`] was called.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     fn digest_of_file(&self, path: &Path) -> Result<Digest> {
@@ -254,7 +265,7 @@ impl Ingest {
 
     fn read_through(&self, file: &mut File, path: &Path, mut each: impl FnMut(&[u8])) -> Result<()> {
         let mut buffer = vec![0; 1 << 18];
-        while !self.is_interrupted() {
+        while !self.is_given_up() {
             match file.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(length) => each(&buffer[..length]),

@@ -362,6 +362,25 @@ fn nothing_is_removed_while_somebody_fills_the_store() {
 }
 
 #[test]
+fn who_gives_up_waits_for_nobody_and_keeps_no_part_of_a_blob() {
+    let dir = temporary();
+    let store = Store::open(dir.path()).unwrap();
+    let (ingest, other) = (store.ingest().unwrap(), store.ingest().unwrap());
+    let blob = |text: &str| descriptor(media_type::OCI_LAYER, Digest::of(text.as_bytes()), text.len());
+    let (mine, others) = (blob("mine"), blob("others"));
+    let _held = other.take(&others.digest, || ()).unwrap();
+    let held = ingest.take(&mine.digest, || ()).unwrap();
+    let mut writer = ingest.blob(&held, &mine, |_| ()).unwrap();
+    writer.write(b"mi").unwrap();
+    let part = store.root().join(format!("ingest/{}.partial", mine.digest.hex()));
+    assert!(part.exists());
+    let waited = ingest.take(&others.digest, || ingest.give_up());
+    assert!(matches!(waited, Err(Error::Interrupted(_))), "{waited:?}");
+    drop(writer);
+    assert!(!part.exists());
+}
+
+#[test]
 fn many_at_once_bring_each_blob_once() {
     let dir = temporary();
     let store = Store::open(dir.path()).unwrap();

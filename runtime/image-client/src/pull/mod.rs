@@ -54,7 +54,10 @@ pub(crate) async fn pull(store: &Store, options: &Options, progress: &Progress) 
     let ingest = Arc::new(store.ingest()?);
     let interrupted = watch_signals(ingest.clone()).context("listen to signals")?;
     let pulled = tokio::select! {
-        pulled = bring(&registry, &ingest, &content, &manifest.config, options, progress) => pulled,
+        pulled = bring(&registry, &ingest, &content, &manifest.config, options, progress) => {
+            // Threads that wait for another process would keep this one from its end, and from any signal.
+            pulled.inspect_err(|_| ingest.give_up())
+        }
         interrupted = interrupted => return Err(interrupted.into()),
     };
     let (plan, stored) = pulled?;
