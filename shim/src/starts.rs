@@ -91,7 +91,7 @@ pub(crate) fn count(states: PathBuf, outcome: Outcome) {
         let path = states.join(FILE);
         let numbers = numbers(outcome);
         let numbers: Vec<(&str, u64)> = numbers.iter().map(|(name, number)| (name.as_str(), *number)).collect();
-        if let Err(e) = counters::add(&path, &numbers) {
+        if let Err(e) = counters::add(&path, &numbers, counters::LONG) {
             log::debug!("count a start in {}: {e}", path.display());
         }
     });

@@ -47,7 +47,7 @@ impl Counters {
     /// Adds to what has been counted. That nobody could count it stops nothing.
     pub(super) fn add(self, directory: &Path) {
         let numbers: Vec<_> = Self::NAMES.into_iter().zip(self.numbers()).collect();
-        if let Err(e) = counters::add(&directory.join(FILE), &numbers) {
+        if let Err(e) = counters::add(&directory.join(FILE), &numbers, counters::SHORT) {
             log::debug!("count in {}: {e}", directory.join(FILE).display());
         }
     }
