@@ -1,6 +1,9 @@
 //! Where the processes that look after containers are: in nobody's cgroups who may take them away.
 
+use std::ffi::{CStr, CString};
 use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,15 +42,17 @@ impl Session {
 
     /// Lets a command run in it.
     fn hold(&self, command: &mut Command) {
-        let files: Vec<PathBuf> = self.0.iter().map(|group| group.join("cgroup.procs")).collect();
-        // SAFETY: no other process waits for a lock of this one between fork and exec; the test has nothing that allocates
-        // there in other threads.
-        unsafe { command.pre_exec(move || files.iter().try_for_each(|file| fs::write(file, "0"))) };
+        let file = |group: &PathBuf| CString::new(group.join("cgroup.procs").into_os_string().into_vec()).unwrap();
+        let files: Vec<CString> = self.0.iter().map(file).collect();
+        let join = move || files.iter().try_for_each(|file| join(file));
+        // SAFETY: between fork and exec only open, write and close are called; nothing is allocated there, and no lock of
+        // another thread is needed.
+        unsafe { command.pre_exec(join) };
     }
 
     /// Whether it can be taken away, as a service manager does when the last process has gone.
-    fn end(&self) -> std::io::Result<()> {
-        let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+    fn end(&self) -> io::Result<()> {
+        let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
         self.0.iter().try_for_each(|group| fs::remove_dir(group).or_else(|e| if gone(&e) { Ok(()) } else { Err(e) }))
     }
 }
@@ -55,6 +60,21 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.end();
+    }
+}
+
+/// Moves this process to the group of a cgroup.procs, by nothing but system calls.
+fn join(file: &CStr) -> io::Result<()> {
+    // SAFETY: the name ends with its NUL, and the text has the length that is given.
+    unsafe {
+        let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let written = libc::write(fd, c"0".as_ptr().cast(), 1);
+        let error = io::Error::last_os_error();
+        libc::close(fd);
+        if written == 1 { Ok(()) } else { Err(error) }
     }
 }
 
