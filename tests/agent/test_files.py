@@ -269,6 +269,21 @@ def test_the_end_of_a_chunked_upload_may_come_late_and_the_connection_stays(agen
     assert (tmp_path / "f").read_text() == "x"
 
 
+def test_the_end_of_a_refused_upload_may_come_late_and_the_connection_stays(agent, tmp_path):
+    body, headers = form([('name="file"; filename="f"', b"x" * 1000)])
+    kind = f"Content-Type: {headers['Content-Type']}"
+    for kind in (kind, "Content-Type: text/plain"):
+        with agent.raw("POST", "/files/upload", b"%x\r\n%b\r\n" % (len(body), body), [kind, "Transfer-Encoding: chunked"]) as one:
+            one.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                one.recv(4096)
+            one.settimeout(30)
+            one.sendall(b"1000\r\n" + b"y" * 4096 + b"\r\n0\r\n\r\n")
+            assert one.recv(4096).startswith(b"HTTP/1.1 400 ")
+            one.sendall(f"GET /ping HTTP/1.1\r\nHost: x\r\nX-EXECD-ACCESS-TOKEN: {agent.token}\r\n\r\n".encode())
+            assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_upload_that_is_cut_leaves_the_old_file(agent, tmp_path):
     path = tmp_path / "d" / "f"
     path.parent.mkdir()

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{OriginalUri, Request, State};
+use axum::extract::multipart::Multipart;
+use axum::extract::{FromRequest, OriginalUri, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -23,7 +24,7 @@ use super::auth;
 use super::filesystem::METADATA;
 use super::gzip;
 use super::user::{self, User};
-use crate::api::form::form;
+use crate::api::form::split;
 use crate::api::query::Query;
 use crate::api::range::{Wanted, range, range_body};
 use crate::fs;
@@ -150,7 +151,14 @@ pub(super) async fn upload(
 ) -> Result<Response> {
     let query = Query::of(&uri);
     auth::check_file(&app, request.headers(), &query, "write")?;
-    let user = user_of(&app, query.get("username"))?;
+    let (request, rest) = split(request);
+    let done = store(&app, &query, request).await;
+    rest.skip().await;
+    done
+}
+
+async fn store(app: &Arc<App>, query: &Query, request: Request) -> Result<Response> {
+    let user = user_of(app, query.get("username"))?;
     let metadata = metadata(request.headers())?;
     let request = match request.headers().get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
         None | Some(b"identity") => request,
@@ -164,16 +172,16 @@ pub(super) async fn upload(
     let given = query.get("path").filter(|path| !path.is_empty());
     if kind.starts_with("application/octet-stream") {
         let text = "path query parameter is required for raw body upload";
-        let path = path_of(&app, &user, given.ok_or_else(|| refuse(StatusCode::BAD_REQUEST, text))?)?;
+        let path = path_of(app, &user, given.ok_or_else(|| refuse(StatusCode::BAD_REQUEST, text))?)?;
         let body = request.into_body().into_data_stream();
-        let written = write(&app, &user, path, &metadata, body).await?;
+        let written = write(app, &user, path, &metadata, body).await?;
         return Ok(Json(json!([written])).into_response());
     }
     if !kind.starts_with("multipart/") {
         return Err(refuse(StatusCode::BAD_REQUEST, format!("unsupported content type: {kind}")));
     }
     let bad = |e: &dyn std::fmt::Display| refuse(StatusCode::BAD_REQUEST, format!("error parsing multipart form: {e}"));
-    let (form, rest) = form(request).await;
+    let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|e| bad(&e))?;
     let (mut out, mut seen) = (Vec::new(), HashSet::new());
     while let Some(field) = form.next_field().await.map_err(|e| bad(&e))? {
@@ -187,13 +195,12 @@ pub(super) async fn upload(
         if name.is_empty() {
             return Err(refuse(StatusCode::BAD_REQUEST, "a file has no name, and there is no path"));
         }
-        let path = path_of(&app, &user, &name)?;
+        let path = path_of(app, &user, &name)?;
         if !seen.insert(path.clone()) {
             return Err(refuse(StatusCode::BAD_REQUEST, format!("{} is there twice", path.display())));
         }
-        out.push(write(&app, &user, path, &metadata, field).await?);
+        out.push(write(app, &user, path, &metadata, field).await?);
     }
-    rest.skip().await;
     Ok(Json(out).into_response())
 }
 

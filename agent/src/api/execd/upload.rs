@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::multipart::Field;
-use axum::extract::{OriginalUri, Request, State};
+use axum::extract::multipart::{Field, Multipart};
+use axum::extract::{FromRequest, OriginalUri, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -23,7 +23,7 @@ use super::body;
 use super::error::{Refusal, Result};
 use super::files;
 use super::identity::As;
-use crate::api::form::form;
+use crate::api::form::split;
 use crate::api::query::Query;
 use crate::fs::write::Part;
 use crate::fs::{self, Permission};
@@ -55,7 +55,14 @@ fn bad(code: &'static str, message: impl Into<String>) -> Refusal {
 
 /// `POST /files/upload`.
 pub(super) async fn upload(State(app): State<Arc<App>>, who: As, request: Request) -> Result<Response> {
-    let (form, rest) = form(request).await;
+    let (request, rest) = split(request);
+    let done = read(&app, &who, request).await;
+    rest.skip().await;
+    done
+}
+
+async fn read(app: &Arc<App>, who: &As, request: Request) -> Result<Response> {
+    let form = Multipart::from_request(request, &()).await;
     let mut form = form.map_err(|e| bad("INVALID_FILE", format!("error parsing multipart form: {e}")))?;
     let mut waiting = VecDeque::new();
     let (mut described, mut written) = (0, 0);
@@ -69,20 +76,19 @@ pub(super) async fn upload(State(app): State<Arc<App>>, who: As, request: Reques
         }
         match field.name() {
             Some("metadata") => {
-                waiting.push_back(metadata(&app, field).await?);
+                waiting.push_back(metadata(app, field).await?);
                 described += 1;
             }
             Some("file") => {
                 let Some(metadata) = waiting.pop_front() else {
                     return Err(bad("INVALID_FILE_METADATA", "metadata must come before its file"));
                 };
-                write(&app, &who, metadata, field).await?;
+                write(app, who, metadata, field).await?;
                 written += 1;
             }
             _ => {}
         }
     }
-    rest.skip().await;
     match (described, written) {
         (0, _) => Err(bad("INVALID_FILE_METADATA", "metadata is missing")),
         (_, 0) => Err(bad("INVALID_FILE_CONTENT", "file is missing")),
