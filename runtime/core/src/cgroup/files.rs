@@ -18,15 +18,24 @@ pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> io::Result
     fs::OpenOptions::new().write(true).open(directory.join(file))?.write_all(value.as_bytes())
 }
 
+/// How often a group is made that others remove meanwhile.
+const TRIES: u32 = 100;
+
 /// Makes a directory, with those above it. Others may remove these, being empty, in the same moment.
 pub(super) fn make_directories(directory: &Path) -> io::Result<()> {
     let mut tries = 0;
     loop {
         match fs::create_dir_all(directory) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 20 => tries += 1,
+            // Also one that was there in the moment in which it was to be made may be gone in the next.
+            Err(e) if (is_gone(&e) || e.kind() == io::ErrorKind::AlreadyExists) && tries < TRIES => tries += 1,
             other => return other,
         }
     }
+}
+
+/// Whether a group, or the one above, has been removed or is being removed: then the kernel says that it has no device.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV)) || error.kind() == io::ErrorKind::NotFound
 }
 
 /// Whether the kernel has this file for the group.
@@ -91,4 +100,30 @@ pub(super) fn refuse_occupied(directory: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn directories_are_made_while_others_remove_those_above() {
+        let directory = tempfile::tempdir().unwrap();
+        let above = directory.path().join("above");
+        let group = above.join("group");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = fs::remove_dir(&above);
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                }
+            });
+            let made = (0..5000).try_for_each(|_| make_directories(&group).and_then(|()| fs::remove_dir(&group)));
+            done.store(true, Ordering::Relaxed);
+            made.unwrap();
+        });
+    }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::files::{make_directories, try_write};
+use super::files::{is_gone, make_directories, try_write};
 use super::layout::{self, Layout};
 use super::{below, v1};
 use crate::sys;
@@ -43,8 +43,10 @@ impl Refuge {
     /// there: to be moved takes longer. Without a descriptor it is born where this process is.
     pub fn prepare() -> (Self, Option<OwnedFd>) {
         let open = |place: &Place| {
-            make_directories(&place.group)?;
-            sys::open(&place.group, libc::O_PATH | libc::O_DIRECTORY)
+            persist(|| {
+                make_directories(&place.group)?;
+                sys::open(&place.group, libc::O_PATH | libc::O_DIRECTORY)
+            })
         };
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let line = own.lines().find(|line| line.starts_with("0::"));
@@ -63,7 +65,7 @@ impl Refuge {
     /// user's process goes as far up as it may. Where it may go nowhere, it stays.
     pub fn enter(&mut self) {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        for (controllers, own) in own.lines().filter_map(parse).filter(|(_, own)| !own.ends_with(NAME)) {
+        for (controllers, own) in own.lines().filter_map(parse) {
             self.places.extend(enter_one(controllers, own, |place| go(place, controllers)).map(|(place, ())| place));
         }
     }
@@ -108,41 +110,55 @@ fn parse(line: &str) -> Option<(&str, &Path)> {
     (own != Path::new("/") && !own.starts_with("/..")).then_some((controllers, own))
 }
 
-/// Does something with the first place, from the root down to beside this process, where that succeeds.
+/// Does something with the first place, from the root down to beside this process, where that succeeds. There is none where
+/// this process is in that place already.
 fn enter_one<T>(controllers: &str, own: &Path, mut act: impl FnMut(&Place) -> io::Result<T>) -> Option<(Place, T)> {
     let mount = mount(controllers)?;
     let mut above: Vec<&Path> = own.ancestors().skip(1).collect();
     above.reverse();
-    above.into_iter().find_map(|base| {
+    for base in above {
         let place = Place {
             file: if controllers.is_empty() { "cgroup.procs" } else { "tasks" },
             former: below(&mount, Path::new("/"), own),
             group: below(&mount, base, Path::new(NAME)),
             mount: mount.clone(),
         };
+        if place.group == place.former {
+            break;
+        }
         match act(&place) {
-            Ok(done) => Some((place, done)),
+            Ok(done) => return Some((place, done)),
             Err(e) => {
                 log::debug!("no process is moved to cgroup {}: {e}", place.group.display());
                 remove(&mount, &place.group);
-                None
             }
         }
-    })
+    }
+    None
 }
 
-fn go(place: &Place, controllers: &str) -> io::Result<()> {
+/// Does something with a group that others may remove meanwhile, until it was there all the time.
+fn persist<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
-        make_directories(&place.group)?;
-        if controllers.split(',').any(|controller| controller == "cpuset") {
-            v1::inherit_cpuset(&place.group).map_err(io::Error::other)?;
-        }
-        match try_write(&place.group, place.file, "0") {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && tries < TRIES => tries += 1,
+        match act() {
+            Err(e) if is_gone(&e) && tries < TRIES => tries += 1,
             other => return other,
         }
     }
+}
+
+fn go(place: &Place, controllers: &str) -> io::Result<()> {
+    persist(|| {
+        make_directories(&place.group)?;
+        if controllers.split(',').any(|controller| controller == "cpuset") {
+            v1::inherit_cpuset(&place.group).map_err(|e| match place.group.exists() {
+                true => io::Error::other(e),
+                false => io::ErrorKind::NotFound.into(),
+            })?;
+        }
+        try_write(&place.group, place.file, "0")
+    })
 }
 
 /// Removes a group, if it is empty, and the one above, unless that is the one that root's containers are in.
@@ -151,5 +167,24 @@ fn remove(mount: &Path, group: &Path) {
         && let Some(above) = group.parent().filter(|above| above.parent() != Some(mount))
     {
         let _ = fs::remove_dir(above);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_others_remove_is_tried_again_and_one_that_is_forbidden_is_not() {
+        for (number, all) in [(libc::ENOENT, 3), (libc::ENODEV, 3), (libc::EACCES, 1)] {
+            let mut tries = 0;
+            let done = persist(|| {
+                tries += 1;
+                if tries < 3 { Err(io::Error::from_raw_os_error(number)) } else { Ok(()) }
+            });
+            assert_eq!((tries, done.is_ok()), (all, all == 3), "{number}");
+        }
+        // Not without end.
+        assert!(persist(|| Err::<(), _>(io::ErrorKind::NotFound.into())).is_err());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Directory;
 use super::devices::Rule;
-use super::files::{make_directories, read, refuse_occupied, write};
+use super::files::{is_gone, make_directories, read, refuse_occupied, write};
 use crate::error::{Context, Error, Result};
 
 pub(super) use resources::apply;
@@ -46,7 +46,7 @@ pub(super) fn create(directories: &[Directory]) -> Result<()> {
 fn create_one<'a>(directory: &'a Directory, made: &mut Vec<&'a Path>) -> Result<()> {
     match fs::create_dir(&directory.path) {
         Ok(()) => made.push(&directory.path),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+        Err(e) if is_gone(&e) => {
             make_directories(&directory.path).on("create cgroup", &directory.path)?;
             made.push(&directory.path);
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::files::{make_directories, read, refuse_occupied, try_write, write};
+use super::files::{is_gone, make_directories, read, refuse_occupied, try_write, write};
 use crate::error::{Context, Error, Result};
 
 pub(super) use resources::apply;
@@ -32,7 +32,7 @@ pub(super) fn create(path: &Path) -> Result<()> {
 /// Makes the directory, with those above it.
 pub(super) fn make(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => make_directories(path).on("create cgroup", path),
+        Err(e) if is_gone(&e) => make_directories(path).on("create cgroup", path),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refuse_occupied(path),
         other => other.on("create cgroup", path),
     }
