@@ -135,3 +135,23 @@ fn a_container_that_cannot_start_and_a_monitor_that_was_killed_leave_no_group() 
     containers.assert_nothing_left();
     eventually("the monitors' groups are gone or used", no_empty_group);
 }
+
+#[test]
+fn a_group_that_a_killed_monitor_left_below_a_session_goes_with_the_next_command() {
+    needs_root!();
+    let containers = Containers::new();
+    let session = Session::new(&containers.id("session"));
+    // As of an ordinary user, who may make groups only there.
+    let left: Vec<PathBuf> = session.0.iter().map(|group| group.join("runx/.monitors")).collect();
+    left.iter().for_each(|group| fs::create_dir_all(group).unwrap());
+    let id = containers.id("a");
+    run(&mut containers.run_command(&["--name", &id], &["true"])).ok();
+    assert!(left.iter().all(|group| group.exists()), "a command from elsewhere does not know of it");
+    let mut command = containers.command(&["container", "rm", &id]);
+    session.hold(&mut command);
+    run(&mut command).ok();
+    for group in left {
+        assert!(!group.parent().unwrap().exists(), "{}", group.display());
+    }
+    containers.assert_nothing_left();
+}

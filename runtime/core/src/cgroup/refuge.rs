@@ -75,17 +75,23 @@ impl Refuge {
     pub fn leave(self) {
         for Place { mount, file, former, group } in self.places {
             // The root takes everybody, but not from everybody, and not that of a container's namespace.
-            let _ = try_write(&mount, file, "0").or_else(|_| try_write(&former, file, "0"));
+            // An ordinary user's process may go at most to where its group was made.
+            let above = group.ancestors().skip(2).take_while(|above| above.starts_with(&mount));
+            let mut places = [mount.as_path(), former.as_path()].into_iter().chain(above);
+            let _ = places.any(|place| try_write(place, file, "0").is_ok());
             remove(&mount, &group);
         }
     }
 
-    /// Removes the groups that processes left behind which were killed.
+    /// Removes the groups that processes left behind which were killed, or which could go nowhere: those of an ordinary user
+    /// where groups have given their controllers away. They are where processes from here go.
     pub fn sweep() {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        for controllers in own.lines().filter_map(|line| line.split(':').nth(1)) {
-            if let Some(mount) = mount(controllers) {
-                remove(&mount, &mount.join(NAME));
+        for line in own.lines() {
+            let Some(mount) = line.split(':').nth(1).and_then(mount) else { continue };
+            let own = parse(line).map_or(Path::new("/"), |(_, own)| own);
+            for base in own.ancestors() {
+                remove(&mount, &below(&mount, base, Path::new(NAME)));
             }
         }
     }
