@@ -221,6 +221,24 @@ fn where_overlay_is_not_possible_a_copy_takes_its_place() {
 }
 
 #[test]
+fn a_first_mount_that_fails_for_a_while_makes_no_copy_for_good() {
+    let dir = temporary();
+    let store = Store::open(dir.path()).unwrap();
+    let ingest = store.ingest().unwrap();
+    let stored = ingest.commit(image(&ingest, "two", two_layers(&ingest))).unwrap();
+    drop(ingest);
+    let container = dir.path().join("container");
+    store.prepare(&stored, &container, &Options::default()).unwrap();
+    // As on a disk that comes and goes.
+    fs::rename(container.join("work"), container.join("elsewhere")).unwrap();
+    rootfs::mount(&container).unwrap_err();
+    assert_eq!(rootfs::prepared(&container).unwrap(), Some(Kind::Auto));
+    fs::rename(container.join("elsewhere"), container.join("work")).unwrap();
+    rootfs::mount(&container).unwrap();
+    rootfs::remove(&container).unwrap();
+}
+
+#[test]
 fn an_image_stays_as_long_as_a_container_needs_it_and_then_goes_completely() {
     if !is_root() {
         return;

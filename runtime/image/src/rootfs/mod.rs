@@ -20,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,16 @@ fn fall_back(dir: &Path, mut record: Record) -> Result<()> {
     ["upper", "work"].iter().try_for_each(|part| files::remove_tree(&dir.join(part)))
 }
 
+/// Whether the kernel will always say that: it has no overlay, or not here, or not for this user. Everything else may be
+/// otherwise the next time, and a copy would stay for good.
+fn is_impossible(error: &Error) -> bool {
+    let (Error::System { source, .. } | Error::NoOverlay { source, .. }) = error else { return false };
+    matches!(
+        Errno::from_io_error(source),
+        Some(Errno::INVAL | Errno::NODEV | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS)
+    )
+}
+
 /// Whether nothing was written over the layers.
 fn is_untouched(dir: &Path) -> Result<bool> {
     let upper = dir.join("upper");
@@ -158,7 +169,7 @@ pub fn mount(dir: &Path) -> Result<PathBuf> {
         && !is_mount_point(&rootfs)?
         && let Err(e) = overlay::mount(&dir, &record.layers, record.form)
     {
-        if record.kind != Kind::Auto || !is_untouched(&dir)? {
+        if record.kind != Kind::Auto || !is_impossible(&e) || !is_untouched(&dir)? {
             return Err(e);
         }
         log::info!("{e}; a copy is made");
@@ -219,7 +230,7 @@ pub fn prepared(dir: &Path) -> Result<Option<Kind>> {
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE) {
         Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
         Err(e) => Err(e).on("look at", path),
     }
 }
