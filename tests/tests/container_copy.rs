@@ -390,3 +390,26 @@ fn a_copy_that_is_killed_lets_go_of_the_container() {
     assert!(status.expect("it waits for what the copy left").success());
     containers.assert_nothing_left();
 }
+
+#[test]
+fn a_copy_out_of_a_container_changes_neither_it_nor_the_host() {
+    needs_root!();
+    let containers = Containers::new();
+    let (id, rootfs, scratch) = (containers.id("a"), containers.rootfs(), containers.scratch().to_owned());
+    fs::create_dir(scratch.join("there")).unwrap();
+    fs::write(scratch.join("file"), "content").unwrap();
+    let host = |path: &str| scratch.join(path).to_str().unwrap().to_owned();
+    let (there, missing) = (format!("{}:/places/there", host("there")), format!("{}:/places/missing", host("missing")));
+    let program = ["--rootfs", rootfs.to_str().unwrap(), "true"];
+    containers.container(&[&["create", "--name", &id, "-v", &there, "-v", &missing][..], &program].concat()).ok();
+    let cp = |from: &str, to: &str| containers.container(&["cp", from, to]);
+    cp(&format!("{id}:/etc/passwd"), &host("out")).ok();
+    cp(&host("file"), &format!("{id}:/tmp/file")).ok();
+    assert!(!rootfs.join("places").exists() && !scratch.join("missing").exists());
+    // Copied to, it is as after a start.
+    cp(&host("file"), &format!("{id}:/places/missing/file")).ok();
+    assert_eq!(text(&scratch.join("missing/file")), "content");
+    assert!(!rootfs.join("places/there").exists());
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}

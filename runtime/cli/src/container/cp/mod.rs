@@ -82,11 +82,11 @@ pub(super) fn cp(context: &Context, from: &str, to: &str, archive: bool) -> Resu
     match (Place::parse(from), Place::parse(to)) {
         (Place::Inside(id, path), to) => {
             let source = Source::new(&absolute(&path));
-            with_root(context, &id, |root| out(root, &source, to, archive))?;
+            with_root(context, &id, None, |root| out(root, &source, to, archive))?;
         }
         (from, Place::Inside(id, path)) => {
             let path = absolute(&path);
-            with_root(context, &id, |root| into(root, from, path, archive))?;
+            with_root(context, &id, Some(&path), |root| into(root, from, path.clone(), archive))?;
         }
         _ => {
             return Err(anyhow!(
@@ -103,8 +103,13 @@ fn absolute(path: &str) -> PathBuf {
     PathBuf::from(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") })
 }
 
-/// Does something with the root directory of a container, whether or not it runs.
-fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&Root) -> Result<T>) -> Result<T> {
+/// Does something with the root directory of a container, whether or not it runs; `written` is the path to be copied to.
+fn with_root<T>(
+    context: &Context,
+    word: &str,
+    written: Option<&Path>,
+    act: impl FnOnce(&Root) -> Result<T>,
+) -> Result<T> {
     let containers = Containers::of(context);
     let id = containers.resolve(word)?;
     let seen = Seen::look(context, containers.find(&id)?)?;
@@ -128,7 +133,7 @@ fn with_root<T>(context: &Context, word: &str, act: impl FnOnce(&Root) -> Result
     let done = open(&rootfs).and_then(|root| {
         // What is copied into a volume must not keep it from what the image has there.
         volumes::fill(&containers, &record, &rootfs)?;
-        act(&Root::of(&containers, &record, root)?)
+        act(&Root::of(&containers, &record, root, written)?)
     });
     let unmounted = rootfs::unmount(&directory, &record);
     lock.release();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use runx_core::init::make_mount_point;
@@ -26,6 +26,8 @@ struct Mount {
     tree: OwnedFd,
     is_dir: bool,
     target: PathBuf,
+    /// Its place is made if it is not there.
+    make: bool,
 }
 
 impl Root {
@@ -35,10 +37,19 @@ impl Root {
     }
 
     /// The root directory of a container that does not run, with its volumes and the paths of the host that are bound into
-    /// it. What is not there any more is left out, with a word in the log.
-    pub(super) fn of(containers: &Containers, record: &Record, directory: OwnedFd) -> Result<Self> {
-        let mut binds =
-            if record.options.given_configuration { configured(record)? } else { asked(containers, record)? };
+    /// it. What is not there is left out, with a word in the log. What a start would make is made only on the way to
+    /// `written`, the path to be copied to.
+    pub(super) fn of(
+        containers: &Containers,
+        record: &Record,
+        directory: OwnedFd,
+        written: Option<&Path>,
+    ) -> Result<Self> {
+        let is_written = |target: &Path| written.is_some_and(|path| meet(path, target));
+        let mut binds = match record.options.given_configuration {
+            true => configured(record)?,
+            false => asked(containers, record, is_written)?,
+        };
         // What is above comes first, or it would hide what is below.
         binds.sort_by_key(|bind| bind.target.components().count());
         let mut mounts = Vec::new();
@@ -50,7 +61,7 @@ impl Root {
             let what = || format!("bind {} to {}", source.display(), target.display());
             let tree = match mount::clone_tree(here, &source, recursive) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    log::warn!("{} is not there any more, and left out at {}", source.display(), target.display());
+                    log::warn!("{} is not there, and left out at {}", source.display(), target.display());
                     continue;
                 }
                 other => other.with_context(what)?,
@@ -58,7 +69,8 @@ impl Root {
             let set = if has("ro") { mount::attr::RDONLY } else { 0 };
             mount::set_attributes(tree.as_fd(), set, 0, libc::MS_PRIVATE, recursive).with_context(what)?;
             let is_dir = sys::is_dir(&sys::fstat(tree.as_fd()).with_context(what)?);
-            mounts.push(Mount { tree, is_dir, target });
+            let make = is_written(&target);
+            mounts.push(Mount { tree, is_dir, target, make });
         }
         Ok(Self { directory, mounts })
     }
@@ -77,14 +89,48 @@ impl Root {
         check(unsafe { libc::chroot(c".".as_ptr()) }).context("enter the container's root")?;
         // The descriptor that there was may be of the other namespace.
         let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open the container's root")?;
-        for Mount { tree, is_dir, target } in &self.mounts {
-            let what = || format!("mount what the container has at {}", target.display());
-            // Made if it is not there, as by a start.
-            let place = make_mount_point(root.as_fd(), target, *is_dir).with_context(what)?;
-            mount::attach(tree.as_fd(), place.as_fd()).with_context(what)?;
+        let root = Lookup::Inside(root);
+        for mount in &self.mounts {
+            mount
+                .attach(&root)
+                .with_context(|| format!("mount what the container has at {}", mount.target.display()))?;
         }
-        Ok(Lookup::Inside(root))
+        Ok(root)
     }
+}
+
+impl Mount {
+    fn attach(&self, root: &Lookup) -> io::Result<()> {
+        let place = match (root.open(&self.target, libc::O_PATH), root) {
+            (Err(e), Lookup::Inside(root)) if e.kind() == io::ErrorKind::NotFound => {
+                if !self.make {
+                    // Nothing leads there.
+                    log::debug!("{} is not there, and nothing is mounted on it", self.target.display());
+                    return Ok(());
+                }
+                make_mount_point(root.as_fd(), &self.target, self.is_dir)?
+            }
+            (place, _) => place?,
+        };
+        mount::attach(self.tree.as_fd(), place.as_fd())
+    }
+}
+
+/// Whether one path is below the other one, or the same.
+fn meet(one: &Path, other: &Path) -> bool {
+    let plain = |path: &Path| {
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::Normal(name) => plain.push(name),
+                Component::ParentDir => drop(plain.pop()),
+                _ => {}
+            }
+        }
+        plain
+    };
+    let (one, other) = (plain(one), plain(other));
+    one.starts_with(&other) || other.starts_with(&one)
 }
 
 fn check(value: i32) -> io::Result<()> {
@@ -99,13 +145,13 @@ struct Bind {
 }
 
 /// What the user asked for.
-fn asked(containers: &Containers, record: &Record) -> Result<Vec<Bind>> {
+fn asked(containers: &Containers, record: &Record, is_written: impl Fn(&Path) -> bool) -> Result<Vec<Bind>> {
     let mut binds = Vec::new();
     for mount in &record.options.mounts {
         let source = match mount.kind {
             // Nothing of it is there while the container does not run.
             MountKind::Tmpfs => continue,
-            MountKind::Bind if !mount.make => PathBuf::from(&mount.source),
+            MountKind::Bind if !mount.make || !is_written(Path::new(&mount.target)) => PathBuf::from(&mount.source),
             _ => match spec::source(containers, mount)? {
                 Some(source) => source,
                 None => continue,
@@ -128,4 +174,17 @@ fn configured(record: &Record) -> Result<Vec<Bind>> {
         is_bind.then_some(Bind { source, target, options })
     });
     Ok(binds.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_the_way_to_a_path_or_below_it_meets_it() {
+        let meets = |one: &str, other: &str| meet(Path::new(one), Path::new(other));
+        assert!(meets("/data/file", "/data") && meets("/data/", "/data/deep/er") && meets("/", "/x"));
+        assert!(meets("/tmp/../data/./file", "/data") && meets("/../data", "/data"));
+        assert!(!meets("/database", "/data") && !meets("/data/../tmp", "/data"));
+    }
 }
