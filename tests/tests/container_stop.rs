@@ -136,3 +136,33 @@ fn one_ctrl_c_while_the_next_start_is_on_its_way_is_enough() {
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
 }
+
+#[test]
+fn one_that_somebody_else_is_at_keeps_none_of_the_others() {
+    needs_root!();
+    let containers = Containers::new();
+    let script = "trap 'exit 0' TERM; echo on; while :; do sleep 0.05; done";
+    let [a, b] = ["a", "b"].map(|name| containers.background(name, &[], script));
+    for id in [&a, &b] {
+        containers.until_logged(id, "on");
+    }
+    let lock = File::open(containers.directory_of(&a)).unwrap();
+    lock.lock().unwrap();
+    let mut command = containers.command(&["container", "stop", &a, &b]);
+    let mut stop = command.stdout(Stdio::null()).spawn().unwrap();
+    let ended = || containers.status(&b) == "exited";
+    let in_time = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        ended()
+    });
+    // What has ended needs no lock to be found so.
+    let again = in_time.then(|| containers.container(&["stop", &b]));
+    let waits = stop.try_wait().unwrap().is_none();
+    drop(lock);
+    assert!(stop.wait().unwrap().success());
+    assert!(in_time, "the end of one waits for the lock of another one");
+    again.unwrap().ok();
+    assert!(waits && containers.status(&a) == "exited");
+    containers.container(&["rm", &a, &b]).ok();
+    containers.assert_nothing_left();
+}

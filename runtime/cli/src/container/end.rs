@@ -152,11 +152,11 @@ impl<'a> Ending<'a> {
         self.looked = true;
         let record = &seen.record;
         if seen.status.is_down() {
-            return clear(self.context, containers, &seen).map(|()| Next::Done);
+            return clear(self.context, containers, &seen);
         }
         if !record.stopped && !self.marked {
-            if stop::mark(containers, id).is_err() {
-                // It has gone meanwhile.
+            if !stop::try_mark(containers, id).unwrap_or(false) {
+                // It has gone meanwhile, or somebody is at it: the others need not wait for that.
                 return Ok(Next::Look);
             }
             self.marked = true;
@@ -227,29 +227,35 @@ impl Dying {
 }
 
 /// What a monitor that was killed did not clear up.
-fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> {
+fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<Next> {
     let id = &seen.record.id;
     if seen.core.is_none() && seen.record.phase != Phase::Running {
+        if !seen.record.is_monitored() {
+            return Ok(Next::Done);
+        }
         // A monitor writes the end down before it takes the network away, and holds the lock until that is done: who stops a
         // container may want its ports.
-        return match containers.lock(id) {
-            Ok(lock) => {
+        return match containers.try_lock(id) {
+            Ok(None) => Ok(Next::Look),
+            Ok(Some(lock)) => {
                 lock.release();
-                Ok(())
+                Ok(Next::Done)
             }
-            Err(e) if e.is::<NoContainer>() => Ok(()),
+            Err(e) if e.is::<NoContainer>() => Ok(Next::Done),
             Err(e) => Err(e),
         };
     }
-    let lock = match containers.lock(id) {
+    let lock = match containers.try_lock(id) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(Next::Look),
         // Its monitor was at it, and has removed it.
-        Err(e) if e.is::<NoContainer>() => return Ok(()),
-        other => other?,
+        Err(e) if e.is::<NoContainer>() => return Ok(Next::Done),
+        Err(e) => return Err(e),
     };
     let directory = containers.directory(id);
     let mut record = Record::read(&directory)?;
     if record.is_monitored() {
-        return Ok(());
+        return Ok(Next::Done);
     }
     if let Ok(core) = context.runtime().load(id)
         && core.state().bundle == record.bundle
@@ -267,5 +273,5 @@ fn clear(context: &Context, containers: &Containers, seen: &Seen) -> Result<()> 
     remove::after_end(&context.global.root, containers, &directory, &record);
     Refuge::sweep();
     lock.release();
-    Ok(())
+    Ok(Next::Done)
 }

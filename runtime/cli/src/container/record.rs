@@ -226,31 +226,53 @@ impl Containers {
 
     /// Waits for the lock of a container.
     pub(crate) fn lock(&self, id: &str) -> Result<Lock> {
-        let directory = self.directory(id);
         loop {
-            let fd = match sys::open(&directory, libc::O_RDONLY | libc::O_DIRECTORY) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(none(id)),
-                other => other.with_context(|| format!("open {}", directory.display()))?,
-            };
-            // SAFETY: flock takes a descriptor and flags.
-            if unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX) } == -1 {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(error).with_context(|| format!("lock {}", directory.display()));
-            }
-            // While we waited it may have been removed, and another one made in its place.
-            let ours = sys::fstat(std::os::fd::AsFd::as_fd(&fd)).context("look at a directory")?;
-            if fs::metadata(&directory).is_ok_and(|there| (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino)) {
-                return Ok(Lock(fd));
+            if let Some(lock) = self.flock(id, libc::LOCK_EX)? {
+                return Ok(lock);
             }
         }
+    }
+
+    /// The lock of a container, unless somebody has it.
+    pub(crate) fn try_lock(&self, id: &str) -> Result<Option<Lock>> {
+        self.flock(id, libc::LOCK_EX | libc::LOCK_NB)
+    }
+
+    /// `None` if somebody has it, or the directory was another container's meanwhile.
+    fn flock(&self, id: &str, how: libc::c_int) -> Result<Option<Lock>> {
+        let directory = self.directory(id);
+        let fd = match sys::open(&directory, libc::O_RDONLY | libc::O_DIRECTORY) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(none(id)),
+            other => other.with_context(|| format!("open {}", directory.display()))?,
+        };
+        // SAFETY: flock takes a descriptor and flags.
+        if unsafe { libc::flock(fd.as_raw_fd(), how) } == -1 {
+            let error = io::Error::last_os_error();
+            if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) {
+                return Ok(None);
+            }
+            return Err(error).with_context(|| format!("lock {}", directory.display()));
+        }
+        // While we waited it may have been removed, and another one made in its place.
+        let ours = sys::fstat(std::os::fd::AsFd::as_fd(&fd)).context("look at a directory")?;
+        let is_there =
+            fs::metadata(&directory).is_ok_and(|there| (there.dev(), there.ino()) == (ours.st_dev, ours.st_ino));
+        Ok(is_there.then_some(Lock(fd)))
     }
 
     /// Changes a record, if the container is there.
     pub(crate) fn change<T>(&self, id: &str, change: impl FnOnce(&mut Record) -> T) -> Result<T> {
         let lock = self.lock(id)?;
+        self.change_locked(id, lock, change)
+    }
+
+    /// The same, unless somebody has its lock.
+    pub(crate) fn try_change<T>(&self, id: &str, change: impl FnOnce(&mut Record) -> T) -> Result<Option<T>> {
+        let Some(lock) = self.try_lock(id)? else { return Ok(None) };
+        self.change_locked(id, lock, change).map(Some)
+    }
+
+    fn change_locked<T>(&self, id: &str, lock: Lock, change: impl FnOnce(&mut Record) -> T) -> Result<T> {
         let directory = self.directory(id);
         let mut record = Record::read(&directory)?;
         let done = change(&mut record);

@@ -124,13 +124,26 @@ pub(super) fn end_pause(containers: &Containers, id: &str) -> bool {
 /// # Errors
 /// [`NoContainer`].
 pub(super) fn mark(containers: &Containers, id: &str) -> Result<()> {
-    match containers.change(id, |record| record.stopped = true) {
+    unless_unwritable(containers.change(id, |record| record.stopped = true)).map(drop)
+}
+
+/// The same where nobody has the container's lock. Returns whether it is done.
+///
+/// # Errors
+/// [`NoContainer`].
+pub(super) fn try_mark(containers: &Containers, id: &str) -> Result<bool> {
+    let marked = unless_unwritable(containers.try_change(id, |record| record.stopped = true))?;
+    Ok(marked.is_none_or(|marked| marked.is_some()))
+}
+
+fn unless_unwritable<T>(changed: Result<T>) -> Result<Option<T>> {
+    match changed {
         Err(e) if e.is::<NoContainer>() => Err(e),
         Err(e) => {
             log::warn!("{}", crate::message(&e));
-            Ok(())
+            Ok(None)
         }
-        Ok(_) => Ok(()),
+        Ok(done) => Ok(Some(done)),
     }
 }
 
