@@ -413,3 +413,37 @@ fn a_copy_out_of_a_container_changes_neither_it_nor_the_host() {
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
 }
+
+#[test]
+fn an_id_mapped_mount_of_a_container_that_does_not_run_is_refused_by_name() {
+    needs_root!();
+    let containers = Containers::new();
+    let (rootfs, scratch) = (containers.rootfs(), containers.scratch().to_owned());
+    let (bundle, mapped) = (scratch.join("bundle"), scratch.join("mapped"));
+    fs::create_dir(&mapped).unwrap();
+    fs::write(scratch.join("file"), "content").unwrap();
+    let (first, id) = (containers.id("a"), containers.id("b"));
+    let place = bundle.to_str().unwrap();
+    let create = ["create", "--network", "none", "--name", &first, "--rootfs", rootfs.to_str().unwrap()];
+    containers.container(&[&create[..], &["--bundle", place, "-c", "true"]].concat()).ok();
+    containers.container(&["start", "-a", &first]).ok();
+    let mut config: serde_json::Value = serde_json::from_str(&text(&bundle.join("config.json"))).unwrap();
+    containers.container(&["rm", &first]).ok();
+    let file = scratch.join("file");
+    let cp = |to: &str| containers.container(&["cp", file.to_str().unwrap(), &format!("{id}:{to}")]);
+    containers.container(&["create", "--name", &id, "--bundle", place]).ok();
+    cp("/tmp/file").ok();
+    assert_eq!(text(&rootfs.join("tmp/file")), "content");
+    containers.container(&["rm", &id]).ok();
+    let mapping = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    config["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+        "destination": "/mapped", "type": "bind", "source": mapped, "options": ["bind", "idmap"],
+        "uidMappings": mapping, "gidMappings": mapping,
+    }));
+    fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    containers.container(&["create", "--name", &id, "--bundle", place]).ok();
+    cp("/mapped/file").fails(1, &["/mapped", "start it"]);
+    assert_eq!(fs::read_dir(&mapped).unwrap().count(), 0);
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}

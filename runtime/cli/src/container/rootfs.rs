@@ -107,7 +107,9 @@ pub(super) fn mount(directory: &Path, record: &Record) -> Result<PathBuf> {
     if record.is_module {
         return Ok(directory.join("rootfs"));
     }
-    let Some(rootfs) = &record.options.rootfs else { return Ok(rootfs::mount(directory)?) };
+    // Of a bundle that was given with its configuration it is what that says.
+    let given = record.options.given_configuration.then_some(&record.rootfs);
+    let Some(rootfs) = given.or(record.options.rootfs.as_ref()) else { return Ok(rootfs::mount(directory)?) };
     if !rootfs.is_dir() {
         bail!("the root filesystem {} is not there any more, or no directory", rootfs.display());
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use runx_core::init::make_mount_point;
 use runx_core::spec::Spec;
 use runx_core::sys::{self, mount, process};
@@ -163,17 +163,28 @@ fn asked(containers: &Containers, record: &Record, is_written: impl Fn(&Path) ->
 }
 
 /// What a bundle's own configuration says.
+///
+/// # Errors
+/// For a bind whose ids are mapped: without that, owners would be wrong in one direction and rights in the other.
 fn configured(record: &Record) -> Result<Vec<Bind>> {
     let config: Spec = runx_core::bundle::parse_file(&record.bundle.join("config.json"))?;
-    let mounts = config.mounts().iter().flatten();
-    let binds = mounts.filter_map(|mount| {
+    let is_mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|mappings| !mappings.is_empty());
+    let mut binds = Vec::new();
+    for mount in config.mounts().iter().flatten() {
         let options = mount.options().clone().unwrap_or_default();
-        let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
-        let source = record.bundle.join(mount.source().as_ref()?);
+        let has = |words: [&str; 2]| options.iter().any(|option| words.contains(&option.as_str()));
+        let Some(source) = mount.source().as_ref().filter(|_| has(["bind", "rbind"])) else { continue };
         let target = Path::new("/").join(mount.destination());
-        is_bind.then_some(Bind { source, target, options })
-    });
-    Ok(binds.collect())
+        if has(["idmap", "ridmap"]) || is_mapped(mount.uid_mappings()) || is_mapped(mount.gid_mappings()) {
+            bail!(
+                "container {:?} has an id-mapped mount at {}, which is made only where it runs: start it, and copy then",
+                record.id,
+                target.display()
+            );
+        }
+        binds.push(Bind { source: record.bundle.join(source), target, options });
+    }
+    Ok(binds)
 }
 
 #[cfg(test)]
