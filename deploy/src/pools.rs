@@ -69,12 +69,13 @@ fn read(root: &Root) -> Vec<Pool> {
     let mut out = Vec::new();
     for name in names.filter(plain).take(FILES) {
         let path = directory.join(format!("{name}.prom"));
-        let Ok(Some(found)) = root.metadata(&path) else { continue };
+        // Whoever writes here can put something else in its place: what is looked at is what is read.
+        let Ok(Some(file)) = root.open_file(&path) else { continue };
+        let Ok(found) = file.metadata() else { continue };
         let age = found.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
         if !found.is_file() || age > FRESH {
             continue;
         }
-        let Ok(Some(file)) = root.open_file(&path) else { continue };
         let mut bytes = Vec::new();
         if file.take(LIMIT).read_to_end(&mut bytes).is_err() {
             continue;

@@ -42,13 +42,19 @@ impl Removal {
     }
 }
 
-/// What is to be taken from files other than `path`.
+/// What is to be taken from files other than `path`, whether or not it is noted: a journal can be lost, and somebody can put back a
+/// file of before.
 ///
 /// # Errors
 /// When one cannot be read.
 pub(crate) fn leaving(node: &Node, journal: &Journal, path: &Path) -> Result<Vec<Removal>> {
-    let old = journal.change.iter().chain(&journal.leaving).filter(|change| change.path != path);
-    old.map(|change| Removal::of(node, journal, change)).collect()
+    let mut all: Vec<Change> = journal.change.iter().chain(&journal.leaving).cloned().collect();
+    for place in found(node)? {
+        if all.iter().all(|change| change.path != place) {
+            all.push(Change::new(place, &all));
+        }
+    }
+    all.iter().filter(|change| change.path != path).map(|change| Removal::of(node, journal, change)).collect()
 }
 
 /// Finds out what is to be taken away.

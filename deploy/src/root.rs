@@ -139,7 +139,10 @@ impl Root {
     /// When there is one that cannot be opened.
     pub(crate) fn open_file(&self, path: &Path) -> io::Result<Option<File>> {
         let Some(file) = optional(self.open_path(path, OFlag::empty()))? else { return Ok(None) };
-        File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
+        // What is a FIFO by now keeps nobody waiting for who writes into it.
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        options.open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
     }
 
     /// Opens an empty file, which is made if it is not there.

@@ -162,8 +162,9 @@ impl Labels {
     /// Sets them if they are not as the node is, or were not set for long.
     fn set(&mut self, node: &Node, status: &Status) {
         let wanted = match status.registered {
-            Some(true) => "true",
-            Some(false) => "failed",
+            // A handler of that name that is not in our files is somebody else's.
+            Some(true) if status.is_ours() => "true",
+            Some(_) => "failed",
             // It may be restarting for somebody else; at the second look it is not.
             None if self.silent => "failed",
             None => {
@@ -300,21 +301,20 @@ fn tell(done: Done) {
 
 /// Looks at the node, and lets others know.
 fn look(node: &Node, shared: &Shared) -> Option<Status> {
-    let status = Status::of(node);
-    let mut texts = shared.texts();
-    let status = match status {
+    let status = match Status::of(node) {
         Ok(status) => status,
         Err(e) => {
             log::error!("{e:#}");
-            texts.reason = e.to_string();
+            shared.texts().reason = e.to_string();
             shared.ready.store(false, Ordering::Relaxed);
             return None;
         }
     };
+    let mut metrics = Metrics(status.metrics(node));
+    let mut texts = shared.texts();
     let reason = texts.failure.clone().or_else(|| status.drift.clone());
     shared.ready.store(reason.is_none() && status.is_well(), Ordering::Relaxed);
     texts.reason = reason.unwrap_or_else(|| format!("it is {}", status.state.name()));
-    let mut metrics = Metrics(status.metrics(node));
     metrics.family("runx_node_repairs_total", "counter", "How often drift was repaired since this process began.");
     metrics.sample("runx_node_repairs_total", &[], texts.repairs);
     metrics.family(

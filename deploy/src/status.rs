@@ -94,6 +94,11 @@ impl Status {
         })
     }
 
+    /// Whether the handler is in containerd's files because of us.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.journal.change.is_some()
+    }
+
     /// Whether pods with the handler run here.
     pub(crate) fn is_well(&self) -> bool {
         self.state == State::Installed && self.drift.is_none() && self.registered == Some(true)

@@ -386,6 +386,26 @@ fn without_a_journal_nobody_says_that_it_is_gone() {
 }
 
 #[test]
+fn a_block_that_nobody_has_noted_goes_when_the_handler_comes_to_a_file_beside() {
+    needs_machine!();
+    for package in newer() {
+        let machine = started(&package, "unnoted block", Some(&usual(2, "")));
+        machine.node(&["install"]).ok();
+        fs::remove_dir_all(machine.root().join("var/lib/runx")).expect("remove the journal");
+        let imported = machine.read(CONFIG).replacen(&usual(2, ""), &usual(2, IMPORTS), 1);
+        assert!(imported.contains("conf.d") && imported.contains("runtimes.runx]"), "{imported}");
+        machine.write(CONFIG, &imported);
+        machine.node(&["install"]).ok();
+        serves(&machine, true);
+        assert!(!machine.read(CONFIG).contains("runtimes.runx]"), "{}", machine.read(CONFIG));
+        machine.node(&["uninstall"]).ok();
+        serves(&machine, false);
+        assert_eq!(machine.read(CONFIG).trim_end(), usual(2, IMPORTS).trim_end());
+        assert!(!machine.root().join("etc/containerd/conf.d/runx.toml").exists());
+    }
+}
+
+#[test]
 fn lines_in_our_drop_in_stay_when_it_is_upgraded_and_taken_away() {
     needs_machine!();
     let drop_in = "etc/containerd/conf.d/runx.toml";

@@ -97,3 +97,21 @@ fn the_nodes_label_is_what_containerd_serves_whatever_happens_to_its_files() {
     assert_eq!(running.end(), Some(0));
     machine.node(&["uninstall"]).ok();
 }
+
+#[test]
+fn no_pods_are_sent_to_a_handler_of_our_name_that_is_somebody_elses() {
+    needs_machine!();
+    let theirs = "\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runx]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+    let config = usual(2, "") + theirs;
+    let machine = started(&one_package(), "another's handler", Some(&config));
+    let cluster = Cluster::start();
+    let flags = cluster.flags();
+    let mut running = Running::start(&machine, &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    serves(&machine, true);
+    let told = || cluster.label("runx.dev/ready");
+    let failed = || told().iter().filter(|it| it.as_str() == Some("failed")).count();
+    eventually("it is told twice", || failed() >= 2);
+    assert!(told().iter().all(|it| it.as_str() == Some("failed")), "{:?}", told());
+    assert_eq!(machine.read(CONFIG), config);
+    running.end();
+}
