@@ -154,14 +154,18 @@ impl<'a> Ending<'a> {
         if seen.status.is_down() {
             return clear(self.context, containers, &seen);
         }
+        let limit = self.how.timeout.unwrap_or_else(|| record.options.stop_timeout()).min(LONGEST);
+        let late = self.begun.elapsed() > limit + CLEARING;
         if !record.stopped && !self.marked {
             if !stop::try_mark(containers, id).unwrap_or(false) {
                 // It has gone meanwhile, or somebody is at it: the others need not wait for that.
+                if late {
+                    bail!("container {id:?} is still {}: another command is at it", seen.status);
+                }
                 return Ok(Next::Look);
             }
             self.marked = true;
         }
-        let limit = self.how.timeout.unwrap_or_else(|| record.options.stop_timeout()).min(LONGEST);
         let core = seen.core.take_if(|_| seen.status.is_up() && !self.asked);
         match (seen.status, core) {
             (_, Some(core)) => {
@@ -174,7 +178,7 @@ impl<'a> Ending<'a> {
             (Status::Restarting, _) => stop::wake(record),
             _ => {}
         }
-        if self.begun.elapsed() > limit + CLEARING {
+        if late {
             bail!(
                 "container {id:?} is still {}: its monitor, process {}, does not clear up",
                 seen.status,

@@ -119,7 +119,12 @@ fn with_root<T>(
     };
     if let (Some(pid), Some(core)) = (seen.pid().filter(|_| seen.status.is_up()), &seen.core) {
         crate::oci::exec::enter(core)?;
-        return act(&Root::plain(open(Path::new(&format!("/proc/{pid}/root")))?));
+        let root = open(Path::new(&format!("/proc/{pid}/root")))?;
+        // Its number may be another process's by now.
+        if core.pid() != Some(pid) {
+            bail!("container {id:?} has ended in this moment");
+        }
+        return act(&Root::plain(root));
     }
     rootless::enter()?;
     // Nobody starts or removes it meanwhile.
