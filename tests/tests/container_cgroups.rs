@@ -59,6 +59,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        for group in &self.0 {
+            let _ = [group.join("runx/.monitors"), group.join("runx")].map(fs::remove_dir);
+        }
         let _ = self.end();
     }
 }
@@ -145,13 +148,17 @@ fn a_group_that_a_killed_monitor_left_below_a_session_goes_with_the_next_command
     let left: Vec<PathBuf> = session.0.iter().map(|group| group.join("runx/.monitors")).collect();
     left.iter().for_each(|group| fs::create_dir_all(group).unwrap());
     let id = containers.id("a");
-    run(&mut containers.run_command(&["--name", &id], &["true"])).ok();
+    run(containers.run_command(&["-d", "--name", &id], &["sleep", "600"]).stdin(Stdio::null())).ok();
     assert!(left.iter().all(|group| group.exists()), "a command from elsewhere does not know of it");
-    let mut command = containers.command(&["container", "rm", &id]);
+    let monitor = containers.inspect(&id)["state"]["monitorPid"].as_i64().unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::kill(monitor as i32, libc::SIGKILL) }, 0);
+    let mut command = containers.command(&["container", "rm", "-f", &id]);
     session.hold(&mut command);
     run(&mut command).ok();
     for group in left {
         assert!(!group.parent().unwrap().exists(), "{}", group.display());
     }
+    session.end().unwrap();
     containers.assert_nothing_left();
 }

@@ -103,7 +103,6 @@ fn one_ctrl_c_while_the_next_start_is_on_its_way_is_enough() {
     needs_root!();
     let containers = Containers::new();
     let id = containers.id("a");
-    // As the first process of its PID namespace it does not hear what comes while it runs.
     let mut command =
         containers.run_command(&["--name", &id, "--restart", "always"], &["sh", "-c", "sleep 0.3; exit 3"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -131,7 +130,9 @@ fn one_ctrl_c_while_the_next_start_is_on_its_way_is_enough() {
         status = child.try_wait().unwrap();
         status.is_some()
     });
-    assert_eq!(status.unwrap().code(), Some(3));
+    // The next start may have heard it, too, or have come to nothing.
+    let code = status.unwrap().code();
+    assert!(matches!(code, Some(3 | 130)), "{code:?}");
     containers.until(&id, "exited");
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
