@@ -9,7 +9,7 @@ use crate::journal::{Journal, State};
 use crate::kube::{READY, VERSION, label_value};
 use crate::node::Node;
 use crate::plan;
-use crate::stage::Programs;
+use crate::stage::{Programs, Stage};
 
 /// How often it is planned anew because somebody else changes the file meanwhile.
 const PLANS: usize = 4;
@@ -89,6 +89,13 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, restart: Restart,
             bail!(
                 "runx is installed on this node with --{flag} {was}: uninstall that first, then install with --{flag} {is}"
             );
+        }
+    }
+    if !installed && !journal.is_blank() && journal.install_dir != node.install_dir {
+        // Of an installation that was refused; nothing was ever started from there.
+        let place = journal.install_dir.display();
+        if !Stage::new(&node.root, &journal.install_dir).remove_all()?.is_empty() {
+            bail!("programs in {place}, where an earlier installation was to be, are in use: end what uses them first");
         }
     }
     let mut clock = Clock(Instant::now());

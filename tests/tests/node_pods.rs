@@ -115,3 +115,18 @@ fn no_pods_are_sent_to_a_handler_of_our_name_that_is_somebody_elses() {
     assert_eq!(machine.read(CONFIG), config);
     running.end();
 }
+
+#[test]
+fn programs_of_a_refused_installation_go_when_the_next_one_is_for_another_place() {
+    needs_machine!();
+    let theirs = "\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runx]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+    let machine = started(&one_package(), "two places", Some(&(usual(2, "") + theirs)));
+    machine.node(&["install", "--install-dir", "/opt/first"]).fails(1, &["not by runx-node"]);
+    machine.write(CONFIG, &usual(2, ""));
+    machine.restart();
+    machine.node(&["install", "--install-dir", "/opt/second"]).ok();
+    assert!(!machine.root().join("opt/first").exists());
+    machine.node(&["uninstall", "--install-dir", "/opt/second"]).ok();
+    assert!(!machine.root().join("opt/second").exists());
+    assert_eq!(machine.read(CONFIG), usual(2, ""));
+}
