@@ -131,8 +131,9 @@ fn with_root<T>(
     let lock = containers.lock(&id)?;
     let directory = containers.directory(&id);
     let record = Record::read(&directory)?;
-    if !Seen::look(context, record.clone())?.status.is_down() {
-        bail!("container {id:?} was started in this moment: try again");
+    let status = Seen::look(context, record.clone())?.status;
+    if !status.is_down() {
+        bail!("container {id:?} is {status}: copy when it runs or has ended");
     }
     let rootfs = rootfs::mount(&directory, &record)?;
     let done = open(&rootfs).and_then(|root| {
