@@ -108,9 +108,9 @@ containerd_end() {
     unmount_all
     remove_cgroups
     remove_cached
-    # What a namespace keeps is its cache of seccomp programs.
+    # What a namespace keeps is its cache of seccomp programs, and the counters of its starts.
     states=/run/containerd/runx/$namespace
-    rm -rf "$states/.seccomp"
+    rm -rf "$states/.seccomp" "$states/.starts"
     if [ -d "$states" ] && ! rmdir "$states" 2>/dev/null; then
         [ "${code:-0}" -ge 128 ] || problem "states of containers: $(find "$states" -mindepth 1 | xargs)"
         rm -rf "$states"
