@@ -270,7 +270,7 @@ class Cluster:
         for wanted in ("kubelet", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             for name, child in self.children:
                 if name == wanted:
-                    self.end(child)
+                    tools.end(child, 20)
         self.node.stop_containerd()
         # Whatever still has the cluster's directory among its arguments is a shim, or a program for its pods.
         for _ in range(50):
@@ -300,15 +300,6 @@ class Cluster:
                 break
             time.sleep(0.1)
         return sorted(found | left)
-
-    def end(self, child):
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
 
     def processes(self):
         """Those that name the cluster's directory, that run on its node (shims), or are in its cgroups; and their children."""

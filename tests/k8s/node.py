@@ -15,6 +15,7 @@ import threading
 import time
 
 import systemd
+import tools
 from tools import Missing
 
 CONTAINERD_PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")
@@ -173,13 +174,8 @@ class Node:
         """It alone, as a service whose KillMode is process: its shims stay."""
         child = self.containerd
         self.containerd = None
-        if child and child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        if child:
+            tools.end(child, 30)
 
     def restart_containerd(self):
         with self.lock:

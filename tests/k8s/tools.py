@@ -41,6 +41,17 @@ def run(command, why, **options):
     return done.stdout
 
 
+def end(child, seconds):
+    """Asks a child to end, and kills it if it has not after that time."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
 def kubernetes_version():
     return re.search(r"k8s\.io/kubernetes (v\S+)", (HARNESS / "go.mod").read_text()).group(1)
 

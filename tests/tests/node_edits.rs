@@ -6,15 +6,10 @@ use std::process::Command;
 
 use runx_tests::command::{Done, run};
 use runx_tests::machine::{
-    CONFIG, IMPORTS, Killed, Machine, Package, every_package, head, one_package, run_until, serves, started, status,
-    usual,
+    CONFIG, IMPORTS, Killed, Machine, every_package, head, newer_packages, one_package, run_until, serves, started,
+    status, usual,
 };
 use runx_tests::needs_machine;
-
-/// containerds that take drop-ins.
-fn newer() -> Vec<Package> {
-    every_package().into_iter().filter(|package| package.version >= (2, 0)).collect()
-}
 
 /// A handler of somebody else's.
 fn kata() -> String {
@@ -140,7 +135,7 @@ fn the_file_that_was_installed_into_is_the_one_that_it_is_taken_out_of() {
 fn where_the_place_of_the_handler_changes_it_leaves_the_former_one_with_one_restart() {
     needs_machine!();
     let drop_in = "etc/containerd/conf.d/runx.toml";
-    for package in newer() {
+    for package in newer_packages() {
         let machine = started(&package, "another place", Some(&usual(2, "")));
         machine.node(&["install"]).ok();
         // Somebody has drop-ins read from now on.
@@ -168,7 +163,7 @@ fn where_the_place_of_the_handler_changes_it_leaves_the_former_one_with_one_rest
 #[test]
 fn a_change_of_place_that_is_killed_at_any_step_is_completed_and_one_that_fails_is_taken_back() {
     needs_machine!();
-    for package in newer() {
+    for package in newer_packages() {
         let machine = started(&package, "killed between two places", Some(&usual(2, "")));
         let import = |machine: &Machine| {
             machine
@@ -388,7 +383,7 @@ fn without_a_journal_nobody_says_that_it_is_gone() {
 #[test]
 fn a_block_that_nobody_has_noted_goes_when_the_handler_comes_to_a_file_beside() {
     needs_machine!();
-    for package in newer() {
+    for package in newer_packages() {
         let machine = started(&package, "unnoted block", Some(&usual(2, "")));
         machine.node(&["install"]).ok();
         fs::remove_dir_all(machine.root().join("var/lib/runx")).expect("remove the journal");
@@ -409,7 +404,7 @@ fn a_block_that_nobody_has_noted_goes_when_the_handler_comes_to_a_file_beside() 
 fn lines_in_our_drop_in_stay_when_it_is_upgraded_and_taken_away() {
     needs_machine!();
     let drop_in = "etc/containerd/conf.d/runx.toml";
-    for package in newer() {
+    for package in newer_packages() {
         let machine = started(&package, "lines in the drop-in", Some(&usual(2, IMPORTS)));
         machine.node(&["install"]).ok();
         let text = machine.read(drop_in) + &kata();

@@ -3,21 +3,16 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use runx_tests::machine::{Machine, Package, every_package, serves, usual};
+use runx_tests::machine::{Machine, newer_packages, serves, usual};
 use runx_tests::needs_machine;
 use serde_json::Value;
-
-/// containerds that take drop-ins.
-fn newer() -> Vec<Package> {
-    every_package().into_iter().filter(|package| package.version >= (2, 0)).collect()
-}
 
 #[test]
 fn on_rke2_the_program_is_where_its_link_leads() {
     needs_machine!();
     let base = "var/lib/rancher/rke2";
     let directory = format!("{base}/agent/etc/containerd");
-    for package in newer() {
+    for package in newer_packages() {
         let imports = format!("imports = [\"/{directory}/config-v3.toml.d/*.toml\"]\n");
         let machine = Machine::prepare(&package, None);
         machine.write(&format!("{directory}/config.toml"), &usual(3, &imports));
@@ -49,7 +44,7 @@ fn on_k0s_a_drop_in_that_it_merges_into_its_own_file_is_not_somebody_elses() {
     needs_machine!();
     let (main, drop_in) = ("etc/k0s/containerd.toml", "etc/k0s/containerd.d/runx.toml");
     let words = ["--containerd", "/usr/local/bin/containerd", "--socket", "/run/containerd/containerd.sock"];
-    for package in newer() {
+    for package in newer_packages() {
         let imports = "imports = [\"/etc/k0s/containerd.d/*.toml\"]\n";
         let managed = format!("# k0s_managed=true\n{}\n", usual(3, imports));
         let machine = Machine::prepare(&package, None);

@@ -79,6 +79,19 @@ pub fn every_package() -> Vec<Package> {
     all
 }
 
+/// The containerds that have directories of drop-ins for CRI, 2.0 and later; it is said aloud if there is none.
+///
+/// # Panics
+/// When one does not tell its version.
+pub fn newer_packages() -> Vec<Package> {
+    let mut all = packages();
+    all.retain(|package| package.version >= (2, 0));
+    if all.is_empty() {
+        skip("a containerd of 2.0 or later: RUNX_CONTAINERDS names none");
+    }
+    all
+}
+
 /// The installed containerd.
 ///
 /// # Panics

@@ -25,7 +25,8 @@ use crate::{dist, image};
 
 pub use cluster::Cluster;
 pub use configurations::{
-    IMPORTS, configurations, every_package, head, one_package, serves, started, status, usual, usual_for_pods,
+    IMPORTS, configurations, every_package, head, newer_packages, one_package, serves, started, status, usual,
+    usual_for_pods,
 };
 pub use daemon::Running;
 pub use steps::{Killed, run_until};
