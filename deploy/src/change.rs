@@ -30,8 +30,46 @@ fn digest(bytes: Option<&[u8]>) -> String {
     bytes.map(sha256).unwrap_or_default()
 }
 
-/// Notes what is to be in which file, and keeps what is there. Tells whether that was not noted already.
-fn note(node: &Node, journal: &mut Journal, plan: &Plan) -> Result<bool> {
+/// What a change is taken back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Former {
+    /// The files as they are: containerd serves with them.
+    Current,
+    /// The files without us. As they are nobody has tried them: what is ours in them was written by a run that was killed, or
+    /// is not served for another reason, and containerd runs without it.
+    Without,
+    /// As [`Former::Without`], but what was kept by a run that was killed is right, if nobody has changed the files since.
+    Kept,
+}
+
+impl Former {
+    fn of(journal: &Journal, served: bool) -> Self {
+        match (journal.restart_pending, journal.state) {
+            (true, State::Installing) => Self::Kept,
+            (false, _) if served => Self::Current,
+            _ => Self::Without,
+        }
+    }
+
+    /// What a file is taken back to, of what it is and what it is without us. `noted` is what is noted of it.
+    fn choose<'a>(
+        self,
+        node: &Node,
+        noted: Option<&Change>,
+        current: &'a Option<Vec<u8>>,
+        without: &'a Option<Vec<u8>>,
+    ) -> &'a Option<Vec<u8>> {
+        let is_kept = || noted.is_some_and(|change| node.store().previous(change).is_ok_and(|kept| kept == *current));
+        match self {
+            Self::Current => current,
+            Self::Kept if is_kept() => current,
+            Self::Kept | Self::Without => without,
+        }
+    }
+}
+
+/// Notes what is to be in which file, and keeps what it is taken back to. Tells whether that was not noted already.
+fn note(node: &Node, journal: &mut Journal, plan: &Plan, former: Former) -> Result<bool> {
     let store = node.store();
     let old = journal.change_of(&plan.path).cloned();
     let mut noted = false;
@@ -40,20 +78,22 @@ fn note(node: &Node, journal: &mut Journal, plan: &Plan) -> Result<bool> {
         let written = digest(removal.planned.as_deref());
         let mut change = removal.change.clone();
         if !(removal.is_done() && journal.leaving.contains(&change)) {
-            store.keep(&change, removal.planned.as_deref(), removal.current.as_deref())?;
-            change.had_previous = removal.current.is_some();
+            let previous = former.choose(node, journal.change_of(&change.path), &removal.current, &removal.planned);
+            store.keep(&change, removal.planned.as_deref(), previous.as_deref())?;
+            change.had_previous = previous.is_some();
             change.written = written;
             noted = true;
         }
         leaving.push(change);
     }
     let current = plan.current.as_deref() == Some(&plan.planned) && journal.wrote(&plan.path, &plan.planned);
-    if !current {
+    if !current || former == Former::Without {
+        let previous = former.choose(node, old.as_ref(), &plan.current, &plan.base);
         let mut change = old.unwrap_or_else(|| Change::new(plan.path.clone(), &leaving));
-        store.keep(&change, plan.base.as_deref(), plan.current.as_deref())?;
+        store.keep(&change, plan.base.as_deref(), previous.as_deref())?;
         change.created = plan.base.is_none();
         change.written = sha256(&plan.planned);
-        change.had_previous = plan.current.is_some();
+        change.had_previous = previous.is_some();
         // They are made below, and noted first.
         change.directories.extend(plan.path.parent().map(|parent| missing(node, parent)).unwrap_or_default());
         change.copies.clone_from(&plan.copies);
@@ -75,7 +115,7 @@ fn missing(node: &Node, directory: &Path) -> Vec<PathBuf> {
 /// Notes a plan that is carried out: also one that somebody else has edited around. Tells whether the journal is to be saved.
 pub(crate) fn settle(node: &Node, journal: &mut Journal, plan: &Plan) -> Result<bool> {
     let done = plan.current.as_deref() == Some(&plan.planned);
-    let noted = done && note(node, journal, plan)?;
+    let noted = done && note(node, journal, plan, Former::Current)?;
     if journal.leaving.is_empty() {
         return Ok(noted);
     }
@@ -119,15 +159,16 @@ pub(crate) fn apply(
     // Before anything is changed: nobody shall send pods while containerd restarts.
     node.label(&[(READY, Some("installing"))])?;
     let before = journal.clone();
-    note(node, journal, plan)?;
+    note(node, journal, plan, Former::of(journal, others.contains(&node.handler)))?;
     journal.state = State::Installing;
     journal.restart_pending = true;
     journal.vain_restarts = 0;
     store.save(journal)?;
-    match write(node, plan) {
+    let mut written = Vec::new();
+    match write(node, plan, &mut written) {
         Ok(None) => {}
         unwritten => {
-            undo(node, journal, plan, before)?;
+            undo(node, journal, &written, before)?;
             let served = others.contains(&node.handler);
             let unwritten = unwritten.map(|path| Applied::Overtaken(path.unwrap_or_default()));
             if unwritten.is_err() {
@@ -153,36 +194,48 @@ pub(crate) fn apply(
     }
 }
 
+/// A file that was written.
+struct Written<'a> {
+    path: &'a Path,
+    before: Option<&'a [u8]>,
+    now: Option<&'a [u8]>,
+}
+
 /// Writes what is not there yet: first where the handler comes to, so that it is in one place at least. Tells which file was
 /// not what it was planned from, if one was not.
-fn write(node: &Node, plan: &Plan) -> Result<Option<PathBuf>> {
+fn write<'a>(node: &Node, plan: &'a Plan, written: &mut Vec<Written<'a>>) -> Result<Option<PathBuf>> {
     if let Some(parent) = plan.path.parent() {
         node.root.make_directories(parent).with_context(|| format!("make {}", parent.display()))?;
     }
+    let mut files = Vec::new();
     if plan.current.as_deref() != Some(&plan.planned) {
-        if !node.put(&plan.path, Some(&plan.planned), plan.current.as_deref())? {
-            return Ok(Some(plan.path.clone()));
-        }
-        log::info!("wrote {}", plan.path.display());
+        files.push(Written { path: &plan.path, before: plan.current.as_deref(), now: Some(&plan.planned) });
     }
-    for removal in plan.leaving.iter().filter(|removal| !removal.is_done()) {
-        let path = &removal.change.path;
-        if !node.put(path, removal.planned.as_deref(), removal.current.as_deref())? {
-            return Ok(Some(path.clone()));
+    files.extend(plan.leaving.iter().filter(|removal| !removal.is_done()).map(|removal| Written {
+        path: &removal.change.path,
+        before: removal.current.as_deref(),
+        now: removal.planned.as_deref(),
+    }));
+    for file in files {
+        let path = file.path;
+        match node.put(path, file.now, file.before) {
+            Ok(false) => return Ok(Some(path.into())),
+            // Also what failed may have come that far.
+            done => {
+                written.push(file);
+                done?;
+            }
         }
-        log::info!("took runx out of {}", path.display());
+        log::info!("{} {}", if *path == plan.path { "wrote" } else { "took runx out of" }, path.display());
     }
     Ok(None)
 }
 
 /// Takes back what was written before something could not be. containerd has not read it.
-fn undo(node: &Node, journal: &mut Journal, plan: &Plan, before: Journal) -> Result<()> {
+fn undo(node: &Node, journal: &mut Journal, written: &[Written], before: Journal) -> Result<()> {
     let undo = || -> Result<()> {
-        for removal in plan.leaving.iter().filter(|removal| !removal.is_done()) {
-            node.put(&removal.change.path, removal.current.as_deref(), removal.planned.as_deref())?;
-        }
-        if plan.current.as_deref() != Some(&plan.planned) {
-            node.put(&plan.path, plan.current.as_deref(), Some(&plan.planned))?;
+        for file in written.iter().rev() {
+            node.put(file.path, file.before, file.now)?;
         }
         let directories = journal.change.iter().flat_map(|change| change.directories.iter().rev());
         let new = directories.filter(|path| !before.change.iter().any(|change| change.directories.contains(path)));

@@ -72,7 +72,7 @@ pub(crate) struct Change {
     pub(crate) created: bool,
     /// The SHA-256 of what was written.
     pub(crate) written: String,
-    /// Whether there was a file before the last change, which may be an older one of ours.
+    /// Whether there is a file to take the last change back to, which may be an older one of ours.
     pub(crate) had_previous: bool,
     /// Directories that were made for it, from the top.
     #[serde(default)]
@@ -214,7 +214,7 @@ impl<'a> Store<'a> {
         self.root.write(&path, bytes, 0o600, None).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Keeps a file that is changed as it is without us and as it was a moment ago; `None` for no file.
+    /// Keeps a file that is changed as it is without us, and what the change is taken back to; `None` for no file.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -251,7 +251,7 @@ impl<'a> Store<'a> {
         self.root.read(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// A file as it was before the last change.
+    /// What the last change of a file is taken back to.
     ///
     /// # Errors
     /// When it should be there and is not.

@@ -270,6 +270,91 @@ fn what_somebody_writes_while_a_change_is_taken_back_stays() {
 }
 
 #[test]
+fn what_is_there_and_was_never_served_is_taken_back_to_the_files_without_us() {
+    needs_machine!();
+    let machine = started(&one_package(), "never served", Some(&usual(2, "")));
+    machine.node(&["install"]).ok();
+    let ours = machine.read(CONFIG);
+    let install = ["install", "--timeout", "2"];
+    for journal in [true, false] {
+        // Somebody puts the file back that has runx in it, and containerd has not read it.
+        if journal {
+            machine.write(CONFIG, &usual(2, ""));
+            machine.restart();
+        } else {
+            machine.node(&["uninstall"]).ok();
+        }
+        machine.write(CONFIG, &ours);
+        serves(&machine, false);
+        machine.sabotage(true);
+        let restarts = machine.restarts();
+        machine.node(&install).fails(1, &["its configuration was restored"]);
+        // Where nobody knows how it ended, a line's end is right.
+        let end = if journal { "" } else { "\n" };
+        assert_eq!(machine.read(CONFIG), format!("{}{end}", usual(2, "")));
+        serves(&machine, false);
+        assert_eq!(status(&machine)["state"], "failed");
+        assert_eq!(machine.restarts(), restarts + 2);
+        machine.node(&install).fails(1, &["its configuration was restored"]);
+        machine.node(&install).fails(1, &["2 times", "--force"]);
+        assert_eq!(machine.restarts(), restarts + 4, "it ends");
+        machine.sabotage(false);
+        machine.node(&["install", "--force"]).ok();
+        serves(&machine, true);
+    }
+    machine.node(&["uninstall"]).ok();
+    assert_eq!(machine.read(CONFIG).trim_end(), usual(2, ""));
+}
+
+#[test]
+fn an_edit_after_a_kill_stays_and_what_nobody_has_tried_goes_when_it_is_taken_back() {
+    needs_machine!();
+    let machine = started(&one_package(), "edited after a kill", Some(&usual(2, "")));
+    let killed = machine.node(&["install", "--restart-command", "kill -9 $PPID"]);
+    assert!(machine.read(CONFIG).contains("runtimes.runx"), "{killed:?}");
+    machine.write(CONFIG, &format!("{}# Mine.\n", machine.read(CONFIG)));
+    machine.sabotage(true);
+    machine.node(&["install", "--timeout", "2"]).fails(1, &["its configuration was restored"]);
+    let left = machine.read(CONFIG);
+    assert!(
+        left.starts_with(&usual(2, "")) && left.ends_with("# Mine.\n") && !left.contains("runtimes.runx"),
+        "{left}"
+    );
+    serves(&machine, false);
+    // Without an edit it is taken back to what was there before.
+    machine.write(CONFIG, &usual(2, ""));
+    machine.node(&["install", "--restart-command", "kill -9 $PPID"]);
+    assert!(machine.read(CONFIG).contains("runtimes.runx"));
+    machine.node(&["install", "--timeout", "2"]).fails(1, &["its configuration was restored"]);
+    assert_eq!(machine.read(CONFIG), usual(2, ""));
+}
+
+#[test]
+fn a_drop_in_that_somebody_removes_meanwhile_is_not_written_again() {
+    needs_machine!();
+    let drop_in = "etc/containerd/conf.d/runx.toml";
+    for package in newer_packages() {
+        let machine = started(&package, "removed meanwhile", Some(&usual(2, IMPORTS)));
+        machine.node(&["install"]).ok();
+        assert!(machine.read(drop_in).contains("runtimes.runx"));
+        machine.write(CONFIG, &usual(2, ""));
+        let root = machine.root().display().to_string();
+        let what = format!(
+            "echo '# again' >>'{root}/{CONFIG}'; rm -f '{root}/{drop_in}'; touch '{}/once'",
+            machine.path().display()
+        );
+        let hook = after_a_dump(&machine, &what);
+        machine.node(&["install", "--enter", &hook]).fails(1, &["4 times", "nothing was changed"]);
+        assert!(!machine.root().join(drop_in).exists());
+        assert!(!machine.read(CONFIG).contains("runtimes.runx"));
+        machine.node(&["install"]).ok();
+        serves(&machine, true);
+        machine.node(&["uninstall"]).ok();
+        serves(&machine, false);
+    }
+}
+
+#[test]
 fn a_main_file_that_cannot_be_seen_is_not_one_that_is_not_there() {
     needs_machine!();
     let machine = started(&one_package(), "not seen", Some(&usual(2, "")));

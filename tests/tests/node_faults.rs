@@ -88,6 +88,9 @@ fn kill_at_each_step(machine: &Machine, command: &[&str], begin: impl Fn(), end:
             }
             Killed::At(step) => {
                 count += 1;
+                if count % 25 == 0 {
+                    eprintln!("{command:?}: killed at {count} steps so far");
+                }
                 machine.node(command).ok();
                 end(&format!("killed before step {nth}, {step}"));
             }
