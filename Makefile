@@ -26,7 +26,7 @@ VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri_running lsm node_sys
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all help build demo test test-vm in-vm bench pictures soak test-k8s lint install uninstall clean
+.PHONY: all help build demo test units clients test-vm in-vm bench pictures soak test-k8s lint install uninstall clean
 
 all: build
 
@@ -69,26 +69,36 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@scripts/demo $(DIST)
 
+# The clients' suites mostly wait: they run beside what compiles.
 test:
 	@scripts/setup test
 	@$(MAKE) --no-print-directory build
+	@scripts/beside $(MAKE) --no-print-directory units -- $(MAKE) --no-print-directory clients
+	@echo "== Kernel and containerd"
+	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
+
+units:
 	@echo "== Unit tests"
 	cargo test --locked --workspace --exclude runx-tests --exclude runx-wasm
 	@echo "== WASM runner, with the compiler to make modules for it"
 	cargo test --locked -p runx-wasm --features compiler
 	@echo "== WASM runner, as it is shipped"
 	cargo test --locked -p runx-wasm --test lean
+	@echo "== Building the tests of kernel and containerd"
+	cargo test --locked -p runx-tests --no-run
+
+clients:
 	@echo "== The agent, driven by the SDKs that it is for"
 	@tests/agent/run --dist $(DIST)
-	@echo "== Kernel and containerd"
-	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
 	@echo "== The chart, by helm"
 	@tests/chart/run
 	@echo "== The guide and docker's words, line by line, and a real terminal"
 	@tests/guide/run --dist $(DIST)
 	@echo "== The pool's server, driven by a client of go-judge"
 	@tests/pool/run --dist $(DIST)
-	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
+	@echo "== The virtual machine's disk"
+	@! command -v python3 >/dev/null || scripts/vm prepare || echo "the tests in it say it again"
 
 test-vm:
 	@scripts/setup test
