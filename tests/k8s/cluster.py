@@ -242,7 +242,7 @@ class Cluster:
     def ctr(self, *words, check=True):
         done = self.node.ctr(*words)
         if check and done.returncode != 0:
-            raise AssertionError(f"ctr {words}: {done.stdout}")
+            raise AssertionError(f"ctr {words}: {done.stdout}{done.stderr}")
         return done
 
     def until(self, what, seconds, condition):

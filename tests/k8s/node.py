@@ -184,8 +184,9 @@ class Node:
 
     def ctr(self, *words):
         command = [self.programs / "ctr", "--address", self.root / SOCKET, "--namespace", "k8s.io", *words]
+        # Newer ones warn on standard error.
         return subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True)
+                              stderr=subprocess.PIPE, text=True)
 
     def log(self, lines=15):
         path = self.directory / "containerd.log"
