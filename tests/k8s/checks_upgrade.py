@@ -147,8 +147,13 @@ def runx_is_taken_away_only_when_no_pod_uses_it_or_by_force(s):
         assert "runx" in handlers(s) or s.cluster.containerd_version < (2, 0)
         assert not is_ready(installer(s)) and s.kubectl("exec", "last", "--", "echo", "answer").stdout == "answer\n"
         name = installer(s)["metadata"]["name"]
-        refused = s.kubectl("-n", NAMESPACE, "exec", name, "--", "/runx-node", "uninstall", check=False)
-        assert refused.returncode == 1 and "default/last" in refused.stderr, refused
+
+        def refused():
+            done = s.kubectl("-n", NAMESPACE, "exec", name, "--", "/runx-node", "uninstall", check=False)
+            assert done.returncode == 1, done
+            return None if "at work" in done.stderr else done
+        said = s.until("nobody else is at work", refused)
+        assert "default/last" in said.stderr, said
         # By hand, since containerd's restart cuts off what is executed through it.
         program = s.cluster.directory / "runx-node"
         shutil.copy(s.cluster.dist / "runx-node", program)
