@@ -321,6 +321,14 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// When something cannot be removed.
     pub(crate) fn remove_all(&self) -> Result<Vec<Version>> {
+        let versions = self.versions()?;
+        let used = || versions.iter().filter(|version| version.in_use);
+        if !used().any(|version| version.current)
+            && let Some(version) = used().next()
+        {
+            // containerd, when it is started again, drops the pods whose shim is not where it was started from.
+            self.flip(&version.digest)?;
+        }
         let left = self.remove_unused(false)?;
         let remove = |name: &str| self.directory.join(name);
         if left.is_empty() {
@@ -398,7 +406,10 @@ mod tests {
         ];
         expected.sort_by(|a, b| a.digest.cmp(&b.digest));
         assert_eq!(stage.collect().unwrap(), expected);
+        // The shim's path leads to one that is there still.
         assert_eq!(stage.remove_all().unwrap().len(), 1);
+        assert_eq!(stage.current().unwrap().as_ref(), Some(one));
+        assert!(root.exists(&stage.shim()));
         drop(lock);
         assert!(stage.remove_all().unwrap().is_empty());
         assert!(!root.exists(Path::new("/opt/runx")));

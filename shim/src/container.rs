@@ -33,6 +33,9 @@ use crate::{rootfs, starts};
 /// Holds the pid of the first process, for `delete`.
 pub(crate) const PID_FILE: &str = "init.pid";
 
+/// containerd's, in a bundle: the path of the shim's program if the handler names it.
+const PROGRAM_FILE: &str = "shim-binary-path";
+
 /// Holds the directory of the state where that is not the usual one, for `delete`.
 const ROOT_FILE: &str = "runx-root";
 
@@ -84,6 +87,22 @@ fn duplicate(stdio: &Stdio) -> ttrpc::Result<Stdio> {
     let Some([stdin, stdout, stderr]) = stdio else { return Ok(None) };
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| unknown(format!("duplicate standard streams: {e}")));
     Ok(Some([copy(stdin)?, copy(stdout)?, copy(stderr)?]))
+}
+
+/// Notes for containerd where this program is, as it has noted it for the pod `pod`.
+///
+/// It does so where it has a program started. A shim of version 3 is not for the containers of a pod that runs, and when containerd
+/// is started again, it looks for their shim in `PATH` alone: without the note it forgets them if the handler's program is
+/// elsewhere (`loadShim` of containerd 2.0 to 2.4).
+pub(crate) fn note_program(request: &CreateTaskRequest, pod: &str) {
+    let bundle = Path::new(&request.bundle);
+    // A link is there as a whole or not at all.
+    match fs::hard_link(bundle.with_file_name(pod).join(PROGRAM_FILE), bundle.join(PROGRAM_FILE)) {
+        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {
+            log::warn!("container {}: note in its bundle where the shim's program is: {e}", request.id);
+        }
+        _ => {}
+    }
 }
 
 /// The state directory that a create used, if it was not the usual one.

@@ -1,26 +1,38 @@
 //! `runx-node` and the pods of a node: whom it leaves alone, what keeps programs, and what the node's labels say.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
 use k8s_cri::v1 as api;
 use nix::fcntl::{Flock, FlockArg};
-use runx_tests::command::eventually;
-use runx_tests::machine::{CONFIG, Cluster, HANDLER, Machine, Running, one_package, serves, started, status, usual};
+use runx_tests::command::{Done, eventually, run};
+use runx_tests::machine::{
+    CONFIG, Cluster, HANDLER, Machine, Package, Running, every_package, one_package, serves, started, status, usual,
+};
 use runx_tests::needs_machine;
 
 /// A machine with pods of our handler.
 fn with_pods(name: &str) -> Machine {
+    with_pods_on(&one_package(), name)
+}
+
+fn with_pods_on(package: &Package, name: &str) -> Machine {
     let config = usual(2, "").replacen(
         "[plugins.\"io.containerd.grpc.v1.cri\"]\n",
         "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n",
         1,
     );
-    let machine = started(&one_package(), name, Some(&config));
+    let machine = started(package, name, Some(&config));
     machine.import_image();
     machine.set_real_programs("one");
     machine.node(&["install"]).ok();
     machine
+}
+
+fn ctr(machine: &Machine, words: &[&str]) -> Done {
+    let mut command = Command::new("nsenter");
+    run(command.args(&machine.enter()[1..]).args(["ctr", "--namespace", "k8s.io"]).args(words))
 }
 
 fn in_use(machine: &Machine) -> Vec<bool> {
@@ -42,6 +54,34 @@ fn a_pod_that_ended_and_may_be_started_again_is_not_uninstalled_under() {
     eventually("its shim ends", || in_use(&machine) == [false]);
     machine.node(&["uninstall"]).ok();
     serves(&machine, false);
+}
+
+#[test]
+fn containers_outlive_restarts_of_containerd_which_has_no_shim_of_ours_in_its_path() {
+    needs_machine!();
+    for package in every_package() {
+        let machine = with_pods_on(&package, "restarts under pods");
+        let pod = machine.run_pod("outlives", HANDLER);
+        let container = machine.run_in_pod(&pod, "outlives", "first");
+        for _ in 0..2 {
+            machine.restart();
+            assert!(machine.pod_is_ready(&pod), "{}", machine.log());
+            assert_eq!(machine.container_state(&container), api::ContainerState::ContainerRunning, "{}", machine.log());
+        }
+        // It is ours still: another one comes beside it, and it ends as it is told to.
+        let second = machine.run_in_pod(&pod, "outlives", "second");
+        assert_eq!(machine.container_state(&second), api::ContainerState::ContainerRunning);
+        let stop = api::StopContainerRequest { container_id: container.clone(), timeout: 0 };
+        machine.client().stop_container(stop).expect("stop a container");
+        assert_eq!(machine.container_state(&container), api::ContainerState::ContainerExited);
+        // Also where runx is taken away under them.
+        machine.node(&["uninstall", "--force"]).ok();
+        let tasks = ctr(&machine, &["tasks", "ls"]).ok();
+        assert!(tasks.stdout.lines().any(|line| line.contains(&second) && line.contains("RUNNING")), "{tasks:?}");
+        machine.node(&["install"]).ok();
+        machine.remove_pod(&pod);
+        machine.node(&["uninstall"]).ok();
+    }
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) struct Service(Arc<Shared>);
 
 struct Shared {
     namespace: String,
+    /// The pod's, or the only container's.
+    id: String,
     /// Its address.
     containerd: String,
     root: PathBuf,
@@ -79,6 +81,7 @@ impl Service {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self(Arc::new(Shared {
             namespace: flags.namespace.clone(),
+            id: flags.id.clone(),
             containerd: flags.address.clone(),
             root: flags.state_root(),
             wasm: WasmConfig::beside(&flags.program),
@@ -212,6 +215,7 @@ impl Service {
         }
         let begun = Instant::now();
         let options = Arc::new(options::parse(request.options.as_ref())?);
+        container::note_program(&request, &self.0.id);
         let streams = container::create_streams(&request);
         let io_owner = (options.io_uid, options.io_gid);
         let (stdio, ends) = self.open_streams(&streams, &request.id, io_owner).await?;

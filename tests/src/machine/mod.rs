@@ -4,6 +4,7 @@
 mod cluster;
 mod configurations;
 mod daemon;
+mod pods;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -18,10 +19,9 @@ use k8s_cri::v1 as api;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::bundle::fill_rootfs;
 use crate::command::{Done, eventually, run};
 use crate::cri::Client;
-use crate::{dist, image};
+use crate::dist;
 
 pub use cluster::Cluster;
 pub use configurations::{
@@ -391,68 +391,6 @@ exit 1
         all.extend(self.files("opt"));
         all.extend(self.files("var/lib").into_iter().filter(|(path, _)| path.to_string_lossy().contains("runx/")));
         all
-    }
-
-    /// Imports the image of pods.
-    ///
-    /// # Panics
-    /// When containerd does not take it.
-    pub fn import_image(&self) {
-        let rootfs = self.path().join("rootfs");
-        fs::create_dir_all(&rootfs).expect("make a directory");
-        fill_rootfs(&rootfs);
-        let archive = self.root().join("tmp/image.tar");
-        image::write(&archive, PAUSE, &rootfs, &["/bin/sleep", "2147483647"]);
-        let mut command = Command::new("nsenter");
-        command.args(&self.enter()[1..]).args(["ctr", "-n", "k8s.io", "images", "import", "/tmp/image.tar"]);
-        run(&mut command).ok();
-    }
-
-    /// Runs a pod in the host's network by a handler.
-    ///
-    /// # Panics
-    /// When containerd refuses.
-    #[track_caller]
-    pub fn run_pod(&self, name: &str, handler: &str) -> String {
-        let namespaces = api::NamespaceOption { network: api::NamespaceMode::Node as i32, ..Default::default() };
-        let config = api::PodSandboxConfig {
-            metadata: Some(api::PodSandboxMetadata {
-                name: name.into(),
-                uid: name.into(),
-                namespace: "test".into(),
-                attempt: 0,
-            }),
-            log_directory: "/tmp".into(),
-            linux: Some(api::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/{}", self.name()),
-                security_context: Some(api::LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let request = api::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.into() };
-        self.client().run_pod_sandbox(request).expect("run a pod").pod_sandbox_id
-    }
-
-    /// Whether a pod runs.
-    pub fn pod_is_ready(&self, id: &str) -> bool {
-        let request = api::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
-        let status = self.client().pod_sandbox_status(request).expect("look at a pod");
-        status.status.expect("it has one").state == api::PodSandboxState::SandboxReady as i32
-    }
-
-    /// Removes a pod.
-    ///
-    /// # Panics
-    /// When containerd refuses.
-    #[track_caller]
-    pub fn remove_pod(&self, id: &str) {
-        let client = self.client();
-        client.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: id.into() }).expect("stop a pod");
-        client.remove_pod_sandbox(api::RemovePodSandboxRequest { pod_sandbox_id: id.into() }).expect("remove a pod");
     }
 
     /// A name that nothing else has, for cgroups.
