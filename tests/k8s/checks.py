@@ -8,6 +8,7 @@ import traceback
 import checks_chart  # noqa: F401
 import checks_node  # noqa: F401
 import checks_pods  # noqa: F401
+import checks_lifecycle  # noqa: F401
 import checks_examples  # noqa: F401
 import checks_storage  # noqa: F401
 import checks_agent  # noqa: F401

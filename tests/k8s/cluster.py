@@ -34,9 +34,13 @@ def free_port():
         return s.getsockname()[1]
 
 
+def is_v2():
+    return pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists()
+
+
 def cgroup_roots():
     base = pathlib.Path("/sys/fs/cgroup")
-    if (base / "cgroup.controllers").exists():
+    if is_v2():
         return [base]
     # A controller's link leads to the hierarchy that it shares with another.
     return sorted({path.resolve() for path in base.iterdir() if (path / "cgroup.procs").exists()})
