@@ -155,7 +155,10 @@ soak:
 	RUNX_EXAMPLES=300 tests/agent/run --dist $(DIST) -k any_request
 	RUNX_TERMINALS=200 RUNX_DIRECTORIES=50000 tests/agent/run --dist $(DIST) -k "two_hundred or large_tree"
 	@echo "== The node's installer with every kind of containerd, killed before each of its steps"
-	RUNX_CONTAINERDS=$$(python3 tests/k8s/tools.py) RUNX_ROUNDS=1 $(SOAK) --test node --test node_faults --test node_edits
+	RUNX_CONTAINERDS=$$(python3 tests/k8s/tools.py) RUNX_ROUNDS=1 $(SOAK) --test node --test node_faults --test node_edits --test node_pods --test node_layouts
+	@echo "== Pods with every kind of containerd"
+	@for directory in $$(python3 tests/k8s/tools.py | tr : ' '); do \
+	    PATH=$$directory:$$PATH RUNX_DIST=$(DIST) cargo test --locked -p runx-tests --test cri --test cri_running --test task_api || exit 1; done
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 
