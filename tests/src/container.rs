@@ -157,6 +157,25 @@ impl Containers {
         eventually(&format!("{id} prints {text:?}"), || self.container(&["logs", id]).stdout.contains(text));
     }
 
+    /// Removes a container; nothing that ends only with `held` is waited for.
+    ///
+    /// # Panics
+    /// When it is not removed as long as `held` is there.
+    #[track_caller]
+    pub fn assert_is_removed<T>(&self, id: &str, held: T) {
+        let mut remove = self.command(&["container", "rm", id]).stdout(Stdio::null()).spawn().expect("start runx");
+        let mut status = None;
+        let mut tries = 0;
+        while status.is_none() && tries < 500 {
+            tries += 1;
+            std::thread::sleep(Duration::from_millis(20));
+            status = remove.try_wait().expect("wait for runx");
+        }
+        drop(held);
+        remove.wait().expect("wait for runx");
+        assert!(status.expect("it waits for what is held").success());
+    }
+
     /// Fails the test if anything is left of its containers.
     ///
     /// # Panics

@@ -379,18 +379,7 @@ fn a_copy_that_is_killed_lets_go_of_the_container() {
     stream.read_exact(&mut [0; 512]).unwrap();
     copy.kill().unwrap();
     copy.wait().unwrap();
-    let mut remove = containers.command(&["container", "rm", &id]).stdout(Stdio::null()).spawn().unwrap();
-    let mut status = None;
-    let mut tries = 0;
-    while status.is_none() && tries < 500 {
-        tries += 1;
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        status = remove.try_wait().unwrap();
-    }
-    // Whatever holds the lock ends with its reader.
-    drop(stream);
-    remove.wait().unwrap();
-    assert!(status.expect("it waits for what the copy left").success());
+    containers.assert_is_removed(&id, stream);
     containers.assert_nothing_left();
 }
 
@@ -413,40 +402,6 @@ fn a_copy_out_of_a_container_changes_neither_it_nor_the_host() {
     cp(&host("file"), &format!("{id}:/places/missing/file")).ok();
     assert_eq!(text(&scratch.join("missing/file")), "content");
     assert!(!rootfs.join("places/there").exists());
-    containers.container(&["rm", &id]).ok();
-    containers.assert_nothing_left();
-}
-
-#[test]
-fn an_id_mapped_mount_of_a_container_that_does_not_run_is_refused_by_name() {
-    needs_root!();
-    let containers = Containers::new();
-    let (rootfs, scratch) = (containers.rootfs(), containers.scratch().to_owned());
-    let (bundle, mapped) = (scratch.join("bundle"), scratch.join("mapped"));
-    fs::create_dir(&mapped).unwrap();
-    fs::write(scratch.join("file"), "content").unwrap();
-    let (first, id) = (containers.id("a"), containers.id("b"));
-    let place = bundle.to_str().unwrap();
-    let create = ["create", "--network", "none", "--name", &first, "--rootfs", rootfs.to_str().unwrap()];
-    containers.container(&[&create[..], &["--bundle", place, "-c", "true"]].concat()).ok();
-    containers.container(&["start", "-a", &first]).ok();
-    let mut config: serde_json::Value = serde_json::from_str(&text(&bundle.join("config.json"))).unwrap();
-    containers.container(&["rm", &first]).ok();
-    let file = scratch.join("file");
-    let cp = |to: &str| containers.container(&["cp", file.to_str().unwrap(), &format!("{id}:{to}")]);
-    containers.container(&["create", "--name", &id, "--bundle", place]).ok();
-    cp("/tmp/file").ok();
-    assert_eq!(text(&rootfs.join("tmp/file")), "content");
-    containers.container(&["rm", &id]).ok();
-    let mapping = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-    config["mounts"].as_array_mut().unwrap().push(serde_json::json!({
-        "destination": "/mapped", "type": "bind", "source": mapped, "options": ["bind", "idmap"],
-        "uidMappings": mapping, "gidMappings": mapping,
-    }));
-    fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-    containers.container(&["create", "--name", &id, "--bundle", place]).ok();
-    cp("/mapped/file").fails(1, &["/mapped", "start it"]);
-    assert_eq!(fs::read_dir(&mapped).unwrap().count(), 0);
     containers.container(&["rm", &id]).ok();
     containers.assert_nothing_left();
 }

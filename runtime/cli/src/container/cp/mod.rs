@@ -3,6 +3,7 @@
 //! Paths in a container are looked up by a process that has its root, below that and without the links of a procfs, so that
 //! none leads out of it. Between that process and the command flows a tar stream, of which neither side trusts the other.
 
+mod ids;
 mod lookup;
 mod receive;
 mod root;
@@ -21,6 +22,7 @@ use super::record::{Containers, Record};
 use super::status::Seen;
 use super::{rootfs, rootless, volumes};
 use crate::{Context, Failure, message};
+use ids::Ids;
 use lookup::Lookup;
 pub(super) use root::Root;
 
@@ -118,13 +120,15 @@ fn with_root<T>(
         sys::open(path, flags).with_context(|| format!("open the root of container {id:?}, {}", path.display()))
     };
     if let (Some(pid), Some(core)) = (seen.pid().filter(|_| seen.status.is_up()), &seen.core) {
-        crate::oci::exec::enter(core)?;
+        let entered = crate::oci::exec::enter(core)?;
+        let has_users = !entered && core.state().namespaces & libc::CLONE_NEWUSER != 0;
+        let ids = has_users.then(|| Ids::of_process(pid)).transpose()?;
         let root = open(Path::new(&format!("/proc/{pid}/root")))?;
         // Its number may be another process's by now.
         if core.pid() != Some(pid) {
             bail!("container {id:?} has ended in this moment");
         }
-        return act(&Root::plain(root));
+        return act(&Root::plain(root).with_users(ids, written.is_some())?);
     }
     rootless::enter()?;
     // Nobody starts or removes it meanwhile.
@@ -258,10 +262,7 @@ fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce(&Lookup) -> Result
                 // SAFETY: this process never returns to what owned it.
                 unsafe { libc::close(ours) };
             }
-            let code = match end_with(parent) {
-                true => enter_and_act(root, act, writer),
-                false => 1,
-            };
+            let code = enter_and_act(root, act, writer, parent);
             // SAFETY: ends this process without running destructors that belong to the caller's copy.
             unsafe { libc::_exit(code) }
         }
@@ -275,11 +276,19 @@ fn end_with(parent: u32) -> bool {
     set.is_ok() && std::os::unix::process::parent_id() == parent
 }
 
-fn enter_and_act(root: &Root, act: impl FnOnce(&Lookup) -> Result<()>, mut caller: PipeWriter) -> i32 {
+fn enter_and_act(root: &Root, act: impl FnOnce(&Lookup) -> Result<()>, mut caller: PipeWriter, parent: u32) -> i32 {
     // Modes are as the stream says.
     // SAFETY: umask takes a number and cannot fail.
     unsafe { libc::umask(0) };
-    match root.enter().and_then(|inside| act(&inside)) {
+    if !end_with(parent) {
+        return 1;
+    }
+    let entered = root.enter();
+    // With other ids the kernel has forgotten it.
+    if !end_with(parent) {
+        return 1;
+    }
+    match entered.and_then(|inside| act(&inside)) {
         Ok(()) => 0,
         Err(e) => {
             let _ = caller.write_all(message(&e).as_bytes());

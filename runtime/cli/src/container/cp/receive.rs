@@ -13,6 +13,7 @@ use runx_core::sys;
 use tar::{Archive, Entry, EntryType};
 
 use super::Destination;
+use super::ids::Owner;
 use super::lookup::{BELOW, Lookup};
 
 /// Bits that lend rights of the owner or group.
@@ -42,7 +43,7 @@ pub(super) fn receive(lookup: &Lookup, stream: impl Read, destination: &Destinat
             // The destination itself, which was there before.
             continue;
         }
-        unpack(root.as_fd(), &below, &mut entry, destination, &mut directories)
+        unpack(lookup, root.as_fd(), &below, &mut entry, destination, &mut directories)
             .with_context(|| format!("copy to {}", destination.path.join(&below).display()))?;
     }
     let Some((root, _)) = &place else {
@@ -128,9 +129,10 @@ fn in_parent(lookup: &Lookup, path: &Path) -> Result<(OwnedFd, PathBuf)> {
     Ok((parent.with_context(|| format!("open the directory {shown}"))?, PathBuf::from(name)))
 }
 
-type Directories = Vec<(PathBuf, u32, Option<(u32, u32)>, u64)>;
+type Directories = Vec<(PathBuf, u32, Option<Owner>, u64)>;
 
 fn unpack(
+    lookup: &Lookup,
     root: BorrowedFd<'_>,
     path: &Path,
     entry: &mut Entry<'_, impl Read>,
@@ -143,7 +145,7 @@ fn unpack(
     let mode = if destination.archive { mode } else { mode & !LENDING };
     let id = |id: io::Result<u64>| -> Result<u32> { Ok(u32::try_from(id?)?) };
     let owner = match destination.archive {
-        true => Some((id(header.uid())?, id(header.gid())?)),
+        true => Some(lookup.to_own((id(header.uid())?, id(header.gid())?))?),
         false => None,
     };
     let parent = parent(root, path)?;
@@ -256,7 +258,7 @@ fn create(parent: BorrowedFd<'_>, name: &CString) -> Result<File> {
 }
 
 /// Sets what a file has beside its content. The owner first: a change of it takes bits of the mode away.
-fn finish(file: BorrowedFd<'_>, mode: u32, owner: Option<(u32, u32)>, time: u64) -> io::Result<()> {
+fn finish(file: BorrowedFd<'_>, mode: u32, owner: Option<Owner>, time: u64) -> io::Result<()> {
     if let Some((uid, gid)) = owner {
         // SAFETY: fchown takes a descriptor and numbers.
         check(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) })?;

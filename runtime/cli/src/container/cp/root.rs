@@ -5,20 +5,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use runx_core::init::make_mount_point;
 use runx_core::spec::Spec;
 use runx_core::sys::{self, mount, process};
 
+use super::ids::{Ids, Owner};
 use super::lookup::Lookup;
 use crate::container::options::MountKind;
 use crate::container::record::{Containers, Record};
-use crate::container::spec;
+use crate::container::{rootless, spec};
 
 /// A root directory, and what is mounted below it for whoever enters it.
 pub(in crate::container) struct Root {
     directory: OwnedFd,
     /// In the order in which they are made.
     mounts: Vec<Mount>,
+    /// The ids of its users, where they are others than this machine's.
+    ids: Option<Ids>,
+    /// Who makes files there, if it is not the one who is here.
+    creator: Option<Owner>,
 }
 
 /// A detached copy of what is mounted, and where.
@@ -33,7 +39,20 @@ struct Mount {
 impl Root {
     /// A root directory as it is.
     pub(in crate::container) fn plain(directory: OwnedFd) -> Self {
-        Self { directory, mounts: Vec::new() }
+        Self { directory, mounts: Vec::new(), ids: None, creator: None }
+    }
+
+    /// Tells the ids of the container's users. Where files are `written`, its root makes them.
+    ///
+    /// # Errors
+    /// When there is no root who could.
+    pub(super) fn with_users(mut self, ids: Option<Ids>, written: bool) -> Result<Self> {
+        if let Some(ids) = ids.as_ref().filter(|_| written) {
+            let root = ids.outside((0, 0));
+            self.creator = Some(root.context("what is copied into a container is its root's, and it has none")?);
+        }
+        self.ids = ids;
+        Ok(self)
     }
 
     /// The root directory of a container that does not run, with its volumes and the paths of the host that are bound into
@@ -46,9 +65,9 @@ impl Root {
         written: Option<&Path>,
     ) -> Result<Self> {
         let is_written = |target: &Path| written.is_some_and(|path| meet(path, target));
-        let mut binds = match record.options.given_configuration {
+        let (mut binds, ids) = match record.options.given_configuration {
             true => configured(record)?,
-            false => asked(containers, record, is_written)?,
+            false => (asked(containers, record, is_written)?, None),
         };
         // What is above comes first, or it would hide what is below.
         binds.sort_by_key(|bind| bind.target.components().count());
@@ -72,7 +91,7 @@ impl Root {
             let make = is_written(&target);
             mounts.push(Mount { tree, is_dir, target, make });
         }
-        Ok(Self { directory, mounts })
+        Self { mounts, ..Self::plain(directory) }.with_users(ids, written.is_some())
     }
 
     /// Makes it this process's root, and tells how paths are looked up there. The mounts are seen by this process only, and go
@@ -89,7 +108,10 @@ impl Root {
         check(unsafe { libc::chroot(c".".as_ptr()) }).context("enter the container's root")?;
         // The descriptor that there was may be of the other namespace.
         let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).context("open the container's root")?;
-        let root = Lookup::Inside(root);
+        let root = Lookup::Inside { root, ids: self.ids.clone() };
+        if let Some(owner) = self.creator {
+            create_as(owner).context("make files as the container's root")?;
+        }
         for mount in &self.mounts {
             mount
                 .attach(&root)
@@ -102,7 +124,7 @@ impl Root {
 impl Mount {
     fn attach(&self, root: &Lookup) -> io::Result<()> {
         let place = match (root.open(&self.target, libc::O_PATH), root) {
-            (Err(e), Lookup::Inside(root)) if e.kind() == io::ErrorKind::NotFound => {
+            (Err(e), Lookup::Inside { root, .. }) if e.kind() == io::ErrorKind::NotFound => {
                 if !self.make {
                     // Nothing leads there.
                     log::debug!("{} is not there, and nothing is mounted on it", self.target.display());
@@ -113,6 +135,21 @@ impl Mount {
             (place, _) => place?,
         };
         mount::attach(self.tree.as_fd(), place.as_fd())
+    }
+}
+
+/// Has files that this process makes belong to somebody else from their first moment. It keeps all that it may do.
+fn create_as((uid, gid): Owner) -> io::Result<()> {
+    // <linux/securebits.h>, SECBIT_NO_SETUID_FIXUP: a change of these ids takes no capabilities away.
+    const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    process::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0)?;
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // Both return the id that there was, whether or not they change it.
+    setfsgid(group);
+    setfsuid(user);
+    match (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX))) {
+        set if set == (user, group) => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
     }
 }
 
@@ -162,11 +199,11 @@ fn asked(containers: &Containers, record: &Record, is_written: impl Fn(&Path) ->
     Ok(binds)
 }
 
-/// What a bundle's own configuration says.
+/// What a bundle's own configuration says: what is bound, and the ids of its users.
 ///
 /// # Errors
 /// For a bind whose ids are mapped: without that, owners would be wrong in one direction and rights in the other.
-fn configured(record: &Record) -> Result<Vec<Bind>> {
+fn configured(record: &Record) -> Result<(Vec<Bind>, Option<Ids>)> {
     let config: Spec = runx_core::bundle::parse_file(&record.bundle.join("config.json"))?;
     let is_mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|mappings| !mappings.is_empty());
     let mut binds = Vec::new();
@@ -184,7 +221,9 @@ fn configured(record: &Record) -> Result<Vec<Bind>> {
         }
         binds.push(Bind { source: record.bundle.join(source), target, options });
     }
-    Ok(binds)
+    // The user namespace that an ordinary user's command has entered is the container's.
+    let ids = if rootless::has_entered() { None } else { Ids::configured(&record.id, &config)? };
+    Ok((binds, ids))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(super) fn send(lookup: &Lookup, source: &Source, to: impl Write) -> Result<(
     let base = match path.file_name().filter(|_| !is_directory) {
         Some(last) => {
             let parent = lookup.open_parent(path, libc::O_PATH).with_context(what)?;
-            match append(&mut stream, parent.as_fd(), last, &name)
+            match append(lookup, &mut stream, parent.as_fd(), last, &name)
                 .with_context(|| format!("send {}", path.display()))?
             {
                 Sent::Nothing => bail!("{} is a socket, FIFO or device: it has no content to copy", path.display()),
@@ -41,18 +41,25 @@ pub(super) fn send(lookup: &Lookup, source: &Source, to: impl Write) -> Result<(
             if !sys::is_dir(&found) {
                 bail!("{} is no directory", path.display());
             }
-            stream.append_data(&mut header(&found, EntryType::Directory), &name, io::empty()).with_context(what)?;
+            let mut header = header(lookup, &found, EntryType::Directory);
+            stream.append_data(&mut header, &name, io::empty()).with_context(what)?;
             Some(directory)
         }
     };
     if let Some(base) = base {
-        send_below(&mut stream, base.as_fd(), path, &name)?;
+        send_below(lookup, &mut stream, base.as_fd(), path, &name)?;
     }
     stream.into_inner().and_then(|mut to| to.flush()).context("write the tar stream")
 }
 
 /// Sends what is in a directory, which is `path` for people and `name` in the stream.
-fn send_below(stream: &mut Builder<impl Write>, base: BorrowedFd<'_>, path: &Path, name: &Path) -> Result<()> {
+fn send_below(
+    lookup: &Lookup,
+    stream: &mut Builder<impl Write>,
+    base: BorrowedFd<'_>,
+    path: &Path,
+    name: &Path,
+) -> Result<()> {
     // Directories that are still to be looked into, below the first one.
     let mut rest = vec![PathBuf::new()];
     while let Some(below) = rest.pop() {
@@ -65,7 +72,7 @@ fn send_below(stream: &mut Builder<impl Write>, base: BorrowedFd<'_>, path: &Pat
         };
         for entry in names(&directory).with_context(what)? {
             let below = below.join(&entry);
-            match append(stream, directory.as_fd(), &entry, &name.join(&below)) {
+            match append(lookup, stream, directory.as_fd(), &entry, &name.join(&below)) {
                 Err(e) if e.downcast_ref().is_some_and(is_missing) => {}
                 Err(e) => return Err(e).with_context(|| format!("send {}", path.join(&below).display())),
                 Ok(Sent::Directory(_)) => rest.push(below),
@@ -103,17 +110,23 @@ enum Sent {
 
 /// Appends one, which has the name `last` in the directory `at`, and no link is followed. An error of the kind `NotFound` is
 /// not wrapped.
-fn append(stream: &mut Builder<impl Write>, at: BorrowedFd<'_>, last: &OsStr, name: &Path) -> Result<Sent> {
+fn append(
+    lookup: &Lookup,
+    stream: &mut Builder<impl Write>,
+    at: BorrowedFd<'_>,
+    last: &OsStr,
+    name: &Path,
+) -> Result<Sent> {
     let there = sys::openat2(at, last, libc::O_PATH | libc::O_NOFOLLOW, 0, BELOW)?;
     let found = sys::fstat(there.as_fd())?;
     match found.st_mode & libc::S_IFMT {
         libc::S_IFDIR => {
-            stream.append_data(&mut header(&found, EntryType::Directory), name, io::empty())?;
+            stream.append_data(&mut header(lookup, &found, EntryType::Directory), name, io::empty())?;
             Ok(Sent::Directory(there))
         }
         libc::S_IFLNK => {
             let target = readlinkat(there.as_fd(), "").map_err(io::Error::from)?;
-            stream.append_link(&mut header(&found, EntryType::Symlink), name, target)?;
+            stream.append_link(&mut header(lookup, &found, EntryType::Symlink), name, target)?;
             Ok(Sent::Other)
         }
         libc::S_IFREG => {
@@ -125,7 +138,7 @@ fn append(stream: &mut Builder<impl Write>, at: BorrowedFd<'_>, last: &OsStr, na
                 bail!("it changed while it was copied");
             }
             let length = u64::try_from(now.st_size).unwrap_or(0);
-            let mut header = header(&now, EntryType::Regular);
+            let mut header = header(lookup, &now, EntryType::Regular);
             header.set_size(length);
             stream.append_data(&mut header, name, exactly(file.into(), length))?;
             Ok(Sent::Other)
@@ -134,12 +147,13 @@ fn append(stream: &mut Builder<impl Write>, at: BorrowedFd<'_>, last: &OsStr, na
     }
 }
 
-fn header(found: &libc::stat, kind: EntryType) -> Header {
+fn header(lookup: &Lookup, found: &libc::stat, kind: EntryType) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(found.st_mode & 0o7777);
-    header.set_uid(found.st_uid.into());
-    header.set_gid(found.st_gid.into());
+    let (uid, gid) = lookup.owner(found);
+    header.set_uid(uid.into());
+    header.set_gid(gid.into());
     header.set_mtime(u64::try_from(found.st_mtime).unwrap_or(0));
     header.set_size(0);
     header
