@@ -184,6 +184,11 @@ impl Arguments {
         self.get(flag).is_some()
     }
 
+    /// Whether runx is to be on the node afterwards.
+    pub(crate) fn installs(&self) -> bool {
+        self.command == Install || self.command == Run && !self.has("uninstall")
+    }
+
     /// A flag's value, or else a default.
     pub(crate) fn or<'a>(&'a self, flag: &str, default: &'a str) -> &'a str {
         self.get(flag).unwrap_or(default)

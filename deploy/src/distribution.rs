@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::root::Root;
 
 /// What was found out.
@@ -59,10 +61,34 @@ pub(crate) enum Refusal {
         /// What was recognized instead.
         instead: String,
     },
+    /// Something else than containerd runs the containers of pods.
+    #[error("the kubelet of this node has its containers run by {0}, and runx-node installs on containerd")]
+    Runtime(String),
+    /// It was recognized, or said, that containerd is another one than the kubelet uses.
+    #[error(
+        "the containerd that the kubelet of this node uses is {runtime}, that of k3s or rke2, and not the one of {chosen}: say \
+         which of the two it is with --distribution (the chart's installer.distribution)"
+    )]
+    Embedded {
+        /// What the kubelet says.
+        runtime: String,
+        /// What was recognized or said.
+        chosen: &'static str,
+    },
     /// A name that is none.
     #[error("--distribution {0:?} is none of {names}", names = NAMES.join(", "))]
     Name(String),
 }
+
+const CRI_O: Refusal = Refusal::Known {
+    name: "CRI-O",
+    why: "put `runx` as a runtime into /etc/crio/crio.conf.d by hand, with runtime_type = \"oci\"",
+};
+
+const MICROK8S: Refusal = Refusal::Known {
+    name: "MicroK8s",
+    why: "it makes containerd's configuration of one template, which is not ours to change",
+};
 
 /// The names that `--distribution` takes.
 pub(crate) const NAMES: [&str; 5] = ["kubeadm", "kind", "k3s", "rke2", "k0s"];
@@ -149,10 +175,7 @@ fn recognized(root: &Root, os: &str) -> Result<Distribution, Refusal> {
         return Ok(of("kubeadm"));
     }
     if there("/etc/crio") || there("/usr/bin/crio") {
-        return Err(Refusal::Known {
-            name: "CRI-O",
-            why: "put `runx` as a runtime into /etc/crio/crio.conf.d by hand, with runtime_type = \"oci\"",
-        });
+        return Err(CRI_O);
     }
     Err(Refusal::Unknown { os: os.to_owned() })
 }
@@ -180,10 +203,7 @@ pub(crate) fn detect(root: &Root, said: Option<&str>) -> Result<Distribution, Re
         _ => {}
     }
     if root.exists(Path::new("/var/snap/microk8s")) && said.is_none() {
-        return Err(Refusal::Known {
-            name: "MicroK8s",
-            why: "it makes containerd's configuration of one template, which is not ours to change",
-        });
+        return Err(MICROK8S);
     }
     let mut chosen = match said {
         None => recognized(root, &os)?,
@@ -208,8 +228,31 @@ pub(crate) fn detect(root: &Root, said: Option<&str>) -> Result<Distribution, Re
     Ok(chosen)
 }
 
+/// Looks at what the cluster knows of a node that was recognized as, or said to be, `chosen`. A pod sees of its node what it
+/// mounts: a containerd may be there that is not the kubelet's.
+///
+/// # Errors
+/// When runx-node does not install there. What is not told is no reason.
+pub(crate) fn check(node: &Value, chosen: Option<&'static str>) -> Result<(), Refusal> {
+    if node["metadata"]["labels"].get("microk8s.io/cluster").is_some() {
+        return Err(MICROK8S);
+    }
+    // The CRI's name and version of the runtime: containerd://2.1.4.
+    let runtime = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap_or_default();
+    match (runtime.split_once("://").map_or("", |(name, _)| name), chosen) {
+        ("cri-o", _) => Err(CRI_O),
+        ("containerd", Some(chosen)) if runtime.contains("-k3s") && !matches!(chosen, "k3s" | "rke2") => {
+            Err(Refusal::Embedded { runtime: runtime.to_owned(), chosen })
+        }
+        ("containerd" | "", _) => Ok(()),
+        _ => Err(Refusal::Runtime(runtime.to_owned())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
@@ -253,6 +296,32 @@ mod tests {
         assert!(refused(&[K3S, RKE2], None).contains("both k3s and rke2"));
         assert!(refused(&[PLAIN], Some("k3s")).contains("it looks like kubeadm"));
         assert!(refused(&[PLAIN], Some("k8s")).contains("kubeadm, kind, k3s, rke2, k0s"));
+    }
+
+    #[test]
+    fn the_cluster_knows_what_is_not_to_be_seen_of_a_node() {
+        let check = |runtime: &str, labels: Value, chosen| {
+            let node = json!({
+                "metadata": {"labels": labels}, "status": {"nodeInfo": {"containerRuntimeVersion": runtime}},
+            });
+            check(&node, chosen).map_err(|e| e.to_string())
+        };
+        let none = || json!({"kubernetes.io/os": "linux"});
+        assert!(check("cri-o://1.30.0", none(), Some("kubeadm")).unwrap_err().contains("CRI-O"));
+        assert!(check("cri-o://1.30.0", none(), None).unwrap_err().contains("CRI-O"));
+        assert!(check("docker://27.0.1", none(), None).unwrap_err().contains("docker://27.0.1"));
+        let microk8s = json!({"microk8s.io/cluster": "true"});
+        assert!(check("containerd://1.6.28", microk8s, Some("kubeadm")).unwrap_err().contains("MicroK8s"));
+        for chosen in ["kubeadm", "kind", "k0s"] {
+            let refused = check("containerd://1.7.11-k3s2", none(), Some(chosen)).unwrap_err();
+            assert!(refused.contains(chosen) && refused.contains("k3s or rke2"), "{refused}");
+        }
+        for fine in ["k3s", "rke2"] {
+            check("containerd://2.0.5-k3s2", none(), Some(fine)).unwrap();
+        }
+        check("containerd://2.1.4", none(), Some("kubeadm")).unwrap();
+        check("containerd://2.1.4", Value::Null, Some("k3s")).unwrap();
+        super::check(&json!({}), Some("kubeadm")).unwrap();
     }
 
     #[test]

@@ -80,6 +80,7 @@ fn install_locked(node: &Node, programs: &Programs, why: &str, restart: Restart,
         log::warn!("an installation was cut off while it was taken back");
         change::roll_back(node, &mut journal, force)?;
     }
+    node.check_cluster()?;
     let installed = journal.change.is_some();
     for (flag, was, is) in [
         ("install-dir", journal.install_dir.display().to_string(), node.install_dir.display().to_string()),

@@ -29,7 +29,7 @@ const REASON_LIMIT: u64 = 64 << 10;
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The cluster's API, by the account of a pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Api {
     address: String,
     account: PathBuf,
@@ -37,7 +37,7 @@ pub(crate) struct Api {
 }
 
 /// The cluster's API, for one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     node: String,
     api: Api,
@@ -137,21 +137,35 @@ impl Cluster {
     /// When the API does not do it.
     pub(crate) fn label(&self, labels: &[(&str, Option<&str>)]) -> Result<()> {
         let labels: Map<String, Value> = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        let body = json!({"metadata": {"labels": labels}}).to_string();
-        let api = &self.api;
-        let mut response = api
-            .agent
-            .patch(format!("{}/api/v1/nodes/{}", api.address, self.node))
-            .header("Authorization", api.authorization()?)
-            .header("Content-Type", "application/merge-patch+json")
-            .header("Accept", "application/json")
-            .send(body)
-            .with_context(|| format!("label node {} by {}", self.node, api.address))?;
+        let what = || format!("label node {} by {}", self.node, self.api.address);
+        let mut response = self.patch(&json!({"metadata": {"labels": labels}})).with_context(what)?;
         // A node is told with all that is on it, and nothing of it is asked for.
         if response.status().is_success() {
             return Ok(());
         }
         answer(&mut response, REASON_LIMIT).map(drop).with_context(|| format!("label node {}", self.node))
+    }
+
+    /// The node as the cluster knows it. It is what a patch that changes nothing is answered with: so no right is needed beside
+    /// that to set labels, and an account that may read its own node could read all of them.
+    ///
+    /// # Errors
+    /// When the API does not tell it.
+    pub(crate) fn node(&self) -> Result<Value> {
+        let what = || format!("ask {} for node {}", self.api.address, self.node);
+        let mut response = self.patch(&json!({})).with_context(what)?;
+        answer(&mut response, ANSWER_LIMIT).with_context(what)
+    }
+
+    /// Patches the node.
+    fn patch(&self, patch: &Value) -> Result<ureq::http::Response<ureq::Body>> {
+        let api = &self.api;
+        let request = api.agent.patch(format!("{}/api/v1/nodes/{}", api.address, self.node));
+        let request = request
+            .header("Authorization", api.authorization()?)
+            .header("Content-Type", "application/merge-patch+json")
+            .header("Accept", "application/json");
+        Ok(request.send(patch.to_string())?)
     }
 }
 

@@ -1,13 +1,14 @@
 //! The node that something is done to.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Command};
 use crate::cri;
-use crate::distribution::{Distribution, detect};
+use crate::distribution::{self, Distribution, detect};
 use crate::host::Host;
 use crate::journal::{Journal, Store};
 use crate::kube::Cluster;
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     state_dir: PathBuf,
     units: Vec<String>,
     timeout: Duration,
+    /// Whether the cluster was asked what the node is, and nothing was against it.
+    known: Cell<bool>,
 }
 
 /// An absolute path of the node without `..`.
@@ -69,6 +72,24 @@ impl Node {
     /// # Errors
     /// When it is none that can be installed on, or a flag is wrong.
     pub(crate) fn open(arguments: &Arguments) -> Result<Self> {
+        let cluster = match arguments.command {
+            Command::Status => None,
+            _ => arguments
+                .get("node-name")
+                .map(|name| Cluster::of_node(name, arguments.get("api"), arguments.get("account").map(Path::new)))
+                .transpose()?,
+        };
+        Self::find(arguments, cluster.clone()).map_err(|e| {
+            // Of a node without a containerd the cluster may know more than that.
+            let told = cluster.filter(|_| arguments.installs()).and_then(|cluster| cluster.node().ok());
+            match told.map(|told| distribution::check(&told, None)) {
+                Some(Err(refusal)) => refusal.into(),
+                _ => e,
+            }
+        })
+    }
+
+    fn find(arguments: &Arguments, cluster: Option<Cluster>) -> Result<Self> {
         let path = Path::new(arguments.or("root", "/"));
         let root = Root::open(path).with_context(|| format!("open --root {}", path.display()))?;
         let distribution = detect(&root, arguments.get("distribution"))?;
@@ -101,14 +122,7 @@ impl Node {
             // Where it reads its files anew by itself, its version has to be found out all the same.
             (None, None) => Host::systemd(&root)?,
         };
-        let cluster = match arguments.command {
-            crate::arguments::Command::Status => None,
-            _ => arguments
-                .get("node-name")
-                .map(|name| Cluster::of_node(name, arguments.get("api"), arguments.get("account").map(Path::new)))
-                .transpose()?,
-        };
-        let is_status = arguments.command == crate::arguments::Command::Status;
+        let is_status = arguments.command == Command::Status;
         let units = match arguments.get("unit").filter(|_| !is_status) {
             Some(unit) => vec![unit.to_owned()],
             None => distribution.units.iter().map(|unit| (*unit).to_owned()).collect(),
@@ -130,7 +144,20 @@ impl Node {
             install_dir,
             cluster,
             units,
+            known: Cell::new(false),
         })
+    }
+
+    /// Fails if the cluster knows that the node is none to install on, whatever is to be seen of it here. It is asked once.
+    ///
+    /// # Errors
+    /// A [`distribution::Refusal`]; or when the API does not answer.
+    pub(crate) fn check_cluster(&self) -> Result<()> {
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| !self.known.get()) {
+            distribution::check(&cluster.node()?, Some(self.distribution.name))?;
+            self.known.set(true);
+        }
+        Ok(())
     }
 
     /// The journal's directory.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::arguments::Arguments;
+use crate::distribution::Refusal;
 use crate::http::{self, Answer};
 use crate::install::{Done, Restart, collect, install};
 use crate::journal::State;
@@ -156,6 +157,8 @@ struct Labels {
     told: Option<&'static str>,
     looks: u32,
     silent: bool,
+    /// The node is none that runx is installed on, though a containerd may serve it there.
+    refused: bool,
 }
 
 impl Labels {
@@ -163,7 +166,7 @@ impl Labels {
     fn set(&mut self, node: &Node, status: &Status) {
         let wanted = match status.registered {
             // A handler of that name that is not in our files is somebody else's.
-            Some(true) if status.is_ours() => "true",
+            Some(true) if status.is_ours() && !self.refused => "true",
             Some(_) => "failed",
             // It may be restarting for somebody else; at the second look it is not.
             None if self.silent => "failed",
@@ -217,6 +220,7 @@ fn watch(
                 let again = Instant::now() + retry;
                 retry = (retry * 2).min(LONGEST_RETRY);
                 labels.told = None;
+                labels.refused = e.is::<Refusal>();
                 // Others may read it: what containerd says of its files is for the log.
                 shared.texts().failure = Some(e.to_string());
                 Some(again)

@@ -11,6 +11,7 @@ use runx_tests::machine::{
     CONFIG, Cluster, HANDLER, Machine, Package, Running, every_package, one_package, serves, started, status, usual,
 };
 use runx_tests::needs_machine;
+use serde_json::json;
 
 /// A machine with pods of our handler.
 fn with_pods(name: &str) -> Machine {
@@ -154,6 +155,47 @@ fn no_pods_are_sent_to_a_handler_of_our_name_that_is_somebody_elses() {
     assert!(told().iter().all(|it| it.as_str() == Some("failed")), "{:?}", told());
     assert_eq!(machine.read(CONFIG), config);
     running.end();
+}
+
+#[test]
+fn a_node_that_the_cluster_knows_for_another_than_it_looks_like_is_refused_by_name() {
+    needs_machine!();
+    // A containerd that is not the kubelet's is all that a pod sees there.
+    let machine = started(&one_package(), "another runtime", Some(&usual(2, "")));
+    let cluster = Cluster::start();
+    let mut flags = cluster.flags();
+    flags.extend(["--distribution", "kubeadm"].map(str::to_owned));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let install = [&["install"], &flags[..]].concat();
+    let runtime = |version: &str| json!({"status": {"nodeInfo": {"containerRuntimeVersion": version}}});
+    let microk8s = json!({"metadata": {"labels": {"microk8s.io/cluster": "true"}}});
+    let (before, restarts) = (machine.changeable(), machine.restarts());
+    for (node, words) in [
+        (runtime("cri-o://1.30.4"), ["CRI-O", "/etc/crio/crio.conf.d"]),
+        (microk8s.clone(), ["MicroK8s", "template"]),
+        (runtime("docker://27.0.1"), ["docker://27.0.1", "containerd"]),
+        (runtime("containerd://1.7.11-k3s2"), ["k3s or rke2", "--distribution"]),
+    ] {
+        cluster.set_node(node);
+        machine.node(&install).fails(1, &words);
+        assert_eq!((machine.changeable(), machine.restarts()), (before.clone(), restarts), "{words:?}");
+    }
+    assert!(cluster.label("runx.dev/ready").is_empty(), "no pods are sent there");
+    // Where no containerd is to be seen at all, it is named as well.
+    cluster.set_node(runtime("cri-o://1.30.4"));
+    let nowhere = [&install[..], &["--containerd", "/nosuch"]].concat();
+    machine.node(&nowhere).fails(1, &["CRI-O"]);
+    // What was there already is not served any more, and can be taken away.
+    cluster.set_node(runtime("containerd://2.1.4"));
+    machine.node(&install).ok();
+    cluster.set_node(microk8s);
+    let mut running = Running::start(&machine, &flags);
+    eventually("it says why", || running.get("/readyz").1.contains("MicroK8s"));
+    eventually("nobody is sent there", || cluster.label("runx.dev/ready").last() == Some(&"failed".into()));
+    assert_eq!(running.end(), Some(0));
+    assert_eq!(cluster.label("runx.dev/ready"), ["installing", "true", "failed"]);
+    machine.node(&[&["uninstall"], &flags[..]].concat()).ok();
+    assert_eq!(machine.changeable(), before);
 }
 
 #[test]

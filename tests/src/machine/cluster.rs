@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Requests that came to a cluster's API, and what it answers.
@@ -14,6 +14,7 @@ pub struct Cluster {
     address: String,
     labels: Arc<Mutex<Vec<Value>>>,
     refuses: Arc<Mutex<bool>>,
+    node: Arc<Mutex<Value>>,
     account: TempDir,
 }
 
@@ -27,8 +28,9 @@ impl Cluster {
         let address = format!("http://{}", listener.local_addr().expect("it has an address"));
         let account = TempDir::with_prefix("runx-account-").expect("make a directory");
         fs::write(account.path().join("token"), "secret\n").expect("write a token");
-        let this = Self { address, labels: Arc::default(), refuses: Arc::default(), account };
-        let (labels, refuses) = (this.labels.clone(), this.refuses.clone());
+        let node = Arc::new(Mutex::new(json!({})));
+        let this = Self { address, labels: Arc::default(), refuses: Arc::default(), node, account };
+        let (labels, refuses, node) = (this.labels.clone(), this.refuses.clone(), this.node.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let refuse = *refuses.lock().expect("no test panics here");
@@ -50,7 +52,7 @@ impl Cluster {
                 let _ = reader.read_exact(&mut body);
                 let right = first.starts_with("PATCH /api/v1/nodes/one HTTP/1.1") && allowed;
                 let (status, text) = match (right, refuse) {
-                    (true, false) => ("200 OK", "{}".to_owned()),
+                    (true, false) => ("200 OK", node.lock().expect("no test panics here").to_string()),
                     (true, true) => ("403 Forbidden", r#"{"message": "not this one"}"#.to_owned()),
                     (false, _) => ("400 Bad Request", format!("{{\"message\": \"{}\"}}", first.trim())),
                 };
@@ -70,6 +72,14 @@ impl Cluster {
     pub fn flags(&self) -> Vec<String> {
         let account = self.account.path().to_string_lossy();
         ["--node-name", "one", "--api", &self.address, "--account", &account].map(str::to_owned).to_vec()
+    }
+
+    /// Tells what the node is for the cluster, from now on.
+    ///
+    /// # Panics
+    /// Never, unless its thread did.
+    pub fn set_node(&self, node: Value) {
+        *self.node.lock().expect("no test panics here") = node;
     }
 
     /// Whether it refuses from now on.
