@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
-use ureq::Agent;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::typestate::WithBody;
+use ureq::{Agent, RequestBuilder};
 
 /// The label that says how far a node is: `installing`, `true`, or `failed`. RuntimeClasses select by it.
 pub(crate) const READY: &str = "runx.dev/ready";
@@ -27,6 +28,8 @@ const REASON_LIMIT: u64 = 64 << 10;
 
 /// Where pods find the account that they have.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+type Response = ureq::http::Response<ureq::Body>;
 
 /// The cluster's API, by the account of a pod.
 #[derive(Clone, Debug)]
@@ -106,10 +109,43 @@ impl Api {
         let mut response = asked.call().with_context(what)?;
         answer(&mut response, ANSWER_LIMIT).with_context(what)
     }
+
+    /// Makes an object in a collection. Tells whether it was not there yet.
+    ///
+    /// # Errors
+    /// When the API does not do it.
+    pub(crate) fn create(&self, collection: &str, object: &Value) -> Result<bool> {
+        let request = self.agent.post(format!("{}{collection}", self.address));
+        let what = || format!("write to {}{collection}", self.address);
+        let mut response = self.send(request, "application/json", object).with_context(what)?;
+        if response.status() == ureq::http::StatusCode::CONFLICT {
+            return Ok(false);
+        }
+        answer(&mut response, ANSWER_LIMIT).with_context(what).map(|_| true)
+    }
+
+    /// Changes an object, and tells what it is then.
+    ///
+    /// # Errors
+    /// When the API does not do it.
+    pub(crate) fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
+        let what = || format!("change {}{path}", self.address);
+        let mut response = self.patch(path, patch).with_context(what)?;
+        answer(&mut response, ANSWER_LIMIT).with_context(what)
+    }
+
+    fn patch(&self, path: &str, patch: &Value) -> Result<Response> {
+        self.send(self.agent.patch(format!("{}{path}", self.address)), "application/merge-patch+json", patch)
+    }
+
+    fn send(&self, request: RequestBuilder<WithBody>, kind: &str, body: &Value) -> Result<Response> {
+        let request = request.header("Authorization", self.authorization()?).header("Content-Type", kind);
+        Ok(request.header("Accept", "application/json").send(body.to_string())?)
+    }
 }
 
 /// What the API says, or why it does not.
-fn answer(response: &mut ureq::http::Response<ureq::Body>, limit: u64) -> Result<Value> {
+fn answer(response: &mut Response, limit: u64) -> Result<Value> {
     let status = response.status();
     let text = response.body_mut().with_config().limit(limit).read_to_string();
     if status.is_success() {
@@ -138,7 +174,8 @@ impl Cluster {
     pub(crate) fn label(&self, labels: &[(&str, Option<&str>)]) -> Result<()> {
         let labels: Map<String, Value> = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let what = || format!("label node {} by {}", self.node, self.api.address);
-        let mut response = self.patch(&json!({"metadata": {"labels": labels}})).with_context(what)?;
+        let patch = json!({"metadata": {"labels": labels}});
+        let mut response = self.api.patch(&self.path(), &patch).with_context(what)?;
         // A node is told with all that is on it, and nothing of it is asked for.
         if response.status().is_success() {
             return Ok(());
@@ -152,20 +189,21 @@ impl Cluster {
     /// # Errors
     /// When the API does not tell it.
     pub(crate) fn node(&self) -> Result<Value> {
-        let what = || format!("ask {} for node {}", self.api.address, self.node);
-        let mut response = self.patch(&json!({})).with_context(what)?;
-        answer(&mut response, ANSWER_LIMIT).with_context(what)
+        self.api.merge(&self.path(), &json!({})).context("ask what the node is")
     }
 
-    /// Patches the node.
-    fn patch(&self, patch: &Value) -> Result<ureq::http::Response<ureq::Body>> {
-        let api = &self.api;
-        let request = api.agent.patch(format!("{}/api/v1/nodes/{}", api.address, self.node));
-        let request = request
-            .header("Authorization", api.authorization()?)
-            .header("Content-Type", "application/merge-patch+json")
-            .header("Accept", "application/json");
-        Ok(request.send(patch.to_string())?)
+    /// The node's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.node
+    }
+
+    /// The API.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
+    }
+
+    fn path(&self) -> String {
+        format!("/api/v1/nodes/{}", self.node)
     }
 }
 

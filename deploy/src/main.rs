@@ -8,6 +8,7 @@ mod config;
 mod containers;
 mod cri;
 mod distribution;
+mod events;
 mod host;
 mod http;
 mod install;

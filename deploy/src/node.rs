@@ -66,6 +66,15 @@ fn handler_name(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
+/// The cluster that the flags name, if they do.
+///
+/// # Errors
+/// When it is not in a pod, or the account is not there.
+pub(crate) fn cluster(arguments: &Arguments) -> Result<Option<Cluster>> {
+    let Some(name) = arguments.get("node-name") else { return Ok(None) };
+    Cluster::of_node(name, arguments.get("api"), arguments.get("account").map(Path::new)).map(Some)
+}
+
 impl Node {
     /// Finds out what the node is.
     ///
@@ -74,10 +83,7 @@ impl Node {
     pub(crate) fn open(arguments: &Arguments) -> Result<Self> {
         let cluster = match arguments.command {
             Command::Status => None,
-            _ => arguments
-                .get("node-name")
-                .map(|name| Cluster::of_node(name, arguments.get("api"), arguments.get("account").map(Path::new)))
-                .transpose()?,
+            _ => cluster(arguments)?,
         };
         Self::find(arguments, cluster.clone()).map_err(|e| {
             // Of a node without a containerd the cluster may know more than that.

@@ -12,11 +12,12 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::arguments::Arguments;
 use crate::distribution::Refusal;
+use crate::events::{self, Events, Reason};
 use crate::http::{self, Answer};
 use crate::install::{Done, Restart, collect, install};
 use crate::journal::State;
 use crate::kube::{READY, VERSION, label_value};
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::stage::Programs;
 use crate::status::{Metrics, Status};
 use crate::uninstall::uninstall;
@@ -101,7 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // Before there are threads, so that all of them leave the signals to this one.
     signals.thread_block().context("block signals")?;
-    let node = Node::open(arguments)?;
+    let node = Node::open(arguments).inspect_err(|e| tell_refusal(arguments, e))?;
     let address = arguments.or("listen", "0.0.0.0:8090");
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address} (--listen)"))?;
     let shared = Arc::<Shared>::default();
@@ -115,7 +116,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return take_away(&node, interval, &signals, &shared);
     }
     let programs = Path::new(arguments.or("programs", "/programs"));
-    watch(&node, programs, (interval, jitter), &signals, &shared)
+    let events = Events::begin(node.cluster.clone())?;
+    watch(&node, programs, (interval, jitter), &signals, (&shared, &events))
+}
+
+/// Tells why this process does not even begin, which is not what it was to do: others wait for that.
+fn tell_refusal(arguments: &Arguments, why: &anyhow::Error) {
+    let cluster = node::cluster(arguments).ok().flatten().filter(|_| arguments.installs());
+    let told = cluster.map_or(Ok(()), |cluster| events::tell(&cluster, Reason::InstallFailed, &why.to_string()));
+    told.unwrap_or_else(|e| log::warn!("{e:#}"));
 }
 
 /// A time by chance, up to the longest one.
@@ -194,13 +203,14 @@ fn watch(
     programs: &Path,
     (interval, jitter): (Duration, Duration),
     signals: &SigSet,
-    shared: &Shared,
+    (shared, events): (&Shared, &Events),
 ) -> Result<()> {
     let mut repairs: Vec<Instant> = Vec::new();
     let mut labels = Labels::default();
     let mut retry = RETRY;
     let mut why = "install";
     loop {
+        let rollbacks = rollbacks(node);
         let done = install_in_turn(node, programs, why, jitter, signals, shared);
         // When it is tried again, if it failed.
         let again = match done {
@@ -209,7 +219,7 @@ fn watch(
                 return Ok(());
             }
             Ok(Some(done)) => {
-                tell(done);
+                tell(done, events);
                 retry = RETRY;
                 labels = Labels { told: Some("true"), ..Labels::default() };
                 shared.texts().failure = None;
@@ -222,7 +232,10 @@ fn watch(
                 labels.told = None;
                 labels.refused = e.is::<Refusal>();
                 // Others may read it: what containerd says of its files is for the log.
-                shared.texts().failure = Some(e.to_string());
+                let text = e.to_string();
+                let is_taken_back = self::rollbacks(node) > rollbacks;
+                events.tell(if is_taken_back { Reason::RolledBack } else { Reason::InstallFailed }, &text);
+                shared.texts().failure = Some(text);
                 Some(again)
             }
         };
@@ -295,11 +308,20 @@ fn take_away(node: &Node, interval: Duration, signals: &SigSet, shared: &Shared)
     }
 }
 
-fn tell(done: Done) {
-    match (done.restarted, done.programs) {
-        (true, _) => log::info!("installed; containerd was restarted"),
-        (false, true) => log::info!("upgraded; containerd was not restarted"),
-        (false, false) => log::info!("installed already"),
+/// How often an installation was taken back.
+fn rollbacks(node: &Node) -> u64 {
+    node.store().load().map_or(0, |journal| journal.rollbacks)
+}
+
+fn tell(done: Done, events: &Events) {
+    let text = match (done.restarted, done.programs) {
+        (true, _) => "installed; containerd was restarted",
+        (false, true) => "upgraded; containerd was not restarted",
+        (false, false) => "installed already",
+    };
+    log::info!("{text}");
+    if done.restarted || done.programs {
+        events.tell(Reason::Installed, &format!("runx {} is {text}", env!("CARGO_PKG_VERSION")));
     }
 }
 

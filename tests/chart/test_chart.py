@@ -150,27 +150,37 @@ def test_the_installer_has_no_right_that_it_does_not_need():
             assert writable == {"containerd-config", "programs", "state"}, name
         if made["kind"] == "ClusterRole":
             assert made["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}], name
+        if made["kind"] == "Role" and not is_hook(made):
+            assert made["metadata"]["namespace"] == "default", name
+            assert made["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}], name
         if made["kind"] == "ServiceAccount":
             assert made["automountServiceAccountToken"] is False, name
     assert found > len(SETS) / 2
 
 
-def test_the_policy_is_for_the_account_that_the_daemonset_has():
+def test_the_policies_and_rights_are_for_the_account_that_the_daemonset_has():
     for text in (rendered("default"), "\n---\n".join(path.read_text() for path in sorted(MANIFESTS.glob("*.yaml")))):
-        by_kind = {made["kind"]: made for made in objects(text) if not is_hook(made)}
-        daemonset, policy = by_kind["DaemonSet"], by_kind["ValidatingAdmissionPolicy"]
-        account = f"system:serviceaccount:{daemonset['metadata']['namespace']}:" \
-                  f"{daemonset['spec']['template']['spec']['serviceAccountName']}"
-        [condition] = policy["spec"]["matchConditions"]
-        assert json.dumps(account) in condition["expression"]
-        binding = by_kind["ValidatingAdmissionPolicyBinding"]
-        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
-        assert by_kind["ClusterRoleBinding"]["subjects"][0]["name"] == by_kind["ServiceAccount"]["metadata"]["name"]
+        def of(kind):
+            return [made for made in objects(text) if made["kind"] == kind and not is_hook(made)]
+        [daemonset] = of("DaemonSet")
+        namespace, name = daemonset["metadata"]["namespace"], daemonset["spec"]["template"]["spec"]["serviceAccountName"]
+        policies = of("ValidatingAdmissionPolicy")
+        for policy in policies:
+            [condition] = policy["spec"]["matchConditions"]
+            assert json.dumps(f"system:serviceaccount:{namespace}:{name}") in condition["expression"]
+        bound = {binding["spec"]["policyName"] for binding in of("ValidatingAdmissionPolicyBinding")}
+        assert bound == {policy["metadata"]["name"] for policy in policies} and len(policies) == 2
+        for kind in ("Role", "ClusterRole"):
+            [binding], [role] = of(f"{kind}Binding"), of(kind)
+            assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]
+            assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (kind, role["metadata"]["name"])
+            assert binding["metadata"].get("namespace") == role["metadata"].get("namespace")
 
 
 def test_the_policy_compares_all_of_a_nodes_metadata_that_can_be_patched():
     for text in (rendered("default"), (MANIFESTS / "admission.yaml").read_text()):
-        [policy] = [made for made in objects(text) if made["kind"] == "ValidatingAdmissionPolicy"]
+        [policy] = [made for made in objects(text) if made["kind"] == "ValidatingAdmissionPolicy"
+                    and made["spec"]["matchConstraints"]["resourceRules"][0]["resources"] == ["nodes"]]
         rules = " ".join(rule["expression"] for rule in policy["spec"]["validations"])
         for field in ("annotations", "finalizers", "ownerReferences"):
             assert f"object.metadata.{field} == oldObject.metadata.{field})" in rules, field

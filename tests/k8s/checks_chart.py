@@ -25,7 +25,7 @@ def the_manifests_without_helm_are_accepted_by_the_api(s):
     """While nothing of them is there: what helm makes has the same names. It needs the namespace, too."""
     s.kubectl("create", "namespace", "runx")
     done = s.kubectl("apply", "--dry-run=server", "-f", tools.TOP / "deploy/manifests").stdout
-    for kind in ("daemonset.apps", "clusterrole", "serviceaccount", "validatingadmissionpolicy", "runtimeclass"):
+    for kind in ("daemonset.apps", "clusterrole", "role.rbac", "rolebinding", "serviceaccount", "validatingadmissionpolicy", "runtimeclass"):
         assert kind in done, done
 
 

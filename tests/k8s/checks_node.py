@@ -240,3 +240,43 @@ def the_installers_account_changes_its_own_nodes_labels_alone(s):
             assert code == 403, (method, path, code, answer)
     finally:
         s.kubectl("delete", "node", "other", check=False)
+
+
+@check
+def an_installation_is_an_event_of_its_node_and_the_account_tells_no_others(s):
+    s.until("it is told", lambda: "RunxInstalled" in s.kubectl("describe", "node", NODE).stdout, 30)
+    name = installer(s)["metadata"]["name"]
+    token = s.kubectl("-n", NAMESPACE, "create", "token", "runx-node", "--bound-object-kind=Pod", f"--bound-object-name={name}"
+                      ).stdout.strip()
+    path = "/api/v1/namespaces/default/events"
+
+    def event(event_name, **more):
+        return {"apiVersion": "v1", "kind": "Event", "metadata": {"name": event_name, "namespace": "default"}, "type": "Normal",
+                "involvedObject": {"kind": "Node", "name": NODE}, "reason": "RunxChecked", "source": {"component": "runx-node"}, **more}
+
+    def tell(event_name, **more):
+        return s.request("POST", path, token, event(event_name, **more))
+    try:
+        code, answer = tell("checked")
+        assert code == 201, answer
+        code, answer = s.request("PATCH", f"{path}/checked", token, {"count": 2})
+        assert code == 200 and answer["count"] == 2, answer
+        kubelets = event("kubelets", reason="Rebooted", source={"component": "kubelet"})
+        s.apply(kubelets)
+        refused = {
+            "the node that it runs on, and about nothing else": [
+                tell("other", involvedObject={"kind": "Node", "name": "other"}),
+                tell("pod", involvedObject={"kind": "Pod", "namespace": "default", "name": NODE}),
+                s.request("PATCH", f"{path}/checked", token, {"involvedObject": {"name": "other"}})],
+            "events of its own, and changes no others": [
+                tell("reason", reason="Rebooted"), tell("component", source={"component": "kubelet"}),
+                s.request("PATCH", f"{path}/kubelets", token, {"count": 2}),
+                s.request("PATCH", f"{path}/kubelets", token, {"reason": "RunxChecked", "source": {"component": "runx-node"}})]}
+        for message, answers in refused.items():
+            for code, answer in answers:
+                assert code == 422 and message in answer["message"], (message, code, answer)
+        for method, where in (("GET", f"{path}/kubelets"), ("DELETE", f"{path}/kubelets"), ("POST", f"/api/v1/namespaces/{NAMESPACE}/events")):
+            code, answer = s.request(method, where, token, event("elsewhere") if method == "POST" else None)
+            assert code == 403, (method, where, code, answer)
+    finally:
+        s.kubectl("-n", "default", "delete", "event", "checked", "kubelets", check=False)

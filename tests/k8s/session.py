@@ -129,7 +129,7 @@ class Session:
                                          data=None if body is None else json.dumps(body).encode())
         request.add_header("Authorization", f"Bearer {token}")
         if body is not None:
-            request.add_header("Content-Type", "application/merge-patch+json")
+            request.add_header("Content-Type", "application/json" if method == "POST" else "application/merge-patch+json")
         try:
             with urllib.request.urlopen(request, timeout=30, context=context) as answer:
                 return answer.status, json.load(answer)
