@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use k8s_cri::v1 as api;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use runx_tests::command::{Done, eventually, run};
 use runx_tests::machine::{
     CONFIG, Cluster, HANDLER, Machine, Package, Running, every_package, one_package, serves, started, status, usual,
@@ -211,4 +213,30 @@ fn programs_of_a_refused_installation_go_when_the_next_one_is_for_another_place(
     machine.node(&["uninstall", "--install-dir", "/opt/second"]).ok();
     assert!(!machine.root().join("opt/second").exists());
     assert_eq!(machine.read(CONFIG), usual(2, ""));
+}
+
+#[test]
+fn a_pools_file_that_becomes_a_fifo_keeps_nobody_waiting() {
+    needs_machine!();
+    let machine = started(&one_package(), "a pool's file", Some(&usual(2, "")));
+    machine.node(&["install"]).ok();
+    let file = machine.root().join("var/lib/runx/pools/judge.prom");
+    fs::create_dir_all(file.parent().expect("it has a parent")).expect("make a directory");
+    fs::write(&file, "runx_pool_ready 4\n").expect("write a file");
+    let mut running = Running::start(&machine, &[]);
+    let pools = |count: usize| {
+        let wanted = format!("runx_pools {count}");
+        running.get("/metrics").1.lines().any(|line| line == wanted)
+    };
+    eventually("the pool is told of", || pools(1));
+    let fifo = file.with_extension("new");
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("make a FIFO");
+    fs::rename(&fifo, &file).expect("put it in the file's place");
+    // Nobody writes into it, and each look meets it.
+    eventually("it is looked at on", || pools(0));
+    fs::write(file.with_file_name("other.prom"), "runx_pool_ready 1\n").expect("write a file");
+    eventually("the next pool is told of", || pools(1));
+    assert_eq!(running.get("/readyz").0, 200);
+    assert_eq!(running.end(), Some(0));
+    machine.node(&["uninstall"]).ok();
 }
