@@ -1,5 +1,6 @@
 //! How an installation is: for people, for programs, and for Prometheus.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,9 @@ use crate::node::Node;
 use crate::pools;
 use crate::stage::sha256;
 use crate::starts;
+
+/// Why containerd is restarted. Each has its counter from the beginning: Prometheus counts no first step of a series that was not there.
+const RESTARTS: [&str; 4] = ["drift", "install", "rollback", "uninstall"];
 
 /// A set of programs on the node.
 #[derive(Debug, Serialize)]
@@ -164,7 +168,7 @@ impl Status {
         out.family("runx_config_drift", "gauge", "Whether the node is not as it was installed.");
         out.sample("runx_config_drift", &[], u8::from(self.drift.is_some()));
         out.family("runx_containerd_restarts_total", "counter", "Restarts of containerd by runx-node.");
-        for (reason, count) in &self.journal.restarts {
+        for (reason, count) in restarts(&self.journal.restarts) {
             out.sample("runx_containerd_restarts_total", &[("reason", reason)], count);
         }
         out.family(
@@ -218,6 +222,13 @@ impl Status {
     }
 }
 
+/// How often containerd was restarted for each reason, those that were none yet too.
+fn restarts(counted: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
+    let mut all: BTreeMap<&str, u64> = RESTARTS.into_iter().map(|reason| (reason, 0)).collect();
+    all.extend(counted.iter().map(|(reason, count)| (reason.as_str(), *count)));
+    all
+}
+
 /// Prometheus' text format, version 0.0.4.
 #[derive(Default)]
 pub(crate) struct Metrics(pub(crate) String);
@@ -240,6 +251,15 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_reason_for_a_restart_has_a_counter_before_there_was_one() {
+        assert_eq!(restarts(&BTreeMap::new()), RESTARTS.into_iter().map(|reason| (reason, 0)).collect());
+        // A reason of an older version stays counted.
+        let counted = [("drift".to_owned(), 3), ("other".to_owned(), 1)].into();
+        let all = restarts(&counted);
+        assert_eq!((all["drift"], all["install"], all["other"]), (3, 0, 1));
+    }
 
     #[test]
     fn values_of_labels_cannot_break_out() {

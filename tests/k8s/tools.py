@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -192,6 +193,58 @@ def containerd():
                 raise
             say(f"with containerd {version[0]}.{version[1]} instead of 2.0 or later: {e}")
     return pathlib.Path(installed).parent, version
+
+
+def prometheus():
+    """The directory of prometheus and promtool: those that are installed, else Debian's, unpacked without installing it, which
+    would start a server."""
+    installed = shutil.which("promtool")
+    if installed and shutil.which("prometheus"):
+        return pathlib.Path(installed).parent
+    directory = cache() / "prometheus"
+    if not (directory / "usr/bin/promtool").exists():
+        if not (shutil.which("apt-get") and shutil.which("dpkg")):
+            raise Missing("prometheus and promtool are missing, and are brought on Debian only")
+        say("bringing prometheus")
+        with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+            work = pathlib.Path(temporary)
+            run(["apt-get", "-oAPT::Sandbox::User=root", "download", "-qq", "prometheus"], "bring prometheus", cwd=work)
+            run(["dpkg", "-x", next(work.glob("prometheus_*.deb")), work / "unpacked"], "unpack prometheus")
+            run([work / "unpacked/usr/bin/promtool", "--version"], "use Debian's prometheus here")
+            shutil.rmtree(directory, ignore_errors=True)
+            (work / "unpacked").rename(directory)
+    return directory / "usr/bin"
+
+
+def definitions(group, module=None):
+    """The files that define the kinds of a group, as controller-gen names them: out of the directory that RUNX_K8S_CRDS names if
+    they are there, else out of the Go module that brings them, if any does."""
+    chosen = os.environ.get("RUNX_K8S_CRDS")
+    directory = cache() / f"definitions-{group}"
+    found = sorted(pathlib.Path(chosen).rglob(f"{group}_*.yaml")) if chosen else sorted(directory.glob("*.yaml"))
+    if found:
+        return found
+    if not module:
+        raise Missing(f"no Go module brings the definitions of {group}: RUNX_K8S_CRDS names a directory that has them")
+    if not shutil.which("go"):
+        raise Missing(f"Go is missing: it brings the definitions of {group}")
+    say(f"bringing the definitions of {group}")
+    with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+        # Outside of a module it brings none's dependencies.
+        told = run(["go", "mod", "download", "-json", module], f"bring {module}", cwd=temporary)
+        brought, _ = json.JSONDecoder().raw_decode(told[told.index("{"):])
+        files = sorted(pathlib.Path(brought["Dir"]).rglob(f"{group}_*.yaml"))
+        ready = pathlib.Path(temporary) / "ready"
+        ready.mkdir()
+        for file in files:
+            # Others of that name may be fixtures of its tests.
+            if not (ready / file.name).exists():
+                shutil.copyfile(file, ready / file.name)
+        if not files:
+            raise Missing(f"{module} has no definitions of {group}")
+        shutil.rmtree(directory, ignore_errors=True)
+        ready.rename(directory)
+    return sorted(directory.glob("*.yaml"))
 
 
 def cni_plugins():
