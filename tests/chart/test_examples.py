@@ -51,7 +51,7 @@ KINDS = {
 
 # What OpenSandbox's server reads (server/opensandbox_server/config.py), as far as the examples have it.
 SERVER = ({
-    "server": ({"host": (str,), "port": (int,), "api_key": (str,), "max_sandbox_timeout_seconds": (int,)}, ()),
+    "server": ({"host": (str,), "port": (int,), "max_sandbox_timeout_seconds": (int,)}, ()),
     "runtime": ({"type": ("docker", "kubernetes"), "execd_image": (str,)}, ("type", "execd_image")),
     "kubernetes": ({
         "namespace": (str,), "workload_provider": ("batchsandbox", "agent-sandbox"), "batchsandbox_template_file": (str,),
@@ -110,7 +110,7 @@ def test_every_field_is_known_and_every_pod_is_of_the_class():
     assert len(found) >= 6
     for name, made in found:
         assert made["spec"]["runtimeClassName"] == "runx", name
-        for container in made["spec"]["containers"]:
+        for container in [*made["spec"].get("initContainers", ()), *made["spec"]["containers"]]:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
 
@@ -165,10 +165,39 @@ def test_opensandboxs_template_is_a_part_of_a_pod():
     path = EXAMPLES / "opensandbox/batchsandbox.yaml"
     template = yaml.safe_load(path.read_text())
     assert set(template) == {"spec"} and set(template["spec"]) == {"template"}
-    # The server adds the container.
-    pod({}, dict(template["spec"]["template"]["spec"], containers=[{"name": "sandbox", "image": "workspace:1"}]))
+    [container] = template["spec"]["template"]["spec"]["containers"]
+    # The server makes the container, and takes of this one nothing else that is in it.
+    assert set(container) == {"name", "securityContext"}
+    pod({}, dict(template["spec"]["template"]["spec"], containers=[dict(container, image="workspace:1")]))
+
+
+def test_opensandboxs_server_finds_its_template_and_key_where_its_chart_puts_them():
+    """The chart gives it nothing else than configToml, and asks for its health at port 80. Without a key it does not start."""
     config = tomllib.loads((EXAMPLES / "opensandbox/server.toml").read_text())
-    assert config["kubernetes"]["batchsandbox_template_file"].rsplit("/", 1)[1] == path.name
+    server = yaml.safe_load((EXAMPLES / "opensandbox/server-values.yaml").read_text())["server"]
+    assert config["server"]["port"] == 80
+    [mount] = server["volumeMounts"]
+    assert mount["mountPath"] == config["kubernetes"]["batchsandbox_template_file"]
+    [volume] = server["volumes"]
+    [variable] = server["env"]
+    secret = variable["valueFrom"]["secretKeyRef"]
+    assert volume["name"] == mount["name"] and variable["name"] == "OPENSANDBOX_SERVER_API_KEY"
+    readme = (EXAMPLES / "README.md").read_text()
+    assert f"create configmap {volume['configMap']['name']} --from-file=$RUNX/examples/opensandbox/{mount['subPath']}" in readme
+    assert f"create secret generic {secret['name']} --from-literal={secret['key']}=" in readme
+
+
+def test_a_pod_of_opensandboxs_pool_runs_what_its_controller_starts_tasks_with():
+    [made] = [one for _, one in objects() if one["kind"] == "Pool"]
+    spec = made["spec"]["template"]["spec"]
+    [main] = spec["containers"]
+    assert main["command"][0] == "/opt/opensandbox/task-executor"
+    [probe] = [port for port in main["ports"] if port["name"] == main["readinessProbe"]["httpGet"]["port"]]
+    assert probe["containerPort"] == 5758
+    put = {path for container in spec["initContainers"] for path in container["command"][1:-1]}
+    assert put == {"/workspace/server", "./execd", "./bootstrap.sh"}
+    for container in (main, *spec["initContainers"]):
+        assert {"name": "opensandbox-bin", "mountPath": "/opt/opensandbox"} in container["volumeMounts"], container["name"]
 
 
 def test_images_are_the_users_own_and_the_readme_names_each_file_and_image():
