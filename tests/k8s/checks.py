@@ -10,6 +10,8 @@ import checks_node  # noqa: F401
 import checks_pods  # noqa: F401
 import checks_lifecycle  # noqa: F401
 import checks_examples  # noqa: F401
+import checks_engines  # noqa: F401
+import checks_monitoring  # noqa: F401
 import checks_storage  # noqa: F401
 import checks_agent  # noqa: F401
 import checks_upgrade
