@@ -80,22 +80,32 @@ def test_what_is_displayed_is_told(coder):
     assert events[0]["type"] == "init" and events[-1]["type"] == "execution_complete"
 
 
-def test_an_interrupt_reaches_the_kernel(codes, coder):
+def test_an_interrupt_reaches_the_kernel(codes, coder, tmp_path):
     context = codes.create_context("python")
-    threading.Timer(1, lambda: codes.interrupt(context.id)).start()
-    done = codes.run("import time\nfor _ in range(1000): time.sleep(0.1)", context=context)
+    begun = tmp_path / "begun"
+
+    def interrupt():
+        eventually("it has begun", begun.exists)
+        codes.interrupt(context.id)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    done = codes.run(f"import time\nopen({str(begun)!r}, 'w').close()\nfor _ in range(1000): time.sleep(0.1)", context=context)
+    interrupter.join()
     assert done.error.name == "KeyboardInterrupt"
     assert codes.run("1", context=context).result[0].text == "1"
 
 
-def test_a_context_does_one_thing_at_a_time(codes, coder):
+def test_a_context_does_one_thing_at_a_time(codes, coder, tmp_path):
     context = codes.create_context("python")
-    body = {"code": "import time; time.sleep(2); 'slow'", "context": {"id": context.id, "language": "python"}}
+    begun, enough = tmp_path / "begun", tmp_path / "enough"
+    code = f"import os, time\nopen({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(enough)!r}): time.sleep(0.05)"
+    body = {"code": code, "context": {"id": context.id, "language": "python"}}
     slow = threading.Thread(target=lambda: coder.ask("POST", "/code", body))
     slow.start()
-    time.sleep(0.7)
+    eventually("it has begun", begun.exists)
     events = coder.ask("POST", "/code", {**body, "code": "1"}).events()
     assert [e["error"]["evalue"] for e in events if e["type"] == "error"] == ["session is busy"]
+    enough.touch()
     slow.join()
     assert codes.run("1", context=context).result[0].text == "1"
 
