@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 
 use runx_tests::command::{eventually, run};
 use runx_tests::container::Containers;
-use runx_tests::needs_root;
+use runx_tests::{dist, needs_root};
+use serde_json::Value;
+use tempfile::TempDir;
 
 /// The roots of all hierarchies.
 fn hierarchies() -> Vec<PathBuf> {
@@ -161,4 +163,86 @@ fn a_group_that_a_killed_monitor_left_below_a_session_goes_with_the_next_command
     }
     session.end().unwrap();
     containers.assert_nothing_left();
+}
+
+/// Who started a process.
+fn parent(pid: i64) -> i64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name is in parentheses, and may hold anything.
+    stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Modules or native programs below a root of their own.
+struct Watched<'a> {
+    group: &'a str,
+    root: PathBuf,
+}
+
+impl Watched<'_> {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(dist().join("runx"));
+        command.arg("--root").arg(&self.root).arg(self.group).args(args);
+        command
+    }
+
+    /// Starts one in a session.
+    fn start(&self, session: &Session, id: &str, program: &[&str]) {
+        let mut command = self.command(&[&["run", "-d", "--name", id], program].concat());
+        session.hold(&mut command);
+        run(&mut command).ok();
+    }
+
+    fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&run(&mut self.command(&["state", id])).ok().stdout).unwrap()
+    }
+
+    fn pid(&self, id: &str) -> i64 {
+        self.state(id)["pid"].as_i64().unwrap()
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        for id in ["a", "b"] {
+            run(&mut self.command(&["rm", "--force", id]));
+        }
+    }
+}
+
+#[test]
+fn who_watches_a_module_or_a_native_program_leaves_the_session_and_the_program_stays() {
+    needs_root!();
+    let place = TempDir::with_prefix("runx-test-").unwrap();
+    let (name, module) = (place.path().file_name().unwrap().to_str().unwrap(), place.path().join("spin.wat"));
+    fs::write(&module, "(module (func (export \"_start\") (loop $on (br $on))))").unwrap();
+    for (group, program) in [("wasm", &[module.to_str().unwrap()][..]), ("process", &["sleep", "600"])] {
+        let session = Session::new(&format!("{name}-{group}"));
+        let watched = Watched { group, root: place.path().join("state") };
+        watched.start(&session, "a", program);
+        let pid = watched.pid("a");
+        let groups = |pid: i64| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let (own, watcher) = (groups(pid), groups(parent(pid)));
+        assert!(own.contains(name) && !own.contains(".monitors"), "{own}");
+        assert!(watcher.contains("/runx/.monitors") && !watcher.contains(name), "{watcher}");
+        // SAFETY: kill takes numbers; the process is one of this test's.
+        assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
+        // Somebody is there who writes down the end.
+        eventually("the end is written down", || watched.state("a")["exitCode"] == 137);
+        session.end().unwrap();
+        eventually("the monitors' groups are gone or used", no_empty_group);
+    }
+}
+
+#[test]
+fn a_group_that_a_killed_watcher_left_goes_when_the_program_is_removed() {
+    needs_root!();
+    let place = TempDir::with_prefix("runx-test-").unwrap();
+    let session = Session::new(place.path().file_name().unwrap().to_str().unwrap());
+    let watched = Watched { group: "process", root: place.path().join("state") };
+    watched.start(&session, "a", &["sleep", "600"]);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::kill(parent(watched.pid("a")) as i32, libc::SIGKILL) }, 0);
+    run(&mut watched.command(&["rm", "--force", "a"])).ok();
+    eventually("the session can end", || session.end().is_ok());
+    eventually("the monitors' groups are gone or used", no_empty_group);
 }

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use runx_core::cgroup::Refuge;
 use runx_core::container::validate_id;
 use runx_core::spawn::refuse_threads;
 use runx_core::sys::{pidfd, process};
@@ -196,7 +197,9 @@ fn launch(id: &str, path: &Path, program: &Program, command: Command, timeout: O
         }
         process::Cloned::Child => {
             drop(ours);
-            let waited = watch(id, path, program, command, timeout, &mut theirs);
+            let mut refuge = Refuge::default();
+            let waited = watch(id, path, program, command, timeout, (&mut theirs, &mut refuge));
+            refuge.leave();
             if let Err(e) = &waited {
                 // Nobody may be left to hear it.
                 let _ = theirs.write_all(message(e).as_bytes());
@@ -213,7 +216,7 @@ fn watch(
     program: &Program,
     mut command: Command,
     timeout: Option<Duration>,
-    caller: &mut std::io::PipeWriter,
+    (caller, refuge): (&mut std::io::PipeWriter, &mut Refuge),
 ) -> Result<()> {
     nix::unistd::setsid().context("leave the session")?;
     let log = || {
@@ -235,6 +238,8 @@ fn watch(
         state.pid = pid;
         state.start_time = process::start_time(pid).unwrap_or(0);
         state.write(path)?;
+        // Before anybody knows, as a container's monitor. The program stays with who started it.
+        refuge.enter();
         // The caller need not wait for more, and his terminal is not ours: what hooks say belongs to the log.
         let null = File::options().read(true).open("/dev/null").context("open /dev/null")?;
         let log = log()?;
@@ -383,11 +388,13 @@ impl Place {
         // Out of the way first: the one who watches it writes down its end in this moment.
         let gone = self.root.join(format!(".gone-{id}-{}", std::process::id()));
         let directory = if fs::rename(&directory, &gone).is_ok() { gone } else { directory };
-        match fs::remove_dir_all(&directory) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound || !force => {
-                Err(e).with_context(|| format!("remove {}", directory.display()))?
-            }
-            _ => Ok(0),
+        if let Err(e) = fs::remove_dir_all(&directory)
+            && (e.kind() != std::io::ErrorKind::NotFound || !force)
+        {
+            return Err(e).with_context(|| format!("remove {}", directory.display()))?;
         }
+        // What the ones who watched others and were killed may have left.
+        Refuge::sweep();
+        Ok(0)
     }
 }
