@@ -167,3 +167,62 @@ fn one_that_somebody_else_is_at_keeps_none_of_the_others() {
     containers.container(&["rm", &a, &b]).ok();
     containers.assert_nothing_left();
 }
+
+/// How often a process let others go on of its own accord.
+fn switches(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+/// Whether a process looks at nothing while it waits.
+fn rests(pid: u32) -> bool {
+    let before = switches(pid);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    switches(pid) - before < 10
+}
+
+#[test]
+fn who_waits_for_a_lock_or_a_monitor_does_nothing_meanwhile() {
+    needs_root!();
+    let containers = Containers::new();
+    let id = containers.background("a", &[], "echo on; exec sleep 600");
+    containers.until_logged(&id, "on");
+    let stop = || {
+        let mut command = containers.command(&["container", "stop", "-t", "1", &id]);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    };
+    let lock = File::open(containers.directory_of(&id)).unwrap();
+    lock.lock().unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
+    let waiting = || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().filter(|line| line.contains("->") && line.contains(&format!(":{inode} "))).count()
+    };
+    let mut killed = stop();
+    let waits = || eventually("somebody waits for the lock", || waiting() == 1);
+    waits();
+    let rested = rests(killed.id());
+    // Who is killed leaves nobody who waits.
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    eventually("nobody waits for the lock", || waiting() == 0);
+    let mut stopped = stop();
+    waits();
+    // Its monitor does not come to clear up.
+    let monitor = containers.inspect(&id)["state"]["monitorPid"].as_i64().unwrap() as i32;
+    // SAFETY: kill takes numbers; the process is one of this test's.
+    let signal = |number| assert_eq!(unsafe { libc::kill(monitor, number) }, 0);
+    signal(libc::SIGSTOP);
+    drop(lock);
+    eventually("it has been killed", || containers.status(&id) == "stopping");
+    // It has seen that in the next moment.
+    let rested_then = (0..5).any(|_| rests(stopped.id()));
+    let waits_still = stopped.try_wait().unwrap().is_none();
+    signal(libc::SIGCONT);
+    assert!(stopped.wait().unwrap().success());
+    assert!(rested && rested_then && waits_still, "{rested} {rested_then} {waits_still}");
+    assert_eq!(containers.status(&id), "exited");
+    containers.container(&["rm", &id]).ok();
+    containers.assert_nothing_left();
+}

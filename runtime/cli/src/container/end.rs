@@ -10,8 +10,9 @@ use runx_core::cgroup::Refuge;
 use runx_core::container::Container;
 use runx_core::sys::pidfd;
 
-use super::record::{Containers, NoContainer, Phase, Record, now};
+use super::record::{Containers, Identity, NoContainer, Phase, Record, now};
 use super::status::{Seen, Status};
+use super::turn::{Changes, Locker};
 use super::{each, remove, stop};
 use crate::{Context, Failure};
 
@@ -19,8 +20,12 @@ use crate::{Context, Failure};
 const CLEARING: Duration = Duration::from_secs(20);
 /// What was killed has died by then.
 const DYING: Duration = Duration::from_secs(10);
-/// The pause before the next look at what cannot be waited for.
-const PAUSE: Duration = Duration::from_millis(2);
+/// A monitor is at it for a moment as a rule: so often it is only looked again, which costs less than to wait.
+const LOOKS: u32 = 15;
+/// The pause between these.
+const MOMENT: Duration = Duration::from_millis(2);
+/// The pause before the next look where the kernel has nothing to wait with: a user may watch and clone only so much.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Longer than that nobody waits.
 const LONGEST: Duration = Duration::from_secs(i32::MAX as u64 / 1000);
 
@@ -73,22 +78,34 @@ pub(super) fn one(context: &Context, containers: &Containers, id: &str, how: How
 fn all(context: &Context, containers: &Containers, ids: &[&str], how: How) -> Vec<Result<()>> {
     let mut endings: Vec<_> = ids.iter().map(|id| Ending::new(context, containers, id, how)).collect();
     let mut results: Vec<Option<Result<()>>> = ids.iter().map(|_| None).collect();
+    let mut changes = None;
     loop {
+        // Before anything is looked at: what comes later ends the wait.
+        changes.iter().for_each(Changes::forget);
         let (mut fds, mut until) = (Vec::new(), Instant::now() + LONGEST);
+        let mut wait = |fd: i32| fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         for (ending, result) in endings.iter_mut().zip(&mut results).filter(|(_, result)| result.is_none()) {
             match ending.step() {
                 Ok(Next::Done) => *result = Some(Ok(())),
-                Ok(Next::Look) => until = until.min(Instant::now() + PAUSE),
+                Ok(Next::Look) => {
+                    let (fd, limit) = ending.turn(&mut changes);
+                    until = until.min(limit);
+                    fd.into_iter().for_each(&mut wait);
+                }
                 Ok(Next::Wait(fd, limit)) => {
                     until = until.min(limit);
-                    fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+                    wait(fd);
                 }
                 Err(e) => *result = Some(Err(e)),
+            }
+            if result.is_some() {
+                ending.locker = None;
             }
         }
         if results.iter().all(Option::is_some) {
             return results.into_iter().flatten().collect();
         }
+        changes.iter().map(Changes::fd).for_each(&mut wait);
         let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
         let left = left.as_millis().min(i32::MAX as u128) as i32;
         // SAFETY: fds is a valid list of that many.
@@ -100,7 +117,7 @@ fn all(context: &Context, containers: &Containers, ids: &[&str], how: How) -> Ve
 enum Next {
     /// Nothing: it has ended, and all is cleared up.
     Done,
-    /// Look again in a moment.
+    /// Look again when somebody else has done something with it.
     Look,
     /// Look again when the process has ended, or at that time.
     Wait(i32, Instant),
@@ -119,6 +136,16 @@ struct Ending<'a> {
     marked: bool,
     asked: bool,
     dying: Option<Dying>,
+    /// How often it was looked again.
+    looks: u32,
+    /// Its directory is watched.
+    watched: bool,
+    /// Waits for its lock, which somebody has.
+    locker: Option<Locker>,
+    /// The monitor that was there when it was looked at last.
+    monitor: Option<(Identity, OwnedFd)>,
+    /// When it is not waited for any longer.
+    late: Option<Instant>,
 }
 
 /// A first process that was asked to end.
@@ -131,8 +158,81 @@ struct Dying {
 
 impl<'a> Ending<'a> {
     fn new(context: &'a Context, containers: &'a Containers, id: &'a str, how: How) -> Self {
-        let begun = Instant::now();
-        Self { context, containers, id, how, begun, looked: false, marked: false, asked: false, dying: None }
+        Self {
+            context,
+            containers,
+            id,
+            how,
+            begun: Instant::now(),
+            looked: false,
+            marked: false,
+            asked: false,
+            dying: None,
+            looks: 0,
+            watched: false,
+            locker: None,
+            monitor: None,
+            late: None,
+        }
+    }
+
+    /// What to wait for until somebody else has done something with the container, and until when.
+    fn turn(&mut self, changes: &mut Option<Changes>) -> (Option<i32>, Instant) {
+        self.wait_turn(changes).unwrap_or_else(|e| {
+            log::debug!("container {}: {}", self.id, crate::message(&e));
+            // Of one that was removed there is nothing to wait for.
+            let is_there = self.containers.directory(self.id).exists();
+            (None, Instant::now() + if is_there { PAUSE } else { Duration::ZERO })
+        })
+    }
+
+    fn wait_turn(&mut self, changes: &mut Option<Changes>) -> Result<(Option<i32>, Instant)> {
+        let now = Instant::now();
+        if self.looks < LOOKS {
+            self.looks += 1;
+            return Ok((None, now + MOMENT));
+        }
+        let directory = self.containers.directory(self.id);
+        if !self.watched {
+            if changes.is_none() {
+                *changes = Some(Changes::new().context("watch directories")?);
+            }
+            let watched = changes.as_ref().map_or(Ok(()), |changes| changes.watch(&directory));
+            watched.with_context(|| format!("watch {}", directory.display()))?;
+            self.watched = true;
+            return Ok((None, now));
+        }
+        let until = self.late.filter(|late| *late > now).unwrap_or(now + LONGEST);
+        if let Some(locker) = &self.locker {
+            if !locker.is_done() {
+                return Ok((Some(locker.fd()), until));
+            }
+            self.locker = None;
+            return Ok((None, now));
+        }
+        match self.containers.try_lock(self.id)? {
+            Some(lock) => lock.release(),
+            None => {
+                let locker = self.locker.insert(Locker::start(&directory)?);
+                return Ok((Some(locker.fd()), until));
+            }
+        }
+        // Nobody is at it. Its monitor will be, or it ends.
+        match &self.monitor {
+            Some((identity, process)) if identity.alive() && !pidfd::wait_ended(process.as_fd(), 0)? => {
+                Ok((Some(process.as_raw_fd()), until))
+            }
+            _ => bail!("its monitor, if it has one, ends in this moment"),
+        }
+    }
+
+    /// Remembers whom to wait for.
+    fn remember(&mut self, monitor: Option<Identity>) {
+        let known = self.monitor.as_ref().map(|(identity, _)| *identity);
+        if known != monitor {
+            let open = |identity: Identity| pidfd::open(identity.pid).ok().map(|process| (identity, process));
+            self.monitor = monitor.and_then(open);
+        }
     }
 
     /// Does what can be done now.
@@ -150,12 +250,15 @@ impl<'a> Ending<'a> {
             other => Seen::look(self.context, other?)?,
         };
         self.looked = true;
+        self.remember(seen.record.monitor);
         let record = &seen.record;
         if seen.status.is_down() {
             return clear(self.context, containers, &seen);
         }
         let limit = self.how.timeout.unwrap_or_else(|| record.options.stop_timeout()).min(LONGEST);
-        let late = self.begun.elapsed() > limit + CLEARING;
+        let end = self.begun + limit + CLEARING;
+        self.late = Some(end);
+        let late = Instant::now() > end;
         if !record.stopped && !self.marked {
             if !stop::try_mark(containers, id).unwrap_or(false) {
                 // It has gone meanwhile, or somebody is at it: the others need not wait for that.

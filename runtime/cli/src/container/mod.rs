@@ -28,6 +28,7 @@ mod stats;
 pub(crate) mod status;
 mod stop;
 mod top;
+mod turn;
 mod update;
 mod users;
 mod volumes;

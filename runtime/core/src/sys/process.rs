@@ -120,6 +120,13 @@ pub fn prctl(option: libc::c_int, a: libc::c_ulong, b: libc::c_ulong, c: libc::c
     check(unsafe { libc::prctl(option, a, b, c, 0 as libc::c_ulong) }.into()).map(|value| value as i32)
 }
 
+/// Has this process end with `parent`, which made it. A change of its ids makes the kernel forget that. Returns whether that
+/// one is still there.
+pub fn end_with(parent: u32) -> bool {
+    let set = prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0);
+    set.is_ok() && std::os::unix::process::parent_id() == parent
+}
+
 /// The soft and hard limit on open files that this process began with, once it has raised its own.
 static OPEN_FILES: std::sync::OnceLock<(u64, u64)> = std::sync::OnceLock::new();
 

@@ -269,23 +269,17 @@ fn in_root(root: &Root, ours: Option<RawFd>, act: impl FnOnce(&Lookup) -> Result
     }
 }
 
-/// Has this process end with the one that made it, whose lock of the container it holds as well. Returns whether that one is
-/// still there.
-fn end_with(parent: u32) -> bool {
-    let set = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0);
-    set.is_ok() && std::os::unix::process::parent_id() == parent
-}
-
 fn enter_and_act(root: &Root, act: impl FnOnce(&Lookup) -> Result<()>, mut caller: PipeWriter, parent: u32) -> i32 {
     // Modes are as the stream says.
     // SAFETY: umask takes a number and cannot fail.
     unsafe { libc::umask(0) };
-    if !end_with(parent) {
+    // It holds the caller's lock of the container as well.
+    if !process::end_with(parent) {
         return 1;
     }
     let entered = root.enter();
     // With other ids the kernel has forgotten it.
-    if !end_with(parent) {
+    if !process::end_with(parent) {
         return 1;
     }
     match entered.and_then(|inside| act(&inside)) {
