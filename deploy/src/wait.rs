@@ -57,11 +57,14 @@ fn not_ready(pods: &Value) -> Vec<String> {
         if conditions.is_some_and(|conditions| conditions.iter().any(is_ready)) {
             continue;
         }
-        let node = text(pod, "/spec/nodeName").unwrap_or_else(|| "no node yet".into());
+        let node = text(pod, "/spec/nodeName");
         let name = text(pod, "/metadata/name").unwrap_or_default();
+        // A pod without a node has no log.
+        let verb = if node.is_some() { "logs" } else { "describe pod" };
+        let namespace = text(pod, "/metadata/namespace").map(|name| format!(" --namespace {name}")).unwrap_or_default();
         let why = text(pod, "/status/containerStatuses/0/state/waiting/reason")
-            .map_or_else(|| format!("kubectl logs {name} says why"), |why| format!("pod {name}: {why}"));
-        out.push(format!("{node} ({why})"));
+            .map_or_else(|| format!("kubectl {verb} {name}{namespace} says why"), |why| format!("pod {name}: {why}"));
+        out.push(format!("{} ({why})", node.as_deref().unwrap_or("no node yet")));
     }
     out.sort();
     out
@@ -156,16 +159,16 @@ mod tests {
         let pods = json!({"items": [
             {"metadata": {"name": "a"}, "spec": {"nodeName": "one"},
              "status": {"conditions": [{"type": "Ready", "status": "True"}]}},
-            {"metadata": {"name": "b"}, "spec": {"nodeName": "two"},
+            {"metadata": {"name": "b", "namespace": "runx"}, "spec": {"nodeName": "two"},
              "status": {"conditions": [{"type": "Ready", "status": "False"}]}},
             {"metadata": {"name": "c"}, "spec": {"nodeName": "three"},
              "status": {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}},
             {"metadata": {"name": "d"}},
         ]});
         let expected = [
-            "no node yet (kubectl logs d says why)",
+            "no node yet (kubectl describe pod d says why)",
             "three (pod c: ImagePullBackOff)",
-            "two (kubectl logs b says why)",
+            "two (kubectl logs b --namespace runx says why)",
         ];
         assert_eq!(not_ready(&pods), expected);
         assert!(not_ready(&json!({})).is_empty());

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 
 import images
@@ -102,8 +103,10 @@ def an_upgrade_to_a_damaged_image_fails_with_the_nodes_name_and_is_taken_back(s)
         s.ready("outlasts")
         failed = helm(s, "upgrade", release=release, check=False)
         assert failed.returncode != 0 and "post-upgrade" in failed.stderr, failed
-        said = s.kubectl("-n", NAMESPACE, "logs", f"job/{DAEMONSET.split('/')[1]}-wait").stdout
-        assert "Not ready: node (kubectl logs runx-node-" in said, said
+        # What the hook's job has written, helm says.
+        found = re.search(r"Not ready: node \(kubectl (logs runx-node-\S+ --namespace \S+) says why\)", failed.stderr)
+        assert found, failed
+        s.kubectl(*found[1].split())
         s.until("the installer says why", lambda: "containerd-shim-runx-v1 is not what" in installers_log(s))
         nothing_has_come_of_it()
         with s.pods(pod("meanwhile", sh(SLEEP))):
