@@ -8,6 +8,13 @@ import tools
 from session import Skipped, check
 
 
+def served(s, words):
+    """`kubectl wait` fails where there are no conditions yet."""
+    found = json.loads(s.kubectl("get", *words, "-o", "json").stdout)
+    conditions = [one.get("status", {}).get("conditions") or [] for one in found.get("items", [found])]
+    return all(any(each["type"] == "Established" and each["status"] == "True" for each in one) for one in conditions)
+
+
 @contextlib.contextmanager
 def defined(s, group, module=None, only=("",)):
     """A group of kinds, while it is needed. `only` are words of the files' names that are taken."""
@@ -19,7 +26,7 @@ def defined(s, group, module=None, only=("",)):
     # They are too large for what apply notes otherwise.
     s.kubectl("apply", "--server-side", *words)
     try:
-        s.kubectl("wait", "--for=condition=Established", "--timeout=30s", *words)
+        s.until(f"the kinds of {group} are served", lambda: served(s, words))
         yield
     finally:
         s.kubectl("delete", "--wait=true", "--timeout=60s", *words, check=False)

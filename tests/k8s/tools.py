@@ -216,13 +216,22 @@ def prometheus():
     return directory / "usr/bin"
 
 
+def definitions_in(directory, group):
+    """The files below a directory that define the kinds of a group, as controller-gen names them; each name once, since others of
+    that name are copies for charts or tests."""
+    by_name = {}
+    for file in sorted(pathlib.Path(directory).rglob(f"{group}_*.yaml")):
+        by_name.setdefault(file.name, file)
+    return list(by_name.values())
+
+
 def definitions(group, module=None):
-    """The files that define the kinds of a group, as controller-gen names them: out of the directory that RUNX_K8S_CRDS names if
-    they are there, else out of the Go module that brings them, if any does."""
+    """The files that define the kinds of a group: out of the directory that RUNX_K8S_CRDS names if they are there, else out of the
+    Go module that brings them, if any does."""
     chosen = os.environ.get("RUNX_K8S_CRDS")
-    directory = cache() / f"definitions-{group}"
-    found = sorted(pathlib.Path(chosen).rglob(f"{group}_*.yaml")) if chosen else sorted(directory.glob("*.yaml"))
-    if found:
+    directory = cache() / f"definitions-{(module or group).replace('/', '-')}"
+    found = definitions_in(chosen, group) if chosen else []
+    if found or (found := definitions_in(directory, group)):
         return found
     if not module:
         raise Missing(f"no Go module brings the definitions of {group}: RUNX_K8S_CRDS names a directory that has them")
@@ -233,18 +242,15 @@ def definitions(group, module=None):
         # Outside of a module it brings none's dependencies.
         told = run(["go", "mod", "download", "-json", module], f"bring {module}", cwd=temporary)
         brought, _ = json.JSONDecoder().raw_decode(told[told.index("{"):])
-        files = sorted(pathlib.Path(brought["Dir"]).rglob(f"{group}_*.yaml"))
+        files = definitions_in(brought["Dir"], group)
+        if not files:
+            raise Missing(f"{module} has no definitions of {group}")
         ready = pathlib.Path(temporary) / "ready"
         ready.mkdir()
         for file in files:
-            # Others of that name may be fixtures of its tests.
-            if not (ready / file.name).exists():
-                shutil.copyfile(file, ready / file.name)
-        if not files:
-            raise Missing(f"{module} has no definitions of {group}")
-        shutil.rmtree(directory, ignore_errors=True)
+            shutil.copyfile(file, ready / file.name)
         ready.rename(directory)
-    return sorted(directory.glob("*.yaml"))
+    return definitions_in(directory, group)
 
 
 def cni_plugins():
