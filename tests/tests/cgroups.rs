@@ -524,6 +524,35 @@ fn an_exec_goes_where_the_first_process_is_if_the_group_was_divided() {
     end(&bundle);
 }
 
+/// Where nothing would ever run, nobody waits for it, and what was there stays as it is.
+// covers: linux.cgroupsPath
+#[test]
+fn a_frozen_group_or_one_below_it_is_refused() {
+    needs_root!();
+    let (tree, file) =
+        if unified() { ("/sys/fs/cgroup", "cgroup.freeze") } else { ("/sys/fs/cgroup/freezer", "freezer.state") };
+    let (freeze, thaw) = if unified() { ("1", "0") } else { ("FROZEN", "THAWED") };
+    let mut bundle = Bundle::script("echo it ran");
+    let group = format!("runx-tests/{}-frozen", bundle.id());
+    let directory = Path::new(tree).join(&group);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(file), freeze).unwrap();
+    for path in [format!("/{group}"), format!("/{group}/below")] {
+        bundle.config["linux"]["cgroupsPath"] = json!(path);
+        bundle.run().fails(1, &["linux.cgroupsPath", "frozen", "thaw"]);
+        bundle.create().fails(1, &["linux.cgroupsPath", "frozen", "thaw"]);
+        assert!(directory.exists() && !directory.join("below").exists(), "{path}");
+    }
+    fs::write(directory.join(file), thaw).unwrap();
+    assert_eq!(bundle.run().ok().stdout, "it ran\n");
+    // Groups above the container's are made, and left, in every tree.
+    for tree in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = fs::remove_dir(tree.path().join(&group));
+    }
+    let _ = fs::remove_dir(&directory);
+    bundle.assert_nothing_left();
+}
+
 #[test]
 fn a_group_below_one_of_threads_is_refused() {
     needs_root!();

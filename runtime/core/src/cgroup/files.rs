@@ -102,6 +102,18 @@ pub(super) fn refuse_occupied(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a group that is frozen, or lies below one: its first process would stop before it could answer, and
+/// whoever creates the container would wait for it without end.
+pub(super) fn refuse_frozen(directory: &Path, frozen: bool) -> Result<()> {
+    if frozen {
+        return Err(Error::spec(format!(
+            "linux.cgroupsPath: cgroup {} is frozen, itself or with one above it, and no process would run in it: thaw it first",
+            directory.display()
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};

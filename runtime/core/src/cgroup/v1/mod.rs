@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Directory;
 use super::devices::Rule;
-use super::files::{is_gone, make_directories, read, refuse_occupied, write};
+use super::files::{is_gone, make_directories, read, refuse_frozen, refuse_occupied, write};
 use crate::error::{Context, Error, Result};
 
 pub(super) use resources::apply;
@@ -55,6 +55,9 @@ fn create_one<'a>(directory: &'a Directory, made: &mut Vec<&'a Path>) -> Result<
     }
     if directory.controllers.iter().any(|c| c == "cpuset") {
         inherit_cpuset(&directory.path)?;
+    }
+    if directory.controllers.iter().any(|c| c == "freezer") {
+        refuse_frozen(&directory.path, has_frozen_state(&directory.path))?;
     }
     Ok(())
 }
@@ -155,6 +158,10 @@ fn freeze(directory: &Path) -> Result<()> {
 /// Whether it was asked to freeze, by itself and not through a group above it.
 pub(super) fn is_frozen(directories: &[Directory]) -> bool {
     let Some(directory) = find(directories, "freezer") else { return false };
+    has_frozen_state(directory) && read(directory, "freezer.self_freezing").map_or(true, |own| own == "1")
+}
+
+/// Whether nothing runs in a group, because of itself or of one above it.
+fn has_frozen_state(directory: &Path) -> bool {
     read(directory, "freezer.state").is_ok_and(|state| state == "FROZEN" || state == "FREEZING")
-        && read(directory, "freezer.self_freezing").map_or(true, |own| own == "1")
 }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::files::{is_gone, make_directories, read, refuse_occupied, try_write, write};
+use super::files::{
+    is_gone, make_directories, pair, read, read_pairs, refuse_frozen, refuse_occupied, try_write, write,
+};
 use crate::error::{Context, Error, Result};
 
 pub(super) use resources::apply;
@@ -31,11 +33,21 @@ pub(super) fn create(path: &Path) -> Result<()> {
 
 /// Makes the directory, with those above it.
 pub(super) fn make(path: &Path) -> Result<()> {
-    match fs::create_dir(path) {
-        Err(e) if is_gone(&e) => make_directories(path).on("create cgroup", path),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => refuse_occupied(path),
-        other => other.on("create cgroup", path),
+    let fresh = match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            refuse_occupied(path)?;
+            false
+        }
+        Err(e) if is_gone(&e) => make_directories(path).on("create cgroup", path).map(|()| true)?,
+        other => other.on("create cgroup", path).map(|()| true)?,
+    };
+    // The kernel tells of those above here, too.
+    let frozen = pair(&read_pairs(path, "cgroup.events"), "frozen") == 1 || is_frozen(path);
+    let usable = refuse_frozen(path, frozen);
+    if usable.is_err() && fresh {
+        let _ = fs::remove_dir(path);
     }
+    usable
 }
 
 /// Enables every controller in all groups above.
