@@ -37,13 +37,13 @@ impl Version {
         self.major >= 2
     }
 
-    /// The type of a runtime whose shim is at a path. 2.0 and 2.1 ask only those of runc's type for their features, and
-    /// without them there are no pods with users of their own. Before 1.7 CRI does not look at the path (containerd's issue
+    /// The type of a runtime whose shim is at a path. 2.0 to 2.3, before 2.2.7 and 2.3.4, ask only those of runc's
+    /// type for their features, and without them there are no pods with users of their own. Before 1.7 CRI does not look at the path (containerd's issue
     /// 8207), and a path as the type is what it takes.
     pub(crate) fn runtime_type(&self, shim: &str) -> String {
         match (self.major, self.minor) {
             (..=1, ..=6) => shim.to_owned(),
-            (2, 0 | 1) => "io.containerd.runc.v2".to_owned(),
+            (2, ..=3) => "io.containerd.runc.v2".to_owned(),
             _ => "io.containerd.runx.v1".to_owned(),
         }
     }
@@ -67,6 +67,17 @@ impl Version {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_only_runcs_type_is_asked_for_its_features_it_is_runcs() {
+        let of = |major, minor| Version { major, minor, text: String::new() }.runtime_type("/opt/shim");
+        assert_eq!(of(1, 6), "/opt/shim");
+        assert_eq!(of(1, 7), "io.containerd.runx.v1");
+        for minor in 0..4 {
+            assert_eq!(of(2, minor), "io.containerd.runc.v2", "2.{minor}");
+        }
+        assert_eq!(of(2, 4), "io.containerd.runx.v1");
+    }
 
     #[test]
     fn versions_of_all_builds_are_read() {

@@ -331,8 +331,8 @@ fn features_of_the_handler_are_known() {
     };
     let features = handler(BY_PATH);
     assert!(features.user_namespaces && features.recursive_read_only_mounts, "{features:?}");
-    // For runtimes of other types than runc's containerd does not ask before 2.2.
-    if version() >= (2, 2) {
+    // For runtimes of other types than runc's containerd does not ask before 2.2.7 and 2.3.4.
+    if version() >= (2, 4) {
         assert_eq!(handler("runx"), features);
     }
     let config = node.pod_config("pod");

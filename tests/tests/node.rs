@@ -79,7 +79,7 @@ fn the_handler_has_the_kubelets_cgroup_driver_and_the_annotations() {
         // 2.0 and 2.1 ask only runtimes of runc's type for what they can do, and 1.6 takes a path only so.
         let kind = match package.version {
             (1, ..=6) => "/opt/runx/current/containerd-shim-runx-v1",
-            (2, 0 | 1) => "io.containerd.runc.v2",
+            (2, ..=3) => "io.containerd.runc.v2",
             _ => "io.containerd.runx.v1",
         };
         assert!(text.contains(&format!("runtime_type = \"{kind}\"\n  runtime_path")), "{text}");
