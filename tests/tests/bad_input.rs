@@ -58,6 +58,25 @@ fn fields_that_contradict_the_specification_are_named() {
     );
 }
 
+// covers: linux.sysctl hostname domainname
+#[test]
+fn names_that_two_fields_give_differently_are_refused() {
+    needs_root!();
+    for (field, key) in [("hostname", "kernel.hostname"), ("domainname", "kernel.domainname")] {
+        let both = |value: &'static str| {
+            move |b: &mut Bundle| {
+                b.set("", field, json!("one"));
+                b.set("/linux", "sysctl", json!({key: value}));
+            }
+        };
+        refused(both("other"), &[key, "other", field, "one"]);
+        let mut bundle = Bundle::script("cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname");
+        both("one")(&mut bundle);
+        assert!(bundle.run().ok().stdout.contains("one\n"));
+        bundle.assert_nothing_left();
+    }
+}
+
 #[test]
 fn fields_without_effect_are_refused_by_name() {
     needs_root!();

@@ -318,3 +318,25 @@ fn without_pivot_root_nothing_of_the_host_is_in_sight() {
     assert_eq!(bundle.runx(&run).ok().stdout, pivoted);
     bundle.assert_nothing_left();
 }
+
+// covers: mounts.type
+#[test]
+fn the_hosts_proc_is_bound_whatever_its_type_is_called() {
+    needs_root!();
+    let ours = std::process::id();
+    for kind in ["none", "bind"] {
+        let mut bundle = Bundle::script(&format!(
+            "cut -d' ' -f1 /proc/{ours}/stat; grep -c ' /proc rw,nosuid.* - proc ' /proc/self/mountinfo"
+        ));
+        let proc = json!({
+            "destination": "/proc", "type": kind, "source": "/proc", "options": ["rbind", "nosuid", "noexec", "nodev"]
+        });
+        let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+        mounts.iter_mut().filter(|mount| mount["destination"] == "/proc").for_each(|mount| *mount = proc.clone());
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        let script = bundle.run().ok().stdout;
+        assert!(script.starts_with(&format!("{ours}\n1")), "{kind}: {script}");
+        bundle.assert_nothing_left();
+    }
+}

@@ -70,6 +70,11 @@ fn an_idle_scheduler_takes_effect_and_an_impossible_one_is_refused() {
     let mut bundle = Bundle::script("true");
     bundle.set("/process", "scheduler", json!({"policy": "SCHED_FIFO", "priority": 100}));
     bundle.run().fails(1, &["process.scheduler", "Invalid argument"]);
+    for (runtime, deadline, period) in [(0, 0, 0), (1000, 2000, 2000), (5000, 4000, 0), (2000, 9000, 8000)] {
+        let times = json!({"policy": "SCHED_DEADLINE", "runtime": runtime, "deadline": deadline, "period": period});
+        bundle.set("/process", "scheduler", times);
+        bundle.run().fails(1, &["process.scheduler", "runtime <= deadline <= period", &runtime.to_string()]);
+    }
     bundle.assert_nothing_left();
 }
 

@@ -183,7 +183,9 @@ impl Bundle {
                 let list = list.as_deref().unwrap_or_default();
                 users::check(&format!("{name} of mount {}", destination.display()), list)?;
             }
-            check_mount_in_proc(destination, mount.typ().as_deref())?;
+            let options = mount.options().as_deref().unwrap_or_default();
+            let bound = options.iter().any(|option| option == "bind" || option == "rbind");
+            check_mount_in_proc(destination, mount.typ().as_deref(), bound)?;
         }
         if let Some(word) = self.linux()?.rootfs_propagation().as_deref()
             && !word.is_empty()
@@ -206,7 +208,7 @@ impl Bundle {
             "kernel.shmmni",
             "kernel.shm_rmid_forced",
         ];
-        for (key, _) in self.linux()?.sysctl().iter().flatten() {
+        for (key, value) in self.linux()?.sysctl().iter().flatten() {
             let key = sysctl_path(key)?.join(".");
             let needed = if IPC.contains(&key.as_str()) || key.starts_with("fs.mqueue.") {
                 LinuxNamespaceType::Ipc
@@ -221,6 +223,18 @@ impl Bundle {
             };
             if !self.has_namespace(needed) {
                 return Err(Error::spec(format!("sysctl {key:?} is not allowed without a private {needed} namespace")));
+            }
+            let named = match key.as_str() {
+                "kernel.hostname" => ("hostname", self.spec.hostname()),
+                "kernel.domainname" => ("domainname", self.spec.domainname()),
+                _ => continue,
+            };
+            // The one that is set last would win without a word.
+            if let (field, Some(name)) = named
+                && !name.is_empty()
+                && name != value
+            {
+                return Err(Error::spec(format!("sysctl {key:?} is {value:?} and {field} is {name:?}: leave one out")));
             }
         }
         Ok(())
@@ -380,7 +394,7 @@ pub fn check_process(process: &Process) -> Result<()> {
 
 /// Mounts inside /proc could fake what runtimes and programs read there (CVE-2019-16884); those that
 /// tools such as lxcfs need are let through.
-fn check_mount_in_proc(destination: &Path, kind: Option<&str>) -> Result<()> {
+fn check_mount_in_proc(destination: &Path, kind: Option<&str>, bound: bool) -> Result<()> {
     const ALLOWED: &[&str] = &[
         "/proc/cpuinfo",
         "/proc/diskstats",
@@ -399,10 +413,9 @@ fn check_mount_in_proc(destination: &Path, kind: Option<&str>) -> Result<()> {
     if !clean.starts_with("/proc") || ALLOWED.iter().any(|path| clean == Path::new(path)) {
         return Ok(());
     }
-    if clean == Path::new("/proc") && matches!(kind, Some("proc" | "bind")) {
-        return Ok(());
-    }
-    if clean == Path::new("/proc") && kind.is_none_or(str::is_empty) {
+    // A bind mount's option makes it one, whatever its type is called: engines that share the host's processes with a
+    // container say "none".
+    if clean == Path::new("/proc") && (bound || matches!(kind, None | Some("" | "proc" | "bind"))) {
         return Ok(());
     }
     Err(Error::spec(format!("{} cannot be mounted because it is inside /proc", clean.display())))
@@ -424,13 +437,16 @@ mod tests {
 
     #[test]
     fn mounts_over_parts_of_proc_are_refused() {
-        assert!(check_mount_in_proc(Path::new("/proc"), Some("proc")).is_ok());
-        assert!(check_mount_in_proc(Path::new("/proc/meminfo"), Some("bind")).is_ok());
-        assert!(check_mount_in_proc(Path::new("/process"), Some("bind")).is_ok());
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("proc"), false).is_ok());
+        assert!(check_mount_in_proc(Path::new("/proc/meminfo"), Some("bind"), false).is_ok());
+        assert!(check_mount_in_proc(Path::new("/process"), Some("bind"), false).is_ok());
         for bad in ["/proc/self/attr", "/proc/sys", "proc/1", "/proc//sys"] {
-            assert!(check_mount_in_proc(Path::new(bad), Some("tmpfs")).is_err(), "{bad}");
+            assert!(check_mount_in_proc(Path::new(bad), Some("tmpfs"), false).is_err(), "{bad}");
         }
-        assert!(check_mount_in_proc(Path::new("/proc"), Some("tmpfs")).is_err());
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("tmpfs"), false).is_err());
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("none"), false).is_err());
+        assert!(check_mount_in_proc(Path::new("/proc"), Some("none"), true).is_ok());
+        assert!(check_mount_in_proc(Path::new("/proc/sys"), Some("none"), true).is_err());
     }
 
     #[test]

@@ -216,6 +216,15 @@ fn scheduler(spec: &SchedulerSpec) -> Result<Scheduler> {
         }
     });
     let [runtime, deadline, period] = times;
+    // With these two the kernel takes what there is already.
+    let keeps = flags & (0x08 | 0x10) != 0;
+    let whole = if period == 0 { deadline } else { period };
+    if policy == libc::SCHED_DEADLINE && !keeps && !(1024 <= runtime && runtime <= deadline && deadline <= whole) {
+        return Err(Error::spec(format!(
+            "process.scheduler: SCHED_DEADLINE wants 1024 <= runtime <= deadline <= period, in nanoseconds (a period of 0 is \
+             the deadline), and they are {runtime}, {deadline} and {period}"
+        )));
+    }
     Ok(Scheduler { policy: policy as u32, flags, nice, priority, runtime, deadline, period })
 }
 
