@@ -143,15 +143,14 @@ fn a_failing_hook_before_the_start_undoes_the_container_and_runs_poststop() {
 
 // covers: hooks.startContainer hooks.poststart
 #[test]
-fn a_failing_hook_at_the_start_fails_the_start() {
+fn a_failing_hook_at_the_start_fails_the_start_and_undoes_the_container() {
     needs_root!();
     for kind in ["startContainer", "poststart"] {
         let (mut bundle, log) = with_hooks("sleep 100");
         bundle.config["hooks"][kind] = json!([hook(kind, &log, "exit 9")]);
         bundle.create().ok();
         bundle.runx(&["start", bundle.id()]).fails(1, &[kind, "exit status 9"]);
-        eventually("it has stopped", || bundle.state()["status"] == "stopped");
-        bundle.runx(&["delete", bundle.id()]).ok();
+        bundle.runx(&["state", bundle.id()]).fails(1, &["does not exist"]);
         assert_eq!(lines(&log).last().map(String::as_str), Some("poststop"), "{kind}");
         bundle.assert_nothing_left();
         // `run` undoes all of it.

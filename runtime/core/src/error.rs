@@ -92,6 +92,12 @@ pub enum Error {
         /// How it ended and what it said.
         reason: String,
     },
+    /// A hook that runs in the container's own process failed, and with it what it was part of.
+    #[error("unable to start container process: {message}")]
+    HookInside {
+        /// As [`Self::Hook`] says it.
+        message: String,
+    },
     /// CRIU could not make a checkpoint of a container, or restore it from one.
     #[error("criu: {reason} (its log is {})", log.display())]
     Criu {

@@ -285,18 +285,25 @@ impl Container {
         if self.state.alive() { Ok(pidfd) } else { Err(Error::Finished) }
     }
 
-    /// Starts the program of a created container.
+    /// Starts the program of a created container. If a hook fails, there is no container any more (runtime.md,
+    /// "Lifecycle", steps 7, 9 and 12).
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless it is created; [`Error::Program`] if the exec failed.
+    /// [`Error::WrongState`] unless it is created; [`Error::Program`] if the exec failed; [`Error::HookInside`] and
+    /// [`Error::Hook`].
     pub fn start(&self) -> Result<()> {
         let (_lock, current, status) = self.lock()?;
         if status != Status::Created {
             return Err(self.wrong_state("start", status));
         }
         let handshake = state::connect_gate(&self.directory, &self.state.id)?;
-        start_over(&handshake)?;
-        current.set_started()
+        let started = start_over(&handshake).and_then(|()| current.set_started());
+        if let Err(e @ (Error::Hook { .. } | Error::HookInside { .. })) = &started
+            && let Err(left) = current.delete_locked(true)
+        {
+            log::warn!("container {} is left after \"{e}\": {left}; delete it", current.state.id);
+        }
+        started
     }
 
     /// Notes that the program was started through [`Process::start`], and runs the hooks that come then.

@@ -88,6 +88,8 @@ pub struct Failure {
 pub enum FailureKind {
     /// Any step.
     Step,
+    /// A hook.
+    Hook,
     /// The program is not there.
     ProgramMissing(String),
     /// The program is there and cannot be executed.
@@ -98,6 +100,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure.kind {
             FailureKind::Step => Error::Init { message: failure.message, errno: failure.errno },
+            FailureKind::Hook => Error::HookInside { message: failure.message },
             FailureKind::ProgramMissing(program) => Error::Program { program, reason: failure.message, missing: true },
             FailureKind::ProgramUnusable(program) => {
                 Error::Program { program, reason: failure.message, missing: false }
@@ -113,6 +116,7 @@ impl From<Error> for Failure {
             Error::Program { program, reason, missing: true } => (FailureKind::ProgramMissing(program), reason),
             Error::Program { program, reason, missing: false } => (FailureKind::ProgramUnusable(program), reason),
             Error::Init { message, .. } => (FailureKind::Step, message),
+            hook @ Error::Hook { .. } => (FailureKind::Hook, hook.to_string()),
             other => (FailureKind::Step, other.to_string()),
         };
         if message.len() > TEXT_LIMIT {
