@@ -58,7 +58,7 @@ SERVER = ({
         "image_pull_policy": ("Always", "IfNotPresent", "Never"), "sandbox_create_timeout_seconds": (int,),
         "sandbox_create_poll_interval_seconds": (float,),
     }, ()),
-    "docker": ({"network_mode": (str,), "no_new_privileges": (bool,), "pids_limit": (int,)}, ()),
+    "docker": ({"network_mode": (str,), "publish_host": (str,), "no_new_privileges": (bool,), "pids_limit": (int,)}, ()),
     "secure_runtime": ({"type": ("gvisor", "kata", "firecracker"), "docker_runtime": (str,), "k8s_runtime_class": (str,)}, ("type",)),
 }, ("runtime",))
 
