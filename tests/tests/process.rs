@@ -3,6 +3,7 @@
 use std::fs;
 
 use runx_tests::bundle::Bundle;
+use runx_tests::command::eventually;
 use runx_tests::needs_root;
 use serde_json::{Value, json};
 
@@ -143,7 +144,7 @@ fn an_exec_has_the_containers_session_keyring() {
     bundle.set("/linux", "maskedPaths", json!([]));
     running(&bundle);
     let read = || fs::read_to_string(bundle.output()).unwrap_or_default();
-    runx_tests::command::eventually("it has printed", || read().contains("end"));
+    eventually("it has printed", || read().contains("end"));
     let serial = |text: &str| {
         let line = text.lines().find(|line| line.contains(&format!("_ses.{}", bundle.id())));
         line.map(|line| line.split_whitespace().next().unwrap().to_owned())
@@ -282,5 +283,27 @@ fn an_execs_description_needs_no_user_and_names_flags_as_the_specification_does(
     let exec = bundle.runx(&["exec", "--process", description.to_str().unwrap(), bundle.id()]).ok();
     // The niceness is the shell's own: what it starts is ordinary again.
     assert_eq!(exec.stdout, "0\n0\n");
+    end(&bundle);
+}
+
+#[test]
+fn a_signal_ends_a_created_container_and_a_started_one_has_its_programs_handlers_alone() {
+    needs_root!();
+    for signal in ["TERM", "HUP", "INT", "USR1"] {
+        let bundle = Bundle::script("sleep 100");
+        bundle.create().ok();
+        bundle.runx(&["kill", bundle.id(), signal]).ok();
+        eventually("it has stopped", || bundle.state()["status"] == "stopped");
+        bundle.runx(&["start", bundle.id()]).fails(1, &["stopped"]);
+        bundle.runx(&["delete", bundle.id()]).ok();
+        bundle.assert_nothing_left();
+    }
+    // Without a handler the kernel lets the first process of a PID namespace be.
+    let bundle = Bundle::new(&["sleep", "100"]);
+    let pid = running(&bundle);
+    bundle.runx(&["kill", bundle.id(), "TERM"]).ok();
+    let caught = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(caught.contains("SigCgt:\t0000000000000000"), "{caught}");
+    assert_eq!(bundle.state()["status"], "running");
     end(&bundle);
 }

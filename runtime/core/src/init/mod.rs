@@ -224,6 +224,10 @@ fn steps(plan: Plan, fds: Vec<OwnedFd>, parent: &mut Parent) -> Result<(Option<H
         // A module that could open /proc/self/mem would be native code.
         mounts::detach_kernel_filesystems(container.as_ref())?;
     }
+    if std::process::id() == 1 {
+        // Whoever sends a created container a signal means its program, and has none of its handlers yet.
+        process::end_on_signals().context("let signals end the container")?;
+    }
     let seccomp = match seccomp {
         // As runc has it, a listener hears of its container when that is created, and not when it is started.
         Some((instructions, flags)) if process.seccomp_listener => {

@@ -181,6 +181,27 @@ pub fn reset_signals() -> io::Result<()> {
     }
 }
 
+/// Lets the signals that end other processes end this one, until [`reset_signals`]: the kernel ignores them where their
+/// default action would do so for the first process of a PID namespace (pid_namespaces(7)). Its exit code is a shell's.
+pub fn end_on_signals() -> io::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit(2) may be called from a handler, and does not return.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    const ENDING: [libc::c_int; 7] =
+        [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGTERM];
+    // SAFETY: the set is initialised before it is used, and the handler makes one system call.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in ENDING {
+            libc::signal(signal, end as *const () as libc::sighandler_t);
+            libc::sigaddset(&mut set, signal);
+        }
+        check(libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()).into()).map(drop)
+    }
+}
+
 /// The time a process started, in clock ticks since boot: with its pid, its identity
 /// (proc_pid_stat(5), field 22). `None` when there is no such process, or only its zombie.
 pub fn start_time(pid: i32) -> Option<u64> {
