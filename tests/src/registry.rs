@@ -196,6 +196,66 @@ pub struct Request {
     pub range: Option<String>,
 }
 
+/// Who lets only those in who have an access token, and gives them one for an identity token, which is another one then.
+#[derive(Debug)]
+struct Guard {
+    identity: String,
+    /// For how long an access token is said to be good, in seconds.
+    lasts: u64,
+    /// How many were given.
+    given: usize,
+    /// The form that was sent last.
+    form: HashMap<String, String>,
+}
+
+impl Guard {
+    /// Answers a request that is not for the registry. `None` if it is, and may come in.
+    fn answer(&mut self, address: &str, line: &str, authorization: &str, body: &str) -> Option<String> {
+        let json = |status: &str, text: serde_json::Value| {
+            let text = text.to_string();
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
+        };
+        if line == "POST /token" {
+            self.form = body
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(k, v)| (decoded(k), decoded(v)))
+                .collect();
+            let is = |key: &str, value: &str| self.form.get(key).is_some_and(|found| found == value);
+            if !is("grant_type", "refresh_token") || !is("refresh_token", &self.identity) || !is("service", "tests") {
+                // As some do, it repeats what it was told.
+                let told = format!("{} is nobody", self.form.get("refresh_token").cloned().unwrap_or_default());
+                let refused = serde_json::json!({"error": "invalid_grant", "error_description": told});
+                return Some(json("401 Unauthorized", refused));
+            }
+            self.given += 1;
+            self.identity = format!("identity-{}", self.given);
+            let token = format!("access-{}", self.given);
+            return Some(json(
+                "200 OK",
+                serde_json::json!({"access_token": token, "expires_in": self.lasts, "refresh_token": self.identity}),
+            ));
+        }
+        if (1..=self.given).any(|number| authorization == format!("Bearer access-{number}")) {
+            return None;
+        }
+        let realm = format!("WWW-Authenticate: Bearer realm=\"http://{address}/token\",service=\"tests\"");
+        Some(format!("HTTP/1.1 401 Unauthorized\r\n{realm}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))
+    }
+}
+
+/// A part of a form.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at(part.len().min(2));
+        out.push(char::from(u8::from_str_radix(digits, 16).unwrap_or(b'?')));
+        out.push_str(rest);
+    }
+    out
+}
+
 /// A proxy before a registry without TLS.
 #[derive(Debug)]
 pub struct Proxy {
@@ -209,6 +269,7 @@ struct State {
     registry: String,
     /// By the blob's digest, or all.
     fault: Mutex<Option<Fault>>,
+    guard: Mutex<Option<Guard>>,
     requests: Mutex<Vec<Request>>,
     ended: AtomicBool,
 }
@@ -224,17 +285,19 @@ impl Proxy {
         let state = Arc::new(State {
             registry: registry.address.clone(),
             fault: Mutex::new(None),
+            guard: Mutex::new(None),
             requests: Mutex::default(),
             ended: AtomicBool::new(false),
         });
-        let shared = state.clone();
+        let (shared, own) = (state.clone(), address.clone());
         let thread = thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if shared.ended.load(Ordering::SeqCst) {
                     return;
                 }
                 let state = shared.clone();
-                thread::spawn(move || drop(serve(&state, client)));
+                let own = own.clone();
+                thread::spawn(move || drop(serve(&state, &own, client)));
             }
         });
         Self { address, state, thread: Some(thread) }
@@ -248,6 +311,26 @@ impl Proxy {
     /// What it does from now on to blobs of layers: those of more than 4 KiB.
     pub fn set(&self, fault: Option<Fault>) {
         *self.state.fault.lock().expect("the fault") = fault;
+    }
+
+    /// Lets only those in, from now on, who come with an identity token, for which access tokens are given that are good for so
+    /// many seconds.
+    ///
+    /// # Panics
+    /// Never, unless its thread did.
+    pub fn guard(&self, identity: &str, lasts: u64) {
+        let guard = Guard { identity: identity.to_owned(), lasts, given: 0, form: HashMap::new() };
+        *self.state.guard.lock().expect("the guard") = Some(guard);
+    }
+
+    /// How many access tokens were given, and what was asked for last.
+    ///
+    /// # Panics
+    /// Where there is no guard.
+    pub fn given(&self) -> (usize, HashMap<String, String>) {
+        let guard = self.state.guard.lock().expect("the guard");
+        let guard = guard.as_ref().expect("there is one");
+        (guard.given, guard.form.clone())
     }
 
     /// The requests for blobs until now.
@@ -286,10 +369,11 @@ impl Drop for Proxy {
 }
 
 /// One request for each connection: both sides are told so.
-fn serve(state: &State, client: TcpStream) -> std::io::Result<()> {
+fn serve(state: &State, address: &str, client: TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let mut head = String::new();
     let mut request = Request { line: String::new(), range: None };
+    let (mut authorization, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -305,6 +389,12 @@ fn serve(state: &State, client: TcpStream) -> std::io::Result<()> {
                 continue;
             }
         }
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+        if lower.starts_with("authorization:") {
+            authorization = line["authorization:".len()..].trim().to_owned();
+        }
         if lower.starts_with("connection:") {
             continue;
         }
@@ -315,6 +405,16 @@ fn serve(state: &State, client: TcpStream) -> std::io::Result<()> {
         head.push_str(&line);
     }
     state.requests.lock().expect("the requests").push(request.clone());
+    let mut client = client;
+    if let Some(guard) = state.guard.lock().expect("the guard").as_mut() {
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        let body = String::from_utf8_lossy(&body);
+        if let Some(answer) = guard.answer(address, &request.line, &authorization, &body) {
+            client.write_all(answer.as_bytes())?;
+            return client.shutdown(Shutdown::Both);
+        }
+    }
     let mut upstream = TcpStream::connect(&state.registry)?;
     upstream.write_all(head.as_bytes())?;
     let mut upstream = BufReader::new(upstream);
@@ -324,7 +424,6 @@ fn serve(state: &State, client: TcpStream) -> std::io::Result<()> {
             break;
         }
     }
-    let mut client = client;
     client.write_all(&answer)?;
     let length = String::from_utf8_lossy(&answer).lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +15,29 @@ use base64::engine::general_purpose::STANDARD;
 use oci_client::Reference;
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
+
+/// A text that is nobody else's business.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// Who to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    /// What a request is sent with.
+    Plain(RegistryAuth),
+    /// What access is asked for with.
+    Identity(Secret),
+}
+
+/// The name that docker's helpers tell an identity token with.
+const IS_TOKEN: &str = "<token>";
 
 /// What such a file holds.
 #[derive(Default, Deserialize)]
@@ -27,11 +51,11 @@ struct AuthFile {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
 struct Entry {
-    auth: Option<String>,
+    auth: Option<Secret>,
     username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-    registrytoken: Option<String>,
+    password: Option<Secret>,
+    identitytoken: Option<Secret>,
+    registrytoken: Option<Secret>,
 }
 
 /// What a helper answers.
@@ -39,11 +63,11 @@ struct Entry {
 #[serde(rename_all = "PascalCase")]
 struct Answer {
     username: String,
-    secret: String,
+    secret: Secret,
 }
 
 /// The credentials for a repository, or nobody. `file` alone is asked if it is given.
-pub(crate) fn find(registry: &str, repository: &str, file: Option<&Path>) -> Result<RegistryAuth> {
+pub(crate) fn find(registry: &str, repository: &str, file: Option<&Path>) -> Result<Login> {
     let named = file.map(Path::to_owned).or_else(|| env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from));
     let files = match &named {
         Some(file) => vec![file.clone()],
@@ -66,7 +90,7 @@ pub(crate) fn find(registry: &str, repository: &str, file: Option<&Path>) -> Res
             return Ok(auth);
         }
     }
-    Ok(RegistryAuth::Anonymous)
+    Ok(Login::Plain(RegistryAuth::Anonymous))
 }
 
 /// Where docker and podman keep them, in podman's order.
@@ -91,7 +115,7 @@ fn usual_files() -> Vec<PathBuf> {
     files
 }
 
-fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<RegistryAuth>> {
+fn look_in(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<Login>> {
     // The most exact first: host/a/b, host/a, host.
     let mut keys = vec![format!("{registry}/{repository}")];
     while let Some((shorter, _)) = keys.last().and_then(|key| key.rsplit_once('/')) {
@@ -131,30 +155,29 @@ fn plain(key: &str) -> &str {
     }
 }
 
-fn of_entry(entry: &Entry, registry: &str) -> Result<Option<RegistryAuth>> {
-    if let Some(token) = entry.registrytoken.as_ref().filter(|token| !token.is_empty()) {
-        return Ok(Some(RegistryAuth::Bearer(token.clone())));
+fn of_entry(entry: &Entry, registry: &str) -> Result<Option<Login>> {
+    let given = |token: &Option<Secret>| token.clone().filter(|token| !token.0.is_empty());
+    if let Some(token) = given(&entry.registrytoken) {
+        return Ok(Some(Login::Plain(RegistryAuth::Bearer(token.0))));
     }
-    if entry.identitytoken.as_ref().is_some_and(|token| !token.is_empty()) {
-        bail!(
-            "those for {registry} are an identity token, which is not supported: log in with a name and a password or \
-               an access token"
-        );
+    // It comes before a password, which docker leaves empty beside it.
+    if let Some(token) = given(&entry.identitytoken) {
+        return Ok(Some(Login::Identity(token)));
     }
-    if let Some(auth) = entry.auth.as_ref().filter(|auth| !auth.is_empty()) {
-        let decoded = STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(auth) = given(&entry.auth) {
+        let decoded = STANDARD.decode(auth.0).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
         let (user, password) = pair.with_context(|| format!("those for {registry} are no base64 of NAME:PASSWORD"))?;
-        return Ok(Some(RegistryAuth::Basic(user.into(), password.trim_end_matches('\0').into())));
+        return Ok(Some(Login::Plain(RegistryAuth::Basic(user.into(), password.trim_end_matches('\0').into()))));
     }
     Ok(match (&entry.username, &entry.password) {
-        (Some(user), Some(password)) => Some(RegistryAuth::Basic(user.clone(), password.clone())),
+        (Some(user), Some(password)) => Some(Login::Plain(RegistryAuth::Basic(user.clone(), password.0.clone()))),
         _ => None,
     })
 }
 
 /// Asks a program as docker does: `docker-credential-NAME get`, with the registry on its standard input.
-fn ask(helper: &str, registry: &str) -> Result<Option<RegistryAuth>> {
+fn ask(helper: &str, registry: &str) -> Result<Option<Login>> {
     ensure!(!helper.is_empty() && !helper.contains('/'), "the credential helper {helper:?} is no program's name");
     let program = format!("docker-credential-{helper}");
     let mut command = Command::new(&program);
@@ -172,23 +195,22 @@ fn ask(helper: &str, registry: &str) -> Result<Option<RegistryAuth>> {
     // What it says is secret, also where it is no answer.
     let answer: Option<Answer> = serde_json::from_slice(&output.stdout).ok();
     let answer = answer.with_context(|| format!("{program} gave no answer that can be read"))?;
-    ensure!(
-        answer.username != "<token>",
-        "{program} has an identity token for {registry}, which is not supported: log in with a name and a password"
-    );
-    Ok(Some(RegistryAuth::Basic(answer.username, answer.secret)))
+    Ok(Some(match answer.username.as_str() {
+        IS_TOKEN => Login::Identity(answer.secret),
+        _ => Login::Plain(RegistryAuth::Basic(answer.username, answer.secret.0)),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(file: &str, registry: &str, repository: &str) -> Option<RegistryAuth> {
+    fn found(file: &str, registry: &str, repository: &str) -> Option<Login> {
         look_in(&serde_json::from_str(file).unwrap(), registry, repository).unwrap()
     }
 
-    fn basic(user: &str, password: &str) -> Option<RegistryAuth> {
-        Some(RegistryAuth::Basic(user.into(), password.into()))
+    fn basic(user: &str, password: &str) -> Option<Login> {
+        Some(Login::Plain(RegistryAuth::Basic(user.into(), password.into())))
     }
 
     #[test]
@@ -218,10 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_token_is_found_before_a_password_and_is_not_shown() {
+        let auth = STANDARD.encode("00000000-0000-0000-0000-000000000000:");
+        let file = format!(r#"{{"auths":{{"a.example":{{"auth":"{auth}","identitytoken":"secretsecret"}}}}}}"#);
+        let login = found(&file, "a.example", "tool").unwrap();
+        assert_eq!(login, Login::Identity(Secret("secretsecret".into())));
+        assert!(!format!("{login:?}").contains("secretsecret"));
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused_without_being_shown() {
         for file in [
             r#"{"auths":{"a.example":{"auth":"secretsecret!"}}}"#,
-            r#"{"auths":{"a.example":{"identitytoken":"secretsecret"}}}"#,
             r#"{"credHelpers":{"a.example":"../secretsecret"}}"#,
             r#"{"credHelpers":{"a.example":"runx-no-such-helper"}}"#,
         ] {

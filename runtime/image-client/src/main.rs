@@ -6,6 +6,7 @@
 mod arguments;
 mod auth;
 mod export;
+mod identity;
 mod import;
 mod land;
 mod pack;

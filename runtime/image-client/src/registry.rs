@@ -1,5 +1,6 @@
 //! Asking a registry, patiently: what fails for a moment is tried again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -14,6 +15,7 @@ use runx_image::manifest::{DOCUMENT_LIMIT, Descriptor, media_type};
 use runx_image::{BlobWriter, Digest};
 use tokio::time::sleep;
 
+use crate::identity::Identity;
 use crate::reference::Wanted;
 
 /// How often a request is tried, and how long after the first failure; then twice as long each time.
@@ -23,9 +25,18 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// A registry, for one repository of it.
 #[derive(Clone)]
 pub(crate) struct Registry {
-    client: Client,
+    access: Access,
     auth: RegistryAuth,
     wanted: Wanted,
+}
+
+/// Who asks it.
+#[derive(Clone)]
+enum Access {
+    /// The same client for all of it.
+    Client(Client),
+    /// A client for a while, and then another one.
+    Identity(Arc<Identity>),
 }
 
 /// What a blob's consumer gets: its bytes in order, perhaps from the beginning once more.
@@ -50,7 +61,20 @@ pub(crate) enum Fetched {
 
 impl Registry {
     pub(crate) fn new(client: Client, auth: RegistryAuth, wanted: Wanted) -> Self {
-        Self { client, auth, wanted }
+        Self { access: Access::Client(client), auth, wanted }
+    }
+
+    /// With an identity token.
+    pub(crate) fn with_identity(identity: Identity, wanted: Wanted) -> Self {
+        // What the identity's clients have is kept by them.
+        Self { access: Access::Identity(Arc::new(identity)), auth: RegistryAuth::Anonymous, wanted }
+    }
+
+    async fn client(&self) -> Result<Client> {
+        match &self.access {
+            Access::Client(client) => Ok(client.clone()),
+            Access::Identity(identity) => identity.client(&self.wanted).await,
+        }
     }
 
     /// A manifest or an index, with its digest. The digest is checked if one is asked for.
@@ -63,7 +87,7 @@ impl Registry {
             [media_type::OCI_INDEX, media_type::DOCKER_INDEX, media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST];
         let mut tries = Tries::default();
         loop {
-            match self.client.pull_manifest_raw(&reference, &self.auth, &accept).await {
+            match self.client().await?.pull_manifest_raw(&reference, &self.auth, &accept).await {
                 Ok((content, _)) if content.len() as u64 > DOCUMENT_LIMIT => {
                     return Err(anyhow!("the manifest of {reference} is longer than {DOCUMENT_LIMIT} bytes"));
                 }
@@ -81,8 +105,9 @@ impl Registry {
         let mut tries = Tries::default();
         loop {
             let mut content = Vec::new();
+            let client = self.client().await?;
             let got = async {
-                let mut stream = self.client.pull_blob_stream(&self.wanted.reference, &described(blob)).await?.stream;
+                let mut stream = client.pull_blob_stream(&self.wanted.reference, &described(blob)).await?.stream;
                 while let Some(chunk) = stream.next().await {
                     content.extend_from_slice(&chunk?);
                     if content.len() as u64 > blob.size {
@@ -142,7 +167,8 @@ impl Registry {
     ) -> Result<Result<(), Closed>, Failure> {
         let from = writer.written();
         let described = described(blob);
-        let asked = self.client.pull_blob_stream_partial(&self.wanted.reference, &described, from, None);
+        let client = self.client().await.map_err(Failure::Here)?;
+        let asked = client.pull_blob_stream_partial(&self.wanted.reference, &described, from, None);
         let mut stream = match asked.await.map_err(Failure::Registry)? {
             BlobResponse::Partial(stream) => stream.stream,
             BlobResponse::Full(stream) => {
@@ -168,8 +194,8 @@ impl Registry {
     /// What an error means for who asked, and what to do.
     fn explain(&self, e: OciDistributionError, reference: &Reference) -> anyhow::Error {
         let registry = self.wanted.registry();
-        let unauthorized = || match self.auth {
-            RegistryAuth::Anonymous => format!(
+        let unauthorized = || match (&self.access, &self.auth) {
+            (Access::Client(_), RegistryAuth::Anonymous) => format!(
                 "{registry} does not let anybody have {reference} who has not logged in: log in with \"docker login \
                  {registry}\" or \"podman login {registry}\", or name a file with --authfile"
             ),
@@ -235,11 +261,11 @@ enum Failure {
 }
 
 #[derive(Default)]
-struct Tries(u32);
+pub(crate) struct Tries(u32);
 
 impl Tries {
     /// Waits before the next try, if there is to be one.
-    async fn again(&mut self, e: &OciDistributionError) -> Result<(), ()> {
+    pub(crate) async fn again(&mut self, e: &OciDistributionError) -> Result<(), ()> {
         let may_pass = match e {
             // What is wrong will be wrong again.
             OciDistributionError::IoError(e) => !is_digest(e),

@@ -33,8 +33,51 @@ pub(crate) struct Options {
 /// How long anything of the network may take until something comes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A client's settings for one registry.
-pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str)) -> Result<ClientConfig> {
+/// How one registry is spoken to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    /// Without TLS.
+    pub(crate) plain: bool,
+    /// With any certificate.
+    insecure: bool,
+    /// Authorities beyond the machine's.
+    authorities: Vec<Certificate>,
+}
+
+const AGENT: &str = concat!("runx/", env!("CARGO_PKG_VERSION"));
+
+impl Settings {
+    /// For the library that speaks to registries.
+    pub(crate) fn client_config(&self) -> ClientConfig {
+        ClientConfig {
+            protocol: if self.plain { ClientProtocol::Http } else { ClientProtocol::Https },
+            accept_invalid_certificates: self.insecure,
+            extra_root_certificates: self.authorities.clone(),
+            read_timeout: Some(PATIENCE),
+            connect_timeout: Some(PATIENCE),
+            user_agent: AGENT,
+            ..ClientConfig::default()
+        }
+    }
+
+    /// For those whom a registry sends us to. It goes nowhere else with what it is told.
+    pub(crate) fn http(&self) -> Result<reqwest::Client> {
+        let authorities: Vec<reqwest::Certificate> =
+            self.authorities.iter().map(reqwest::Certificate::try_from).collect::<Result<_, _>>()?;
+        reqwest::Client::builder()
+            .danger_accept_invalid_certs(self.insecure)
+            .tls_certs_merge(authorities)
+            .redirect(reqwest::redirect::Policy::none())
+            .read_timeout(PATIENCE)
+            .connect_timeout(PATIENCE)
+            .user_agent(AGENT)
+            .build()
+            .context("set up the client for token services")
+    }
+}
+
+/// Finds out how one registry is spoken to.
+pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str)) -> Result<Settings> {
     let loopback = is_loopback(host);
     let insecure = options.insecure || options.insecure_registries.iter().any(|other| other == host);
     let plain = if options.plain_http {
@@ -60,15 +103,7 @@ pub(crate) async fn configure(host: &str, options: &Options, say: impl Fn(&str))
     for dir in cert_dirs(options.cert_dir.as_deref()) {
         extra.extend(of_registry(&dir.join(host))?);
     }
-    Ok(ClientConfig {
-        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-        accept_invalid_certificates: insecure,
-        extra_root_certificates: extra,
-        read_timeout: Some(PATIENCE),
-        connect_timeout: Some(PATIENCE),
-        user_agent: concat!("runx/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    })
+    Ok(Settings { plain, insecure, authorities: extra })
 }
 
 /// Where docker and podman look.

@@ -12,13 +12,15 @@ use runx_image::{Digest, Error, Image, Ingest, Store};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::auth::{self, Login};
+use crate::identity::Identity;
 use crate::land::{self, Landed};
 use crate::plan::{self, Ids, Plan, Stored};
 use crate::progress::{Part, Progress};
 use crate::reference::Wanted;
 use crate::registry::{self, Closed, Fetched, Registry, Sink};
+use crate::tls;
 use crate::unpack::{self, Limit};
-use crate::{auth, tls};
 
 #[cfg(test)]
 mod tests;
@@ -44,9 +46,12 @@ pub(crate) struct Options {
 pub(crate) async fn pull(store: &Store, options: &Options, progress: &Progress) -> Result<Image> {
     let wanted = Wanted::parse(&options.name, options.default_registry.as_deref())?;
     let host = wanted.host().to_owned();
-    let config = tls::configure(&host, &options.tls, |text| progress.say(text)).await?;
-    let auth = auth::find(wanted.registry(), wanted.reference.repository(), options.auth_file.as_deref())?;
-    let registry = Registry::new(registry::client(config)?, auth, wanted);
+    let settings = tls::configure(&host, &options.tls, |text| progress.say(text)).await?;
+    let login = auth::find(wanted.registry(), wanted.reference.repository(), options.auth_file.as_deref())?;
+    let registry = match login {
+        Login::Plain(auth) => Registry::new(registry::client(settings.client_config())?, auth, wanted),
+        Login::Identity(token) => Registry::with_identity(Identity::new(token, settings)?, wanted),
+    };
     progress.say(&format!("pulling {}", registry.wanted().reference));
 
     let (top, content, chosen) = documents(&registry, options.platform.as_ref()).await?;
