@@ -118,8 +118,8 @@ class Payload:
              f"{size}M"], 120)
 
 
-def qemu(base, payload, console, accelerator):
-    """The command line. Its standard streams are the machine's second serial line."""
+def qemu(base, payload, console, accelerator, network):
+    """The command line. Its standard streams are the machine's second serial line. `network` is what qemu calls a nic."""
     about = json.loads((base / "base.json").read_text())
     drives, devices, disk = {
         # One controller with two namespaces: controllers are numbered in whatever order they answer.
@@ -133,7 +133,7 @@ def qemu(base, payload, console, accelerator):
     command += {"kvm": ["-accel", "kvm", "-cpu", "host"],
                 "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]}[accelerator]
     command += ["-smp", str(min(4, len(os.sched_getaffinity(0)))), "-m", "2048", "-display", "none", "-vga", "none",
-                "-monitor", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
+                "-monitor", "none", "-nic", network, "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
                 "-kernel", str(base / "vmlinuz"),
                 "-append", f"root=/dev/{disk} rw console=ttyS0 panic=-1 oops=panic quiet systemd.show_status=0"]
     for name in drives:
@@ -181,44 +181,72 @@ def follow(child, nonce, limit, boot_limit):
         sys.stdout.flush()
 
 
-def boot_with(accelerator, base, work, payload, limit, terminal):
-    """Runs a payload to its end."""
-    image, console = work / "payload.img", work / "console"
+def command_line(accelerator, base, work, payload, terminal=False, network="none"):
+    """Writes the payload's disk, and gives the command that boots it."""
+    image = work / "payload.img"
     payload.image(image, emulated=accelerator == "tcg", terminal=terminal)
-    # It ends with us, however we end.
-    command = ["setpriv", "--pdeathsig", "KILL", "--", *qemu(base, image, console, accelerator)]
     say(f"booting ({'with KVM' if accelerator == 'kvm' else 'emulated'})")
-    if terminal:
-        child = subprocess.Popen(command)
-        try:
-            return child.wait()
-        finally:
-            stop(child)
-    said = work / "qemu"
-    with open(said, "wb") as errors:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                                 start_new_session=True)
+    # It ends with us, however we end.
+    return ["setpriv", "--pdeathsig", "KILL", "--", *qemu(base, image, work / "console", accelerator, network)]
+
+
+def boot_terminal(accelerator, base, work, payload):
+    """Runs a payload that talks to whoever sits here."""
+    child = subprocess.Popen(command_line(accelerator, base, work, payload, terminal=True))
     try:
-        return follow(child, payload.nonce, limit, BOOT_LIMIT[accelerator])
-    except Failed as e:
-        stop(child)
-        e.last_words = [line for path in (console, said) if path.exists()
-                        for line in path.read_text(errors="replace").splitlines()[-40:]]
-        raise
+        return child.wait()
     finally:
         stop(child)
 
 
+def boot_with(accelerator, base, work, payload, limit, network="none"):
+    """Runs a payload to its end: its verdict, and the machine's process, which goes on."""
+    console, said = work / "console", work / "qemu"
+    command = command_line(accelerator, base, work, payload, network=network)
+    with open(said, "wb") as errors:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                                 start_new_session=True)
+    try:
+        return follow(child, payload.nonce, limit, BOOT_LIMIT[accelerator]), child
+    except BaseException as e:
+        stop(child)
+        if isinstance(e, Failed):
+            e.last_words = [line for path in (console, said) if path.exists()
+                            for line in path.read_text(errors="replace").splitlines()[-40:]]
+        raise
+
+
+def with_what_works(kvm, accelerator, boot_it):
+    """Calls `boot_it` with the accelerator that was asked for, or with the best that gets a machine up."""
+    if accelerator is None and kvm.promising():
+        try:
+            return boot_it("kvm")
+        except NotUp as e:
+            kvm.disappointed()
+            say(f"{e}; without KVM from now on")
+    return boot_it(accelerator or "tcg")
+
+
+def start(base, work, payload, limit, network):
+    """Boots a machine that goes on after its payload has ended, which has to end well; to be ended with `stop`."""
+    verdict, child = with_what_works(Kvm(base.parent), None, lambda accelerator: boot_with(
+        accelerator, base, work, payload, limit, network))
+    if verdict != 0:
+        stop(child)
+        raise Failed(f"what the machine begins with ended with {verdict}")
+    return child
+
+
 def boot(base, prepare_payload, limit, accelerator=None, terminal=False):
     """Runs a payload, which `prepare_payload` fills, to its end."""
-    kvm = Kvm(base.parent)
     with work_directory(base.parent) as work:
         payload = Payload(work / "payload")
         prepare_payload(payload)
-        if accelerator is None and kvm.promising():
-            try:
-                return boot_with("kvm", base, work, payload, limit, terminal)
-            except NotUp as e:
-                kvm.disappointed()
-                say(f"{e}; without KVM from now on")
-        return boot_with(accelerator or "tcg", base, work, payload, limit, terminal)
+
+        def boot_it(accelerator):
+            if terminal:
+                return boot_terminal(accelerator, base, work, payload)
+            verdict, child = boot_with(accelerator, base, work, payload, limit)
+            stop(child)
+            return verdict
+        return with_what_works(Kvm(base.parent), accelerator, boot_it)
