@@ -26,7 +26,7 @@ VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri_running lsm node_sys
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all help build demo test units clients test-vm in-vm bench pictures soak test-k8s lint install uninstall clean
+.PHONY: all help build demo test units clients test-vm in-vm bench pictures soak test-k8s test-k8s-vm lint install uninstall clean
 
 all: build
 
@@ -37,6 +37,7 @@ help:
 	@echo "make test-vm   of these, those that are run again in a virtual machine (root)"
 	@echo "make soak      the full counts of kills, pods and probes (root, more than an hour)"
 	@echo "make test-k8s  pods on a real control plane and kubelet (root, Go; builds Kubernetes the first time)"
+	@echo "make test-k8s-vm  the same with runx on a second node: a virtual machine with cgroup v2 and systemd"
 	@echo "make bench     compares with runc, crun and others, and writes docs/benchmarks.md (root)"
 	@echo "make lint      formatting and clippy"
 	@echo "make install   to \$$PREFIX/bin ($(PREFIX)/bin), with manual pages and completions in \$$PREFIX/share"
@@ -162,11 +163,17 @@ soak:
 	@echo "== 2,000 pods"
 	RUNX_ROUNDS=2000 $(SOAK) --test soak -- --nocapture
 
-# A real kubelet and control plane on this machine. K8S_FLAGS: --only WORD, --rounds N.
+# A real kubelet and control plane on this machine. K8S_FLAGS: --only WORD, and --rounds N for the first.
 test-k8s:
 	@scripts/setup k8s
 	@$(MAKE) --no-print-directory build
 	@tests/k8s/k8s test --dist $(DIST) $(K8S_FLAGS)
+
+# The same with a second node, a virtual machine with cgroup version 2 and systemd, and runx on that.
+test-k8s-vm:
+	@scripts/setup k8s-vm
+	@$(MAKE) --no-print-directory build
+	@tests/k8s/k8s test --vm --dist $(DIST) $(K8S_FLAGS)
 
 lint:
 	@scripts/setup lint

@@ -14,16 +14,16 @@ import checks_engines  # noqa: F401
 import checks_monitoring  # noqa: F401
 import checks_storage  # noqa: F401
 import checks_agent  # noqa: F401
-import checks_upgrade
+import checks_upgrade  # noqa: F401
 import tools
-from session import CHECKS, SLEEP, Session, Skipped, pod, sh
+from session import SLEEP, Skipped, pod, sh
 
 FAILURES = (AssertionError, OSError, subprocess.TimeoutExpired, KeyError, IndexError, ValueError, StopIteration, tools.Missing)
 
 
 class Checks:
-    def __init__(self, cluster, only):
-        self.session = Session(cluster)
+    def __init__(self, session, only):
+        self.session = session
         self.only = only
         self.failed = []
 
@@ -42,14 +42,14 @@ class Checks:
     def chosen(self, function):
         return not self.only or any(word in function.__name__ for word in self.only)
 
-    def run(self, between):
-        """All of them, beside a pod of runc's, which has to go through it undisturbed; `between` is called before runx is
-        taken away again. Gives the names of the failed."""
+    def run(self, listed, last, between=lambda: None):
+        """All of a list, beside a pod of runc's, which has to go through it undisturbed, and then the one that takes runx away
+        again; `between` is called before that. Gives the names of the failed."""
         session = self.session
-        session.apply(pod("beside", sh(SLEEP), runtime=None))
+        session.apply(pod("beside", sh(SLEEP), runtime=None, nodeSelector={"kubernetes.io/hostname": session.node.name}))
         session.ready("beside")
         before = session.get("pod", "beside")["status"]["containerStatuses"][0]
-        for function in sorted(CHECKS, key=lambda function: not getattr(function, "is_basis", False)):
+        for function in sorted(listed, key=lambda function: not getattr(function, "is_basis", False)):
             basis = getattr(function, "is_basis", False)
             if basis or self.chosen(function):
                 self.one(function)
@@ -57,8 +57,8 @@ class Checks:
                     return self.failed
         if not self.failed:
             between()
-        if self.chosen(checks_upgrade.runx_is_taken_away_only_when_no_pod_uses_it_or_by_force):
-            self.one(checks_upgrade.runx_is_taken_away_only_when_no_pod_uses_it_or_by_force)
+        if self.chosen(last):
+            self.one(last)
         after = session.get("pod", "beside")["status"]["containerStatuses"][0]
         if before == after and session.kubectl("exec", "beside", "--", "echo", "answer", check=False).stdout == "answer\n":
             print("test a_pod_of_runcs_is_undisturbed ... ok", flush=True)

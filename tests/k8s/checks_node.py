@@ -31,13 +31,14 @@ def values(**installer):
 
 def helm(s, verb, *words, release=None, check=True):
     """helm for our release; with `release`, by these values."""
+    how = {"check": check, "timeout": 240 * s.patience}
     if release is None:
-        return s.cluster.helm(verb, RELEASE, *words, "--namespace", NAMESPACE, check=check)
+        return s.cluster.helm(verb, RELEASE, *words, "--namespace", NAMESPACE, **how)
     with tempfile.NamedTemporaryFile("w", dir=s.cluster.directory, suffix=".json") as file:
         json.dump(release, file)
         file.flush()
         return s.cluster.helm(verb, RELEASE, CHART, "--namespace", NAMESPACE, "--create-namespace", "--values", file.name, *words,
-                              check=check)
+                              **how)
 
 
 def installer(s):
@@ -72,12 +73,12 @@ def installers_log(s):
 
 
 def labels(s):
-    return {key: value for key, value in s.get("node", NODE)["metadata"]["labels"].items() if OURS.match(key)}
+    return {key: value for key, value in s.get("node", s.node.name)["metadata"]["labels"].items() if OURS.match(key)}
 
 
 def handlers(s):
     """What the node says of its containerd; before 2.0 it says nothing."""
-    return [one.get("name") for one in s.get("node", NODE)["status"].get("runtimeHandlers") or []]
+    return [one.get("name") for one in s.get("node", s.node.name)["status"].get("runtimeHandlers") or []]
 
 
 def programs(s):

@@ -81,18 +81,21 @@ def mounts_propagate_into_containers_and_out_of_them_where_that_is_asked_for(s):
     assert "/srv/shared" not in node.run("cat", "/proc/self/mountinfo")
 
 
+def runs_or_why_not(s, name):
+    """Of a pod with users of its own: `None` while nothing is known."""
+    one = s.get("pod", name)
+    if one["status"]["phase"] == "Running":
+        return "runs"
+    events = s.kubectl("get", "events", "--field-selector", f"involvedObject.name={name}", "-o",
+                       "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}").stdout
+    return next((line for line in events.splitlines() if "user namespaces" in line or "idmap" in line), None)
+
+
 @check
 def a_pod_has_users_of_its_own(s):
     main = sh(f"id -u; cat /proc/self/uid_map; touch /data/file; {SLEEP}", **mounted("data"))
     with s.pods(pod("own-users", main, hostUsers=False, volumes=[{"name": "data", "emptyDir": {}}])):
-        def state():
-            one = s.get("pod", "own-users")
-            if one["status"]["phase"] == "Running":
-                return "runs"
-            events = s.kubectl("get", "events", "--field-selector", "involvedObject.name=own-users", "-o",
-                               "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}").stdout
-            return next((line for line in events.splitlines() if "user namespaces" in line or "idmap" in line), None)
-        found = s.until("it runs, or somebody says why not", state)
+        found = s.until("it runs, or somebody says why not", lambda: runs_or_why_not(s, "own-users"))
         if found != "runs":
             # runc with the same containerd decides whether this machine can.
             raise Skipped(found)

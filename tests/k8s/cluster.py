@@ -1,7 +1,7 @@
 """A Kubernetes cluster of one node on this machine, with directories, ports, addresses and cgroups of its own.
 
-containerd and the kubelet run on the node (node.py), the control plane beside it. Everything that is made is removed by
-`Cluster.stop`.
+containerd and the kubelet run on the node (node.py), the control plane beside it; if it is asked for, a virtual machine is
+another node (vm_node.py). Everything that is made is removed by `Cluster.stop`.
 """
 
 import contextlib
@@ -15,14 +15,18 @@ import subprocess
 import tempfile
 import time
 
+import certificates
 import node as nodes
 import tools
+import vm_node
 from tools import Missing, say
 
-NODE = "node"
+NODE = nodes.Node.name
 # The kubelet sets these, and wants no other values; a bridge makes the machine a router.
 SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
            "kernel/keys/root_maxbytes", "net/ipv4/ip_forward")
+# The last parts of addresses: of the pods of this machine where there is another node, and of that node and its pods.
+PODS, VM, VM_PODS = (2, 127), 200, (201, 250)
 # What a node has and this machine shall not get by it.
 FOREIGN = ("/var/lib/kubelet", "/var/log/containers", "/opt/runx", "/var/lib/runx/node", "/etc/containerd/conf.d/runx.toml",
            "/run/containerd/runx/k8s.io")
@@ -49,12 +53,13 @@ def cgroup_roots():
 class Cluster:
     """A cluster that runs from its `start` to its `stop`."""
 
-    def __init__(self, dist):
+    def __init__(self, dist, with_vm=False):
         self.dist = pathlib.Path(dist).resolve()
         self.harness = tools.harness()
         self.kubectl_program, self.helm_program = tools.kubectl_and_helm()
         self.containerd_directory, self.containerd_version = tools.containerd()
         self.plugins = tools.cni_plugins()
+        base = vm_node.base() if with_vm else None
         # Nothing of the cluster is behind a proxy; what is brought from elsewhere may be.
         self.outside = dict(os.environ)
         for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
@@ -62,6 +67,8 @@ class Cluster:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="runx-k8s-"))
         self.name = self.directory.name.replace("_", "-").lower()
         self.node = nodes.Node(self.directory, self.containerd_directory, self.containerd_version, self.plugins)
+        self.vm = vm_node.VmNode(base, self.directory, self.containerd_directory, self.containerd_version) if with_vm else None
+        self.nodes = [node for node in (self.node, self.vm) if node]
         self.children = []
         self.sysctls = {}
         self.bridge = f"rk{os.getpid():x}"
@@ -76,7 +83,8 @@ class Cluster:
 
     # --- Starting ---------------------------------------------------------------------------------------------------
 
-    def start(self):
+    def start(self, load_images):
+        """`load_images` is called when the node's containerd runs."""
         began = time.monotonic()
         for name in SYSCTLS:
             with contextlib.suppress(OSError):
@@ -88,13 +96,25 @@ class Cluster:
         self.node.start(self.harness)
         (self.node.root / "etc/cni/net.d/10-network.conflist").write_text(self.network)
         self.node.configure()
-        if not self.node.start_containerd():
-            raise Missing(f"containerd does not answer:\n{self.node.log()}")
+        self.start_containerd()
+        load_images(self)
+        if self.vm:
+            # While nothing changes in its store, which the machine is given.
+            self.node.stop_containerd()
+            self.start_machine()
+            self.start_containerd()
         self.start_control_plane()
         self.start_kubelet()
         self.until("the node is ready", 120, self.node_is_ready)
+        if self.vm:
+            self.vm.start_kubelet()
+            self.until("the virtual machine is ready", 300, lambda: self.node_is_ready(self.vm.name))
         say(f"Kubernetes {tools.kubernetes_version()} with containerd {'.'.join(map(str, self.containerd_version))} "
             f"is up after {time.monotonic() - began:.0f} s")
+
+    def start_containerd(self):
+        if not self.node.start_containerd():
+            raise Missing(f"containerd does not answer:\n{self.node.log()}")
 
     def make_network(self):
         for words in (["link", "add", self.bridge, "type", "bridge"],
@@ -102,12 +122,17 @@ class Cluster:
                       ["address", "add", f"{self.api}/32", "dev", self.bridge],
                       ["link", "set", self.bridge, "up"]):
             tools.run(["ip", *words], "make the pods' network")
+        addresses = {"subnet": f"10.{self.second}.{self.third}.0/24", "gateway": self.address}
+        if self.vm:
+            addresses["rangeStart"], addresses["rangeEnd"] = map(self.pod_address, PODS)
         network = {"cniVersion": "0.4.0", "name": self.bridge, "plugins": [{
             "type": "bridge", "bridge": self.bridge, "isGateway": True,
             "ipam": {"type": "host-local", "dataDir": str(self.directory / "ipam"),
-                     "ranges": [[{"subnet": f"10.{self.second}.{self.third}.0/24", "gateway": self.address}]],
-                     "routes": [{"dst": "0.0.0.0/0"}]}}]}
+                     "ranges": [[addresses]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
         self.network = json.dumps(network)
+
+    def pod_address(self, last):
+        return f"10.{self.second}.{self.third}.{last}"
 
     def write(self, name, text):
         path = self.directory / name
@@ -116,34 +141,7 @@ class Cluster:
         return path
 
     def make_certificates(self):
-        pki = self.directory / "pki"
-        pki.mkdir(mode=0o700)
-        def openssl(*words):
-            tools.run(["openssl", *words], "make certificates", cwd=pki)
-        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt", "-days", "2",
-                "-subj", "/CN=runx-k8s")
-        openssl("genrsa", "-out", "sa.key", "2048")
-        openssl("rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
-        names = {"admin": "/O=system:masters/CN=admin", "kubelet": f"/O=system:nodes/CN=system:node:{NODE}",
-                 "controllers": "/CN=system:kube-controller-manager", "scheduler": "/CN=system:kube-scheduler",
-                 "api": "/O=system:masters/CN=kube-apiserver"}
-        for name, subject in names.items():
-            extensions = "extendedKeyUsage=clientAuth,serverAuth\n"
-            if name == "api":
-                extensions += f"subjectAltName=IP:{self.api},IP:{self.address}\n"
-            (pki / f"{name}.ext").write_text(extensions)
-            openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj",
-                    subject)
-            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                    "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.crt")
-            if name != "api":
-                self.write(f"{name}.kubeconfig", json.dumps({
-                    "apiVersion": "v1", "kind": "Config", "current-context": "c",
-                    "clusters": [{"name": "c", "cluster": {
-                        "server": f"https://{self.api}", "certificate-authority": f"{pki}/ca.crt"}}],
-                    "users": [{"name": "u", "user": {
-                        "client-certificate": f"{pki}/{name}.crt", "client-key": f"{pki}/{name}.key"}}],
-                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}))
+        certificates.make(self.directory, self.api, [self.api, self.address], [node.name for node in self.nodes])
 
     def make_cgroups(self):
         for root in cgroup_roots():
@@ -194,28 +192,37 @@ class Cluster:
             self.harness, "kube-scheduler", f"--kubeconfig={self.directory}/scheduler.kubeconfig", "--secure-port=0",
             "--leader-elect=false"])
 
-    def start_kubelet(self):
-        at = self.directory
-        config = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "address": self.address, "port": self.ports["kubelet"], "healthzPort": 0,
+    def kubelet_configuration(self, authority, **own):
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "healthzPort": 0,
             "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True},
-                               "x509": {"clientCAFile": f"{at}/pki/ca.crt"}},
-            "authorization": {"mode": "Webhook"},
-            "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self.name}", "failCgroupV1": False, "failSwapOn": False,
-            "containerRuntimeEndpoint": f"unix:///{nodes.SOCKET}", "resolvConf": "", "volumePluginDir": f"{at}/plugins",
-            "makeIPTablesUtilChains": False, "oomScoreAdj": 0,
+                               "x509": {"clientCAFile": str(authority)}},
+            "authorization": {"mode": "Webhook"}, "failCgroupV1": False, "failSwapOn": False, "resolvConf": "",
+            "containerRuntimeEndpoint": f"unix:///{nodes.SOCKET}", "makeIPTablesUtilChains": False, "oomScoreAdj": 0,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "serializeImagePulls": False,
-            "seccompDefault": True, "nodeStatusUpdateFrequency": "5s", "maxPods": 200,
-        }
+            "seccompDefault": True, "nodeStatusUpdateFrequency": "5s", "maxPods": 200, **own}
+
+    def start_kubelet(self):
+        at = self.directory
+        config = self.kubelet_configuration(at / "pki/ca.crt", address=self.address, port=self.ports["kubelet"],
+                                            cgroupDriver="cgroupfs", cgroupRoot=f"/{self.name}", volumePluginDir=f"{at}/plugins")
         path = self.write("kubelet.json", json.dumps(config))
         self.spawn("kubelet", [
             "/opt/harness/program", "kubelet", f"--config={path}", f"--kubeconfig={at}/kubelet.kubeconfig",
             f"--hostname-override={NODE}", f"--node-ip={self.address}", f"--cert-dir={at}/kubelet-pki"], inside=True)
 
-    def node_is_ready(self):
-        text = self.kubectl("get", "node", NODE, "-o",
+    def start_machine(self):
+        """The other node's: before the control plane, for both take their time."""
+        address = self.pod_address(VM)
+        config = self.kubelet_configuration(f"{vm_node.PLACE}/ca.crt", address=address, cgroupDriver="systemd")
+        files = {"kubelet.json": json.dumps(config), "ca.crt": (self.directory / "pki/ca.crt").read_text(),
+                 "kubeconfig": (self.directory / f"kubelet-{self.vm.name}.kubeconfig").read_text()}
+        network = vm_node.Network(self.bridge, f"{self.bridge}v", address, self.address, *map(self.pod_address, VM_PODS))
+        self.vm.start(self.harness, network, files, self.node.root / "var/lib/containerd")
+
+    def node_is_ready(self, name=NODE):
+        text = self.kubectl("get", "node", name, "-o",
                             "jsonpath={.status.conditions[?(@.type=='Ready')].status}", check=False).stdout
         # Pods need their namespace's account.
         account = self.kubectl("get", "serviceaccount", "default", check=False)
@@ -255,6 +262,8 @@ class Cluster:
             for name, child in self.children:
                 if child.poll() is not None:
                     raise Missing(f"{name} ended with {child.returncode} before {what}:\n{self.last_words(name)}")
+            if self.vm and self.vm.has_ended():
+                raise Missing(f"the virtual machine ended before {what}:\n{self.vm.last_words()}")
             if time.monotonic() > end:
                 raise AssertionError(f"{what}: not after {seconds} s")
             time.sleep(0.1)
@@ -271,6 +280,8 @@ class Cluster:
             self.kubectl("delete", "daemonsets,statefulsets,deployments,jobs,pods", "--all", "--all-namespaces",
                          "--grace-period=0", "--force", "--wait=false", check=False, timeout=20)
             self.until("containers are gone", 30, lambda: not self.ctr("containers", "ls", "-q").stdout.strip())
+        if self.vm:
+            self.vm.stop()
         for wanted in ("kubelet", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             for name, child in self.children:
                 if name == wanted:

@@ -69,7 +69,6 @@ IMAGES = {
     MISSING: (box, ["/no/such/program"]),
 }
 
-
 def make(cluster, name, fill, entrypoint):
     with tempfile.TemporaryDirectory(dir=cluster.directory) as temporary:
         work = pathlib.Path(temporary)

@@ -31,8 +31,29 @@ def copy_if_there(source, target):
         target.write_text("")
 
 
+def configuration(version, common, systemd=False):
+    """containerd's, as kubeadm's documentation has it. runx is not in it. `common` is for CRI's plugin; with `systemd` that
+    makes the cgroups."""
+    if version < (2, 0):
+        cri = "io.containerd.grpc.v1.cri"
+        text = (f'version = 2\n[plugins."{cri}"]\nsandbox_image = "{PAUSE}"\n{common}'
+                f'[plugins."{cri}".cni]\n  bin_dir = "/opt/cni/bin"\n  conf_dir = "/etc/cni/net.d"\n')
+    else:
+        cri = "io.containerd.cri.v1.runtime"
+        binaries = 'bin_dir = "{}"' if version < (2, 1) else 'bin_dirs = ["{}"]'
+        text = (f'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
+                f'[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "{PAUSE}"\n'
+                f'[plugins."{cri}"]\n{common}[plugins."{cri}".cni]\n  {binaries.format("/opt/cni/bin")}\n'
+                '  conf_dir = "/etc/cni/net.d"\n')
+    runc = f'plugins."{cri}".containerd.runtimes.runc'
+    text += f'[{runc}]\n  runtime_type = "io.containerd.runc.v2"\n'
+    return text + (f"[{runc}.options]\n  SystemdCgroup = true\n" if systemd else "")
+
+
 class Node:
     """From `start` to `stop`. `directory` is seen under its own name in the node, too."""
+
+    name = "node"
 
     def __init__(self, directory, programs, version, plugins):
         self.directory, self.programs, self.version, self.plugins = directory, programs, version, plugins
@@ -128,21 +149,9 @@ class Node:
     # --- containerd -------------------------------------------------------------------------------------------------
 
     def configure(self):
-        """As kubeadm's documentation has it, and what this machine asks for. runx is not in it."""
+        """With what this machine asks for."""
         common = "restrict_oom_score_adj = true\nenable_unprivileged_ports = true\nenable_unprivileged_icmp = true\n"
-        runc = '[plugins."{}".containerd.runtimes.runc]\n  runtime_type = "io.containerd.runc.v2"\n'
-        if self.version < (2, 0):
-            cri = "io.containerd.grpc.v1.cri"
-            text = (f'version = 2\n[plugins."{cri}"]\nsandbox_image = "{PAUSE}"\n{common}'
-                    f'[plugins."{cri}".cni]\n  bin_dir = "/opt/cni/bin"\n  conf_dir = "/etc/cni/net.d"\n')
-        else:
-            cri = "io.containerd.cri.v1.runtime"
-            binaries = 'bin_dir = "{}"' if self.version < (2, 1) else 'bin_dirs = ["{}"]'
-            text = (f'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
-                    f'[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "{PAUSE}"\n'
-                    f'[plugins."{cri}"]\n{common}[plugins."{cri}".cni]\n  {binaries.format("/opt/cni/bin")}\n'
-                    '  conf_dir = "/etc/cni/net.d"\n')
-        (self.root / CONFIG).write_text(text + runc.format(cri))
+        (self.root / CONFIG).write_text(configuration(self.version, common))
 
     def start_containerd(self):
         """Tells whether it answers."""

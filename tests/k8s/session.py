@@ -59,8 +59,10 @@ SLEEP = "trap 'exit 0' TERM; while :; do sleep 1; done"
 class Session:
     """What the checks do with a cluster."""
 
-    def __init__(self, cluster):
-        self.cluster = cluster
+    def __init__(self, cluster, node=None, patience=1):
+        """`node` is the one that runx is installed on, the cluster's first by default. All waiting takes `patience` times as long
+        at most."""
+        self.cluster, self.node, self.patience = cluster, node or cluster.node, patience
         self.kubectl = cluster.kubectl
 
     def apply(self, *objects):
@@ -70,6 +72,7 @@ class Session:
         return json.loads(self.kubectl("get", kind, name, "-o", "json").stdout)
 
     def wait(self, what, condition, timeout=60):
+        timeout *= self.patience
         done = self.kubectl("wait", what, f"--for={condition}", f"--timeout={timeout}s", check=False, timeout=timeout + 20)
         if done.returncode != 0:
             raise AssertionError(f"{what} does not come to {condition}: {done.stderr}\n"
@@ -85,6 +88,7 @@ class Session:
         return self.kubectl("logs", name, *more).stdout
 
     def until(self, what, condition, seconds=60):
+        seconds *= self.patience
         end = time.monotonic() + seconds
         while True:
             value = condition()
@@ -101,8 +105,8 @@ class Session:
             yield
         finally:
             for made in reversed(objects):
-                self.kubectl("delete", made["kind"].lower(), made["metadata"]["name"], "--wait=true", "--timeout=60s",
-                             check=False)
+                self.kubectl("delete", made["kind"].lower(), made["metadata"]["name"], "--wait=true",
+                             f"--timeout={60 * self.patience}s", check=False, timeout=120 * self.patience)
 
     @contextlib.contextmanager
     def forwarded(self, name, *ports):
