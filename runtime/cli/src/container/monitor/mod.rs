@@ -178,18 +178,23 @@ impl Monitor {
         lock.release();
         // Before anybody knows: with the end of the command that starts a container its service may be ended.
         self.refuge.enter();
+        // Who is told of a start finds the log.
+        let log = self.open_log();
         self.clients.tell(Kind::Started, &[]);
-        self.look_after(running)
+        self.look_after(running, log)
+    }
+
+    fn open_log(&self) -> Option<log::Writer> {
+        log::Writer::open(&self.directory, self.options.log).ok()
     }
 
     /// Serves the container and starts it again, until it has ended for good.
-    fn look_after(&mut self, mut running: Running) -> Result<()> {
+    fn look_after(&mut self, mut running: Running, mut log: Option<log::Writer>) -> Result<()> {
         let mut delay = FIRST_DELAY;
         loop {
             trim::trim();
-            let mut log = log::Writer::open(&self.directory, self.options.log).ok();
             let served = serve::serve(self, &mut running, &mut log);
-            drop(log);
+            drop(log.take());
             let exit = served?;
             let ran = running.since.elapsed();
             if ran >= RECOVERED {
@@ -201,7 +206,7 @@ impl Monitor {
             self.wait(delay);
             delay = (delay * 2).min(LONGEST_DELAY);
             match self.start_again()? {
-                Some(again) => running = again,
+                Some(again) => (running, log) = (again, self.open_log()),
                 None => break self.farewell(exit),
             }
         }
