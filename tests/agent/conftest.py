@@ -77,8 +77,10 @@ class Agent:
         return int(found.group(1)) if found else None
 
     def envd_port(self):
-        found = re.search(r"envd protocol is spoken on [0-9.]+:(\d+)", self.log.read_text())
-        return int(found.group(1)) if found else None
+        # It says so a moment after it has said where it listens.
+        found = eventually("it speaks envd's protocol",
+                           lambda: re.search(r"envd protocol is spoken on [0-9.]+:(\d+)", self.log.read_text()))
+        return int(found.group(1))
 
     def end(self):
         if self.process.poll() is None:
