@@ -77,7 +77,7 @@ fn note(node: &Node, journal: &mut Journal, plan: &Plan, former: Former) -> Resu
     for removal in &plan.leaving {
         let written = digest(removal.planned.as_deref());
         let mut change = removal.change.clone();
-        if !(removal.is_done() && journal.leaving.contains(&change)) {
+        if former == Former::Without || !(removal.is_done() && journal.leaving.contains(&change)) {
             let previous = former.choose(node, journal.change_of(&change.path), &removal.current, &removal.planned);
             store.keep(&change, removal.planned.as_deref(), previous.as_deref())?;
             change.had_previous = previous.is_some();

@@ -91,18 +91,24 @@ def runs_or_why_not(s, name):
     return next((line for line in events.splitlines() if "user namespaces" in line or "idmap" in line), None)
 
 
+def root_on_the_node(s, name):
+    """Who root of a pod with users of its own, which says that, is on its node."""
+    found = s.until("it runs, or somebody says why not", lambda: runs_or_why_not(s, name))
+    if found != "runs":
+        # runc with the same containerd decides whether this machine can.
+        raise Skipped(found)
+    s.ready(name)
+    user, mapped = s.logs(name).splitlines()[:2]
+    inside, outside, count = map(int, mapped.split())
+    assert user == "0" and (inside, count) == (0, 65536) and outside >= 65536, s.logs(name)
+    return outside
+
+
 @check
 def a_pod_has_users_of_its_own(s):
     main = sh(f"id -u; cat /proc/self/uid_map; touch /data/file; {SLEEP}", **mounted("data"))
     with s.pods(pod("own-users", main, hostUsers=False, volumes=[{"name": "data", "emptyDir": {}}])):
-        found = s.until("it runs, or somebody says why not", lambda: runs_or_why_not(s, "own-users"))
-        if found != "runs":
-            # runc with the same containerd decides whether this machine can.
-            raise Skipped(found)
-        s.ready("own-users")
-        user, mapped = s.logs("own-users").splitlines()[:2]
-        inside, outside, count = map(int, mapped.split())
-        assert user == "0" and (inside, count) == (0, 65536) and outside >= 65536, s.logs("own-users")
+        outside = root_on_the_node(s, "own-users")
         # Root of the pod is nobody's root on the node, also by the kernel's word.
         container = s.get("pod", "own-users")["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
         cgroup = next(path for path in s.cluster.cgroups() if path.name == container)

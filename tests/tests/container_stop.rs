@@ -113,13 +113,7 @@ fn one_ctrl_c_while_the_next_start_is_on_its_way_is_enough() {
             && state()["restartCount"].as_i64() >= Some(3)
     });
     // Its monitor comes to wait for the lock, and the signal after that.
-    let lock = File::open(containers.directory_of(&id)).unwrap();
-    lock.lock().unwrap();
-    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
-    let waiting = || {
-        let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        locks.lines().filter(|line| line.contains("->") && line.contains(&format!(":{inode} "))).count()
-    };
+    let (lock, waiting) = held_lock(&containers, &id);
     eventually("the monitor is about to start it", || waiting() == 1);
     // SAFETY: kill takes numbers; the process is a child that was not waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
@@ -175,6 +169,18 @@ fn switches(pid: u32) -> u64 {
     line.trim().parse().unwrap()
 }
 
+/// A container's lock, which is held, and how many wait for it.
+fn held_lock(containers: &Containers, id: &str) -> (File, impl Fn() -> usize) {
+    let lock = File::open(containers.directory_of(id)).unwrap();
+    lock.lock().unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
+    let waiting = move || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().filter(|line| line.contains("->") && line.contains(&format!(":{inode} "))).count()
+    };
+    (lock, waiting)
+}
+
 /// Whether a process looks at nothing while it waits.
 fn rests(pid: u32) -> bool {
     let before = switches(pid);
@@ -192,13 +198,7 @@ fn who_waits_for_a_lock_or_a_monitor_does_nothing_meanwhile() {
         let mut command = containers.command(&["container", "stop", "-t", "1", &id]);
         command.stdout(Stdio::null()).spawn().unwrap()
     };
-    let lock = File::open(containers.directory_of(&id)).unwrap();
-    lock.lock().unwrap();
-    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
-    let waiting = || {
-        let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        locks.lines().filter(|line| line.contains("->") && line.contains(&format!(":{inode} "))).count()
-    };
+    let (lock, waiting) = held_lock(&containers, &id);
     let mut killed = stop();
     let waits = || eventually("somebody waits for the lock", || waiting() == 1);
     waits();
