@@ -6,8 +6,9 @@
 
 mod files;
 mod lease;
+mod owner;
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,9 +23,6 @@ pub(crate) use lease::LeaseGroup;
 /// The group of spawners, with version 2.
 const SPAWNER: &str = "spawner";
 
-/// All groups of ours are called this, and what follows tells whose they are.
-const PREFIX: &str = "runx-pool-";
-
 /// The groups of a pool.
 #[derive(Debug)]
 pub(crate) struct PoolGroup {
@@ -32,6 +30,8 @@ pub(crate) struct PoolGroup {
     next: AtomicU64,
     /// Sandboxes cannot be born in their groups, and are moved there.
     moved: AtomicBool,
+    /// Its directories, locked as long as it is there.
+    _locks: Vec<File>,
 }
 
 #[derive(Debug)]
@@ -47,16 +47,15 @@ impl PoolGroup {
     /// has to be allowed to have them born in their groups: the lists of processes are made his, and no limit.
     pub(crate) fn create(spawner: Option<u32>) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let pid = std::process::id();
-        let start = sys::process::start_time(pid as i32).unwrap_or(0);
-        let name = format!("{PREFIX}{pid}-{start}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = owner::name(COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut locks = Vec::new();
         let kind = match Layout::of_this_machine() {
-            Ok(Layout::V1 { hierarchies }) => create_v1(hierarchies, &name),
-            Ok(Layout::V2 { root, own }) => create_v2(root, own, &name, spawner),
+            Ok(Layout::V1 { hierarchies }) => create_v1(hierarchies, &name, &mut locks),
+            Ok(Layout::V2 { root, own }) => create_v2(root, own, &name, spawner, &mut locks),
             Err(e) => Kind::None { why: e.to_string() },
         };
         let moved = AtomicBool::new(matches!(kind, Kind::V1 { .. }));
-        Self { kind, next: AtomicU64::new(0), moved }
+        Self { kind, next: AtomicU64::new(0), moved, _locks: locks }
     }
 
     /// What there is, in words.
@@ -184,17 +183,24 @@ fn system(verb: &str, path: &Path, error: io::Error) -> Error {
 }
 
 /// The pool's directories below those of this process.
-fn create_v1(hierarchies: &[Hierarchy], name: &str) -> Kind {
+fn create_v1(hierarchies: &[Hierarchy], name: &str, locks: &mut Vec<File>) -> Kind {
     let mut failure = None;
+    let mut made: Vec<PathBuf> = Vec::new();
     let mut make = |controller: &str| {
         let hierarchy = hierarchies.iter().find(|of| of.controllers.iter().any(|name| name == controller))?;
         let base = hierarchy.mount.join(hierarchy.own.strip_prefix("/").unwrap_or(&hierarchy.own));
-        sweep(&base);
         let path = base.join(name);
-        match fs::create_dir(&path) {
-            Ok(()) => Some(path),
-            // One directory serves the controllers that share a hierarchy.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Some(path),
+        // One directory serves the controllers that share a hierarchy.
+        if made.contains(&path) {
+            return Some(path);
+        }
+        owner::sweep(&base);
+        match owner::make(&path) {
+            Ok(lock) => {
+                locks.push(lock);
+                made.push(path.clone());
+                Some(path)
+            }
             Err(e) => {
                 failure = Some(format!("make {}: {e}", path.display()));
                 None
@@ -209,13 +215,14 @@ fn create_v1(hierarchies: &[Hierarchy], name: &str) -> Kind {
 }
 
 /// The pool's directory beside the group of this process, which has processes and so cannot give its controllers on.
-fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>) -> Kind {
+fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>, locks: &mut Vec<File>) -> Kind {
     let base = own.parent().unwrap_or(Path::new("/"));
     let base = root.join(base.strip_prefix("/").unwrap_or(base));
-    sweep(&base);
+    owner::sweep(&base);
     let path = base.join(name);
-    if let Err(e) = fs::create_dir(&path) {
-        return Kind::None { why: format!("make {}: {e}", path.display()) };
+    match owner::make(&path) {
+        Ok(lock) => locks.push(lock),
+        Err(e) => return Kind::None { why: format!("make {}: {e}", path.display()) },
     }
     let mut controllers = Vec::new();
     for name in ["memory", "pids", "cpu"] {
@@ -231,7 +238,7 @@ fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>) -> Kind 
         return Kind::None { why: format!("{} has no controllers to give on", base.display()) };
     }
     give_processes(&path, spawner);
-    if let Err(e) = fs::create_dir(path.join(SPAWNER)) {
+    if let Err(e) = std::fs::create_dir(path.join(SPAWNER)) {
         log::debug!("make the spawner's cgroup in {}: {e}", path.display());
     }
     Kind::V2 { path, controllers, spawner }
@@ -241,18 +248,5 @@ fn create_v2(root: &Path, own: &Path, name: &str, spawner: Option<u32>) -> Kind 
 fn give_processes(path: &Path, user: Option<u32>) {
     if let Err(e) = std::os::unix::fs::chown(path.join("cgroup.procs"), user, None) {
         log::debug!("give away the list of processes of {}: {e}", path.display());
-    }
-}
-
-/// Removes what pools have left whose process was killed. Their sandboxes died with it.
-fn sweep(base: &Path) {
-    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-        let mut numbers = owner.split('-').map(|part| part.parse::<u64>().ok());
-        let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
-        if sys::process::start_time(pid as i32) != Some(start) {
-            let _ = remove(&entry.path(), PATIENCE);
-        }
     }
 }
