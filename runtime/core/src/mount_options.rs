@@ -1,8 +1,11 @@
 //! The options of a mount, as fstab(5) writes them and the runtime-spec's table of Linux mount options
 //! sorts them.
 
+mod bind;
+
 use crate::error::{Error, Result};
 use crate::sys::mount::attr;
+pub use bind::BindAttributes;
 
 /// Options, sorted by the call that sets them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct MountOptions {
     pub set: u64,
     /// `MOUNT_ATTR_*` to clear on the mount.
     pub clear: u64,
+    /// Access times are asked for, and not only some not to be.
+    pub times: bool,
     /// `MOUNT_ATTR_*` to set on the mount and all below it.
     pub recursive_set: u64,
     /// `MOUNT_ATTR_*` to clear on the mount and all below it.
@@ -43,14 +48,14 @@ const ATTRIBUTES: &[(&str, bool, u64)] = &[
     ("symfollow", false, attr::NOSYMFOLLOW),
 ];
 
-/// Access time options share one field: name and the value it takes.
-const ACCESS_TIMES: &[(&str, u64)] = &[
-    ("noatime", attr::NOATIME),
-    ("atime", 0),
-    ("relatime", 0),
-    ("norelatime", 0),
-    ("strictatime", attr::STRICTATIME),
-    ("nostrictatime", 0),
+/// Access time options share one field: name, whether it asks for a value or not to have it, and the value.
+const ACCESS_TIMES: &[(&str, bool, u64)] = &[
+    ("noatime", true, attr::NOATIME),
+    ("atime", false, attr::NOATIME),
+    ("relatime", true, 0),
+    ("norelatime", false, 0),
+    ("strictatime", true, attr::STRICTATIME),
+    ("nostrictatime", false, attr::STRICTATIME),
 ];
 
 const PROPAGATION: &[(&str, u64)] = &[
@@ -95,7 +100,7 @@ pub fn propagation(word: &str) -> Option<u64> {
 
 /// Every option that is not left to the filesystem, sorted.
 pub fn known() -> Vec<String> {
-    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name).chain(ACCESS_TIMES.iter().map(|(name, _)| *name));
+    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name).chain(ACCESS_TIMES.iter().map(|(name, ..)| *name));
     let mut all: Vec<String> = attributes
         .flat_map(|name| [name.to_owned(), format!("r{name}")])
         .chain(PROPAGATION.iter().map(|(name, _)| (*name).to_owned()))
@@ -116,6 +121,11 @@ impl MountOptions {
             sorted.add(option.as_ref(), destination)?;
         }
         Ok(sorted)
+    }
+
+    /// What a bind mount makes of its source's attributes.
+    pub fn of_bind(&self) -> BindAttributes {
+        BindAttributes { set: self.set, clear: self.clear, times: self.times || self.set & attr::NODIRATIME != 0 }
     }
 
     fn add(&mut self, option: &str, destination: &str) -> Result<()> {
@@ -167,9 +177,12 @@ impl MountOptions {
             }
             return true;
         }
-        if let Some((_, value)) = ACCESS_TIMES.iter().find(|(name, _)| *name == option) {
-            *set = (*set & !attr::ATIME_MASK) | value;
+        if let Some((_, asks, value)) = ACCESS_TIMES.iter().find(|(name, ..)| *name == option) {
             *clear |= attr::ATIME_MASK;
+            if *asks || *set & attr::ATIME_MASK == *value {
+                *set = (*set & !attr::ATIME_MASK) | if *asks { *value } else { 0 };
+                self.times = if recursive { self.times } else { *asks };
+            }
             return true;
         }
         false
@@ -189,6 +202,16 @@ mod tests {
         assert_eq!(parse(&["ro", "rw"]).set & attr::RDONLY, 0);
         let options = parse(&["rw", "ro"]);
         assert_eq!((options.set & attr::RDONLY, options.clear & attr::RDONLY), (attr::RDONLY, 0));
+    }
+
+    #[test]
+    fn not_to_have_one_kind_of_access_times_takes_no_other_away() {
+        let options = parse(&["noatime", "norelatime", "nostrictatime"]);
+        assert_eq!((options.set & attr::ATIME_MASK, options.times), (attr::NOATIME, true));
+        for words in [&["noatime", "atime"], &["relatime", "norelatime"], &["strictatime", "nostrictatime"]] {
+            let options = parse(words);
+            assert_eq!((options.set & attr::ATIME_MASK, options.times), (0, false), "{words:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::{Hook, HookState};
+use crate::mount_options::BindAttributes;
 use crate::sys::netlink::Address;
 
 /// A place in the descriptor table that goes with a plan.
@@ -139,8 +140,10 @@ pub enum MountSource {
         path: String,
         /// With all that is mounted below it.
         recursive: bool,
-        /// `MOUNT_ATTR_*` to set and to clear, on the mount alone and then on all below it.
-        attributes: [(u64, u64); 2],
+        /// Of the mount alone.
+        attributes: BindAttributes,
+        /// `MOUNT_ATTR_*` to set and to clear then, on all below it too.
+        below: (u64, u64),
     },
     /// A filesystem that must be made inside the new namespaces.
     New {

@@ -131,20 +131,20 @@ impl Mounts<'_> {
         let mapped = options.id_map.is_some() || has_mappings(entry);
         let recursive = options.bind != Some(false);
         if let Some(path) = self.inside(&source).filter(|_| !mapped) {
-            let attributes = [(options.set, options.clear), (options.recursive_set, options.recursive_clear)];
-            return Ok(MountSource::Inside { path, recursive, attributes });
+            let below = (options.recursive_set, options.recursive_clear);
+            return Ok(MountSource::Inside { path, recursive, attributes: options.of_bind(), below });
         }
         let what = |verb: &str| format!("{verb} {}, the source of mount {destination}", source.display());
         let at = sys::open(&source, libc::O_PATH).with_context(|| what("open"))?;
         let directory = sys::is_dir(&sys::fstat(at.as_fd()).with_context(|| what("look at"))?);
         let tree = mount::clone_tree(at.as_fd(), "", recursive).with_context(|| what("clone the mounts of"))?;
-        for (set, clear, recursive) in
-            [(options.set, options.clear, false), (options.recursive_set, options.recursive_clear, true)]
-        {
-            if set | clear != 0 {
-                mount::set_attributes(tree.as_fd(), set, clear, 0, recursive)
-                    .with_context(|| what("set options on"))?;
-            }
+        // Whoever made the user namespace himself is told by the kernel what is locked.
+        let keeps = self.namespaces.user.is_some() && !self.namespaces.entered_user;
+        let set = options.of_bind().apply(tree.as_fd(), at.as_fd(), keeps);
+        set.with_context(|| what("set options on"))?;
+        let (set, clear) = (options.recursive_set, options.recursive_clear);
+        if set | clear != 0 {
+            mount::set_attributes(tree.as_fd(), set, clear, 0, true).with_context(|| what("set options on"))?;
         }
         if mapped {
             let recursive = options.id_map.unwrap_or(false);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Fds, Parent, copy_up, paths};
 use crate::error::{Context, Error, Result};
+use crate::mount_options::BindAttributes;
 use crate::plan::{CgroupView, ContainerPlan, MountPlan, MountSource};
 use crate::sys::mount::{self, NewFilesystem, attr};
 use crate::sys::{self, resolve};
@@ -66,10 +67,11 @@ pub(super) fn attach_all(
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(fds.get(*tree)?, target.as_fd(), mount).with_context(what)?;
             }
-            (MountSource::Inside { path, recursive, attributes }, _) => {
-                let (tree, directory) = clone_inside(root, path, *recursive, attributes).with_context(|| {
-                    format!("clone the mounts of {path}, the source of mount {}", mount.destination)
-                })?;
+            (MountSource::Inside { path, recursive, attributes, below }, _) => {
+                let (tree, directory) =
+                    clone_inside(root, path, *recursive, attributes, *below).with_context(|| {
+                        format!("clone the mounts of {path}, the source of mount {}", mount.destination)
+                    })?;
                 let target = paths::make_target(root.as_fd(), Path::new(&mount.destination), directory)
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(tree.as_fd(), target.as_fd(), mount).with_context(what)?;
@@ -119,15 +121,15 @@ fn clone_inside(
     root: &OwnedFd,
     path: &str,
     recursive: bool,
-    attributes: &[(u64, u64); 2],
+    attributes: &BindAttributes,
+    (set, clear): (u64, u64),
 ) -> io::Result<(OwnedFd, bool)> {
     let source = paths::find(root.as_fd(), path)?;
     let directory = sys::is_dir(&sys::fstat(source.as_fd())?);
     let tree = mount::clone_tree(source.as_fd(), "", recursive)?;
-    for ((set, clear), recursive) in attributes.iter().zip([false, true]) {
-        if set | clear != 0 {
-            mount::set_attributes(tree.as_fd(), *set, *clear, 0, recursive)?;
-        }
+    attributes.apply(tree.as_fd(), source.as_fd(), false)?;
+    if set | clear != 0 {
+        mount::set_attributes(tree.as_fd(), set, clear, 0, true)?;
     }
     Ok((tree, directory))
 }
