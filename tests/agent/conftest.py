@@ -184,6 +184,48 @@ def sdk(agent):
     return agent.sdk()
 
 
+class Own:
+    """Requests to the daemon's own API."""
+
+    def __init__(self, agent):
+        self.agent = agent
+
+    def ask(self, method, path, body=None, status=200, timeout=60):
+        answer = self.agent.ask(method, "/runx/v1" + path, body, {"Content-Type": "application/json"}, timeout=timeout)
+        assert answer.status == status, (answer.status, answer.body)
+        return answer.json() if answer.body else None
+
+    def start(self, command=None, **more):
+        body = {"argv": command} if isinstance(command, list) else {"command": command}
+        return self.ask("POST", "/processes", {**body, **more}, 201)
+
+    def refused(self, command=None, status=400, **more):
+        body = {"argv": command} if isinstance(command, list) else {"command": command}
+        return self.ask("POST", "/processes", {**body, **more}, status)["message"]
+
+    def wait(self, process, timeout_ms=60_000):
+        return self.ask("GET", f"/processes/{process['id']}/wait?timeout_ms={timeout_ms}")
+
+    def output(self, process, offset=0, follow=True, stream="stdout"):
+        path = f"/runx/v1/processes/{process['id']}/output?offset={offset}&follow={str(follow).lower()}"
+        events = [json.loads(line) for line in self.agent.ask("GET", path).body.splitlines()]
+        return events
+
+    def text(self, process, stream="stdout"):
+        return "".join(event["text"] for event in self.output(process) if event["type"] == stream)
+
+    def done(self, command, **more):
+        """What it printed and how it ended."""
+        process = self.start(command, **more)
+        ended = self.wait(process)
+        return self.text(process).strip(), ended
+
+
+@pytest.fixture
+def own(agent):
+    return Own(agent)
+
+
 def run(coroutine):
     return asyncio.run(coroutine)
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import threading
-import time
 
 import pytest
 from code_interpreter.adapters.code_adapter import CodesAdapter

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import urllib.request
 
 import grpc
 import pytest

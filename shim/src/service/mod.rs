@@ -1,22 +1,23 @@
 //! What the daemon knows of its containers, and what it does with them. [`task`] is the Task API on top of it,
-//! [`exits`] what happens when a process ends.
+//! [`exec`] what is done with processes beside the first, [`exits`] what happens when one ends.
 
+mod exec;
 mod exits;
 mod task;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use containerd_shim_protos::api as pb;
 use containerd_shim_protos::events::task as topics;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::ttrpc::{self, Code, Result};
 use runx_core::Error;
-use runx_core::container::{Process as Handle, Runtime};
+use runx_core::container::Runtime;
 use runx_core::spawn::Spawner;
 use runx_core::spec::Process as ProcessSpec;
 use runx_core::workload::WasmConfig;
@@ -25,12 +26,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::agent;
 use crate::artifact::Artifacts;
 use crate::container::{self, Container, Standing, Stdio};
-use crate::error::{from_runtime, not_found, precondition, runtime_failure, status, unknown};
+use crate::error::{from_runtime, not_found, runtime_failure, status, unknown};
 use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::io::{Ends, Owner, Streams};
 use crate::process::{Ended, Phase, Process, end_time};
-use crate::reaper::{Announcement, Reaper};
+use crate::reaper::Reaper;
 use crate::starts::{self, Outcome};
 use crate::{options, rootfs, spawner};
 
@@ -367,92 +368,6 @@ impl Service {
         self.0.wasm.runner.with_file_name(name)
     }
 
-    async fn start_exec(&self, container: Arc<Container>, process: Arc<Process>) -> Result<u32> {
-        let _turn = process.turn.lock().await;
-        match process.phase() {
-            Phase::Added => {}
-            Phase::Stopped => return Err(unknown("cannot start a stopped process")),
-            _ => return Err(unknown("cannot start a running process")),
-        }
-        if container.closing.load(Ordering::Relaxed) {
-            return Err(precondition(format!("container {} init process is not running", container.id)));
-        }
-        let started = self.run_exec(&container, &process).await;
-        if let Err(e) = started {
-            // Whoever waits for it learns that it will never run.
-            process.end(Ended { status: 255, at: SystemTime::now() });
-            return Err(e);
-        }
-        if let Err(e) = process.open_stdin() {
-            log::warn!("standard input of exec {}: {e}", process.exec_id);
-        }
-        let pid = process.pid();
-        let event = topics::TaskExecStarted {
-            container_id: container.id.clone(),
-            exec_id: process.exec_id.clone(),
-            pid,
-            ..topics::TaskExecStarted::default()
-        };
-        self.0.events.publish("/tasks/exec-started", &event);
-        self.watch(container.clone(), process.clone());
-        Ok(pid)
-    }
-
-    /// Makes the process of an exec and starts it. Nothing that runs may be without streams or unknown.
-    async fn run_exec(&self, container: &Arc<Container>, process: &Arc<Process>) -> Result<()> {
-        let (mut handle, announcement, ends) = self.make_exec(container, process).await?;
-        let started = match ends.connect(handle.take_terminal()) {
-            Ok(connections) => {
-                let started = blocking(move || match handle.start() {
-                    Ok(()) => Ok(handle),
-                    Err(e) => {
-                        handle.discard();
-                        Err(runtime_failure("OCI runtime exec failed", e))
-                    }
-                });
-                started.await.map(|handle| process.runs(handle, connections))
-            }
-            Err(e) => {
-                let discarded = blocking(move || {
-                    handle.discard();
-                    Ok(())
-                });
-                discarded.await?;
-                Err(unknown(format!("connect the streams of exec {}: {e}", process.exec_id)))
-            }
-        };
-        if started.is_ok() {
-            announcement.keep();
-        }
-        started
-    }
-
-    async fn make_exec(
-        &self,
-        container: &Arc<Container>,
-        process: &Arc<Process>,
-    ) -> Result<(Handle, Announcement, Ends)> {
-        let (stdio, ends) = self.open_streams(&process.streams, &process.exec_id, container.io_owner).await?;
-        let stdio = Arc::new(stdio);
-        let mut tried = false;
-        loop {
-            let runtime = self.runtime(None);
-            let (container, process, stdio) = (container.clone(), process.clone(), stdio.clone());
-            let (announcement, born) = self.0.reaper.announce();
-            let made = blocking(move || {
-                let spec = process.spec.as_ref().ok_or_else(|| unknown("the exec has no process"))?;
-                container::exec(&runtime, &container, spec, &stdio, born)
-            });
-            match made.await {
-                Err(e) if container::is_spawner_gone(&e) && !tried => {
-                    tried = true;
-                    self.replace_spawner().await?;
-                }
-                other => return other.map(|handle| (handle, announcement, ends)),
-            }
-        }
-    }
-
     async fn delete_init(&self, container: Arc<Container>) -> Result<pb::DeleteResponse> {
         let process = container.init.clone();
         match container.standing() {
@@ -503,23 +418,6 @@ impl Service {
         };
         self.0.events.publish("/tasks/delete", &event);
         Ok(response)
-    }
-
-    async fn delete_exec(&self, container: &Container, process: Arc<Process>) -> Result<pb::DeleteResponse> {
-        // A start that is under way comes first.
-        let _turn = process.turn.lock().await;
-        if matches!(process.phase(), Phase::Running | Phase::Created) {
-            return Err(unknown("cannot delete a running process"));
-        }
-        let id = &process.exec_id;
-        if !container.execs().get(id).is_some_and(|known| Arc::ptr_eq(known, &process)) {
-            return Err(not_found(format!("process does not exist {id}")));
-        }
-        if let Some(connections) = process.connections() {
-            connections.drain().await;
-        }
-        container.execs().remove(id);
-        Ok(delete_response(&process, process.ended()))
     }
 }
 
