@@ -244,6 +244,28 @@ fn a_mount_shows_files_with_mapped_ids() {
     bundle.assert_nothing_left();
 }
 
+// covers: mounts.uidMappings mounts.gidMappings mounts.source
+#[test]
+fn a_mount_of_what_an_earlier_one_put_into_the_container_shows_mapped_ids_too() {
+    needs_root!();
+    let mut bundle = Bundle::script("stat -c %u:%g /first/file /second/file /second/below/file");
+    bundle.config["root"]["readonly"] = json!(false);
+    let data = file_of(&bundle, 7);
+    fs::create_dir(data.join("below")).unwrap();
+    bundle.add_mount(json!({"destination": "/first", "type": "bind", "source": data, "options": ["bind"]}));
+    bundle.add_mount(json!({"destination": "/first/below", "type": "bind", "source": data, "options": ["bind"]}));
+    let maps = json!([{"containerID": 7, "hostID": 3007, "size": 1}]);
+    for (option, below) in [("idmap", "7:7"), ("ridmap", "3007:3007")] {
+        bundle.config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/second");
+        bundle.add_mount(json!({
+            "destination": "/second", "type": "bind", "source": bundle.rootfs().join("first"),
+            "options": ["rbind", option], "uidMappings": maps, "gidMappings": maps
+        }));
+        assert_eq!(bundle.run().ok().stdout, format!("7:7\n3007:3007\n{below}\n"), "{option}");
+    }
+    bundle.assert_nothing_left();
+}
+
 // covers: mounts.options.idmap
 #[test]
 fn an_idmap_option_alone_takes_the_containers_own_mappings() {

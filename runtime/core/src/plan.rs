@@ -144,6 +144,8 @@ pub enum MountSource {
         attributes: BindAttributes,
         /// `MOUNT_ATTR_*` to set and to clear then, on all below it too.
         below: (u64, u64),
+        /// The user namespace that its ids are mapped by, and whether those of all below it are.
+        id_map: Option<(Fd, bool)>,
     },
     /// A filesystem that must be made inside the new namespaces.
     New {

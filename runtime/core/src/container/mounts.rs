@@ -130,9 +130,17 @@ impl Mounts<'_> {
         let source: PathBuf = self.bundle.path().join(source);
         let mapped = options.id_map.is_some() || has_mappings(entry);
         let recursive = options.bind != Some(false);
-        if let Some(path) = self.inside(&source).filter(|_| !mapped) {
+        // In a user namespace of its own the container could not map ids of the host's filesystems.
+        if let Some(path) = self.inside(&source).filter(|_| !mapped || self.namespaces.user.is_none()) {
             let below = (options.recursive_set, options.recursive_clear);
-            return Ok(MountSource::Inside { path, recursive, attributes: options.of_bind(), below });
+            let id_map = if mapped {
+                let users = self.id_map(entry, destination)?.try_clone_to_owned();
+                let users = users.with_context(|| format!("keep the user namespace of mount {destination}"))?;
+                Some((table.add(users), options.id_map.unwrap_or(false)))
+            } else {
+                None
+            };
+            return Ok(MountSource::Inside { path, recursive, attributes: options.of_bind(), below, id_map });
         }
         let what = |verb: &str| format!("{verb} {}, the source of mount {destination}", source.display());
         let at = sys::open(&source, libc::O_PATH).with_context(|| what("open"))?;

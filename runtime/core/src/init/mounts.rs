@@ -67,11 +67,15 @@ pub(super) fn attach_all(
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(fds.get(*tree)?, target.as_fd(), mount).with_context(what)?;
             }
-            (MountSource::Inside { path, recursive, attributes, below }, _) => {
+            (MountSource::Inside { path, recursive, attributes, below, id_map }, _) => {
                 let (tree, directory) =
                     clone_inside(root, path, *recursive, attributes, *below).with_context(|| {
                         format!("clone the mounts of {path}, the source of mount {}", mount.destination)
                     })?;
+                if let Some((users, recursive)) = id_map {
+                    mount::set_id_map(tree.as_fd(), fds.get(*users)?, *recursive)
+                        .with_context(|| format!("map the ids of {path}, the source of mount {}", mount.destination))?;
+                }
                 let target = paths::make_target(root.as_fd(), Path::new(&mount.destination), directory)
                     .with_context(|| format!("find or make the mount point {}", mount.destination))?;
                 attach(tree.as_fd(), target.as_fd(), mount).with_context(what)?;
