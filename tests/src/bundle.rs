@@ -1,7 +1,7 @@
 //! Bundles made of busybox, and the command on them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -167,12 +167,38 @@ impl Bundle {
         target.and_then(Value::as_object_mut).expect("the config has this object").insert(key.to_owned(), value);
     }
 
+    /// Puts the container into a user namespace of its own, whose root is the host's user `base`, as its root filesystem is.
+    ///
+    /// # Panics
+    /// When the root filesystem cannot be given away.
+    pub fn own_users(&mut self, base: u32) {
+        let maps = json!([{"containerID": 0, "hostID": base, "size": 65536}]);
+        self.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+        self.set("/linux", "uidMappings", maps.clone());
+        self.set("/linux", "gidMappings", maps);
+        self.config["root"]["readonly"] = json!(false);
+        give(&self.rootfs(), base);
+    }
+
     /// Adds a mount.
     ///
     /// # Panics
     /// When the config has no mounts.
     pub fn add_mount(&mut self, mount: Value) {
         self.config["mounts"].as_array_mut().expect("the config has mounts").push(mount);
+    }
+}
+
+/// Gives a file, or a directory with all below it, to a user and a group of this id.
+///
+/// # Panics
+/// When it cannot be given away.
+pub fn give(path: &Path, id: u32) {
+    lchown(path, Some(id), Some(id)).expect("give a file away");
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).expect("list a directory") {
+            give(&entry.expect("list a directory").path(), id);
+        }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::lchown;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use runx_tests::bundle::Bundle;
@@ -35,24 +34,11 @@ impl Drop for Source {
     }
 }
 
-fn give(path: &Path, id: u32) {
-    lchown(path, Some(id), Some(id)).unwrap();
-    if path.is_dir() && !path.is_symlink() {
-        for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
-        }
-    }
-}
-
 fn bundle(user_namespace: bool) -> Bundle {
     let mut bundle = Bundle::script("grep ' /mnt ' /proc/self/mounts");
     bundle.config["root"]["readonly"] = json!(false);
     if user_namespace {
-        let maps = json!([{"containerID": 0, "hostID": BASE, "size": 65536}]);
-        bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        bundle.set("/linux", "uidMappings", maps.clone());
-        bundle.set("/linux", "gidMappings", maps);
-        give(&bundle.rootfs(), BASE);
+        bundle.own_users(BASE);
     }
     bundle
 }

@@ -1,10 +1,10 @@
 //! User and time namespaces, and mounts with mapped ids.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown, lchown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
-use runx_tests::bundle::Bundle;
+use runx_tests::bundle::{Bundle, give};
 use runx_tests::command::eventually;
 use runx_tests::needs_root;
 use serde_json::{Value, json};
@@ -12,27 +12,10 @@ use serde_json::{Value, json};
 /// Ids of the host that belong to nobody else.
 const BASE: u32 = 1_200_000;
 
-fn mapping() -> Value {
-    json!([{"containerID": 0, "hostID": BASE, "size": 65536}])
-}
-
-fn give(path: &Path, id: u32) {
-    lchown(path, Some(id), Some(id)).unwrap();
-    if path.is_dir() && !path.is_symlink() {
-        for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
-        }
-    }
-}
-
 /// A bundle in a user namespace of its own, with a root filesystem that belongs to it.
 fn in_user_namespace(script: &str) -> Bundle {
     let mut bundle = Bundle::script(script);
-    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    bundle.set("/linux", "uidMappings", mapping());
-    bundle.set("/linux", "gidMappings", mapping());
-    bundle.config["root"]["readonly"] = json!(false);
-    give(&bundle.rootfs(), BASE);
+    bundle.own_users(BASE);
     bundle
 }
 
