@@ -1,5 +1,7 @@
 """The code interpreter's API, as E2B's SDK speaks it."""
 
+import http.client
+import json
 import re
 
 import pytest
@@ -60,6 +62,22 @@ def test_contexts_are_apart(box):
     box.remove_code_context(two)
     with pytest.raises(Exception):
         box.run_code("1", context=two)
+
+
+def test_executions_in_a_context_come_in_the_order_in_which_they_were_asked_for(agent, box):
+    context = box.create_code_context()
+    box.run_code("order = []", context=context)
+    answers = []
+    for number in range(6):
+        connection = http.client.HTTPConnection("127.0.0.1", agent.envd_port(), timeout=60)
+        code = f"import time; time.sleep({0.5 if number == 0 else 0}); order.append({number})"
+        connection.request("POST", "/execute", json.dumps({"code": code, "context_id": context.id}), {"X-Access-Token": TOKEN,
+                           "Content-Type": "application/json"})
+        answers.append((connection, connection.getresponse()))
+    for connection, answer in answers:
+        assert answer.status == 200 and b"error" not in answer.read()
+        connection.close()
+    assert box.run_code("order", context=context).text == "[0, 1, 2, 3, 4, 5]"
 
 
 def test_variables_are_there_for_one_execution(box):

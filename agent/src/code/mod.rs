@@ -9,10 +9,11 @@ pub mod sql;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -51,25 +52,30 @@ pub struct Context {
     pub cwd: Option<String>,
     kernel: String,
     server: Server,
-    busy: AtomicBool,
+    /// Who executes has it. Who has waited longest gets it next.
+    turn: Arc<tokio::sync::Mutex<()>>,
     channel: tokio::sync::Mutex<Option<Channel>>,
 }
 
 /// The right to execute in a context, given back when it is dropped.
 #[derive(Debug)]
-pub struct Turn(Arc<Context>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Release);
-    }
-}
+pub struct Turn(Arc<Context>, #[expect(dead_code, reason = "it is held")] tokio::sync::OwnedMutexGuard<()>);
 
 impl Context {
     /// Takes the right to execute. `None` while somebody else has it.
     pub fn turn(self: &Arc<Self>) -> Option<Turn> {
-        let taken = self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        taken.is_ok().then(|| Turn(self.clone()))
+        Some(Turn(self.clone(), self.turn.clone().try_lock_owned().ok()?))
+    }
+
+    /// Waits for the right to execute, behind all who have called this before.
+    pub fn queue(self: &Arc<Self>) -> Pin<Box<dyn Future<Output = Turn> + Send>> {
+        let (context, turn) = (self.clone(), self.turn.clone());
+        let mut waits = Box::pin(async move { Turn(context, turn.lock_owned().await) });
+        // The first look takes a place.
+        match waits.as_mut().now_or_never() {
+            Some(turn) => Box::pin(std::future::ready(turn)),
+            None => waits,
+        }
     }
 
     /// Starts its kernel anew.
@@ -209,7 +215,7 @@ impl Code {
             cwd: cwd.map(|(asked, _)| asked),
             kernel,
             server: server.clone(),
-            busy: AtomicBool::new(false),
+            turn: Arc::default(),
             channel: tokio::sync::Mutex::new(None),
         });
         self.contexts().insert(id, context.clone());

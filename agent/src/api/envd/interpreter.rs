@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::App;
-use crate::code::{Context, Told};
+use crate::code::{Context, Told, Turn};
 use crate::process::spawn::quote;
 
 /// How often an execution that says nothing says that it goes on.
@@ -135,7 +135,9 @@ pub(super) async fn execute(State(app): State<Arc<App>>, body: Bytes) -> Respons
     let body = Body::from_stream(futures_util::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|line| (Ok::<_, std::convert::Infallible>(line), receiver))
     }));
-    tokio::spawn(run(context, code, around, lines));
+    // Before the answer begins: who has seen its head and sends more does not come first.
+    let turn = context.queue();
+    tokio::spawn(run(context, turn, code, around, lines));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
@@ -172,16 +174,17 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-async fn run(context: Arc<Context>, code: String, (before, after): (String, String), lines: mpsc::Sender<Bytes>) {
-    let turn = loop {
-        // One execution at a time: the next one waits.
-        match context.turn() {
-            Some(turn) => break turn,
-            None => tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                () = lines.closed() => return,
-            },
-        }
+async fn run(
+    context: Arc<Context>,
+    turn: impl Future<Output = Turn>,
+    code: String,
+    (before, after): (String, String),
+    lines: mpsc::Sender<Bytes>,
+) {
+    // One execution at a time: the next one waits.
+    let turn = tokio::select! {
+        turn = turn => turn,
+        () = lines.closed() => return,
     };
     let (tell, mut told) = mpsc::channel(64);
     let work = tokio::spawn(async move {

@@ -130,12 +130,14 @@ pub(super) async fn run(State(app): State<Arc<App>>, body: Bytes) -> Result<Resp
         None => app.code.default_of(&language).await.map_err(failed)?,
     };
     let permit = app.admit()?;
+    // Before the answer begins: who has seen its head and sends more does not come first.
+    let turn = context.turn();
     let (mut sender, response) = events::stream();
     tokio::spawn(async move {
         let _permit = permit;
         let mut batch = Batch::default();
         batch.init(&context.id);
-        let Some(turn) = context.turn() else {
+        let Some(turn) = turn else {
             batch.error("RUNTIME_ERROR", "session is busy", &["session is busy".to_owned()]);
             sender.send(&mut batch).await;
             return;
