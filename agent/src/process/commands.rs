@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
+use tokio::sync::watch;
 
 use super::output::{Output, Piece, Pipes};
 use super::reaper::{self, Ended, Exit};
@@ -56,7 +57,7 @@ pub struct Command {
     pub store: Option<Store>,
     process: Result<Process, (String, SystemTime)>,
     /// All that it wrote until its end is in its store.
-    stored: AtomicBool,
+    stored: watch::Sender<bool>,
 }
 
 impl Command {
@@ -65,7 +66,7 @@ impl Command {
         match &self.process {
             Err((reason, at)) => State::Failed(reason.clone(), *at),
             // Whoever hears that it has ended finds all that it wrote.
-            Ok(_) if !self.stored.load(Ordering::Acquire) => State::Running,
+            Ok(_) if !*self.stored.borrow() => State::Running,
             Ok(process) => process.ended.borrow().map_or(State::Running, State::Ended),
         }
     }
@@ -94,7 +95,7 @@ impl Command {
         }
     }
 
-    /// Asks it to end, waits, and kills it if it does not. Returns when it has ended.
+    /// Asks it to end, waits, and kills it if it does not. Returns when it has ended, and says so.
     ///
     /// # Errors
     /// As for [`Self::signal`].
@@ -108,6 +109,7 @@ impl Command {
             let _ = self.signal(Signal::SIGKILL);
             let _ = tokio::time::timeout(PATIENCE, ended.wait_for(Option::is_some)).await;
         }
+        let _ = tokio::time::timeout(PATIENCE, self.stored.subscribe().wait_for(|stored| *stored)).await;
         Ok(())
     }
 }
@@ -217,8 +219,14 @@ impl Commands {
             }
             Err((reason, _)) => Err(reason.clone()),
         };
-        let command =
-            Command { id: ids::hex(), text: shortened(text), started, store: None, process, stored: true.into() };
+        let command = Command {
+            id: ids::hex(),
+            text: shortened(text),
+            started,
+            store: None,
+            process,
+            stored: watch::Sender::new(true),
+        };
         Ok(Foreground { command: self.enter(command), output })
     }
 
@@ -240,7 +248,7 @@ impl Commands {
             Err(_) => None,
         };
         let store = Some(Store::new(self.policy.output));
-        let stored = AtomicBool::new(output.is_none());
+        let stored = watch::Sender::new(output.is_none());
         let command = self.enter(Command { id: ids::hex(), text: shortened(text), started, store, process, stored });
         if let Some(output) = output {
             tokio::spawn(keep(command.clone(), output));
@@ -277,7 +285,7 @@ async fn keep(command: Arc<Command>, mut output: Output) {
     while let Piece::Stdout(bytes) | Piece::Stderr(bytes) = output.next().await {
         append(bytes);
     }
-    command.stored.store(true, Ordering::Release);
+    command.stored.send_replace(true);
     let Some(rest) = output.rest() else { return };
     let mut buffer = vec![0; 4096];
     while rest.readable().await.is_ok() {
