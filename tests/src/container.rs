@@ -222,6 +222,10 @@ impl Terminal {
         unsafe {
             command.pre_exec(|| {
                 libc::setsid();
+                // Who runs the tests in the background of a shell ignores these.
+                for signal in [libc::SIGINT, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 match libc::ioctl(0, libc::TIOCSCTTY, 0) {
                     -1 => Err(std::io::Error::last_os_error()),
                     _ => Ok(()),
