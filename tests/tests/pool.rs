@@ -1,6 +1,7 @@
 //! `runx pool`: the command. What sandboxes are is tested beside the library, in runtime/pool/tests.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use runx_tests::command::{Done, run, run_with};
 use runx_tests::{dist, needs_root};
@@ -62,6 +63,34 @@ fn stat_tells_what_there_is() {
     let kernel = run(Command::new("uname").arg("-r")).ok().stdout;
     assert_eq!(stat["kernel"].as_str(), Some(kernel.trim()));
     assert_eq!(stat["memoryLimits"].as_bool(), stat["processLimits"].as_bool());
+}
+
+/// Both are in one cgroup, and each makes groups for its sandboxes there.
+#[test]
+fn pools_leave_those_of_other_pid_namespaces_alone() {
+    needs_root!();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in (0..500).take_while(|_| !done.load(Ordering::Relaxed)) {
+                    pool(&["stat"], "").ok();
+                }
+            });
+        }
+        let runx = dist().join("runx");
+        let all: Vec<Done> = (0..10)
+            .map(|_| {
+                let mut apart = Command::new("unshare");
+                apart.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]).arg(&runx);
+                run(apart.args(["pool", "exec", "--memory", "64m", "--", "echo", "here"]))
+            })
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        for one in all {
+            assert_eq!((one.code, one.stdout.as_str(), one.stderr.as_str()), (0, "here\n", ""));
+        }
+    });
 }
 
 #[test]
