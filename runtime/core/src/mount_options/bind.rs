@@ -56,7 +56,7 @@ impl BindAttributes {
         }
         let mut there = attributes(tree)?;
         // The filesystem itself may be read-only, which is no restriction of the mount.
-        if self.clear & there & attr::RDONLY != 0 && is_writable_mount(source)? {
+        if self.clear & there & attr::RDONLY != 0 && is_writable_mount(source) {
             there &= !attr::RDONLY;
         }
         let kept = there & self.clear & LOCKED;
@@ -99,14 +99,15 @@ fn attributes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(found | times)
 }
 
-/// Whether the mount of `fd`, not its filesystem, can be written to (proc_pid_mountinfo(5)). What is not found cannot.
-fn is_writable_mount(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map_or("", str::trim);
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+/// Whether the mount of `fd`, not its filesystem, can be written to (proc_pid_mountinfo(5)). What is not found cannot: in a
+/// container that is being made there may be no /proc of its own yet.
+fn is_writable_mount(fd: BorrowedFd<'_>) -> bool {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+    let Some(id) = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim) else { return false };
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let options = table.lines().find_map(|line| {
         let mut fields = line.split(' ');
         (fields.next() == Some(id)).then(|| fields.nth(4)).flatten()
     });
-    Ok(options.is_some_and(|options| options.split(',').any(|option| option == "rw")))
+    options.is_some_and(|options| options.split(',').any(|option| option == "rw"))
 }

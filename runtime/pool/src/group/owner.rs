@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use runx_core::sys;
@@ -22,25 +21,29 @@ pub(super) fn name(number: u64) -> String {
     format!("{PREFIX}{pid}-{start}-{number}")
 }
 
-/// Makes a group. It is its maker's as long as what this returns is open.
+/// Makes a group. It is its maker's as long as what this returns is open. What fails leaves none.
 pub(super) fn make(path: &Path) -> io::Result<File> {
     loop {
         fs::create_dir(path)?;
-        // Until it is locked, somebody who does not see this process may have removed it.
-        let lock = match File::open(path) {
-            Ok(directory) => directory,
-            Err(e) if is_gone(&e) => continue,
-            Err(e) => return Err(e),
-        };
-        lock.lock()?;
-        let held = lock.metadata()?;
-        match fs::metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => return Ok(lock),
-            Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        match hold(path) {
+            Ok(lock) => return Ok(lock),
+            // Until it was locked, somebody who does not see this process may have removed it.
             Err(e) if is_gone(&e) => {}
-            Err(e) => return Err(e),
+            Err(e) => {
+                let _ = fs::remove_dir(path);
+                return Err(e);
+            }
         }
     }
+}
+
+/// Locks a group that is there still.
+fn hold(path: &Path) -> io::Result<File> {
+    let lock = File::open(path)?;
+    lock.lock()?;
+    // Whoever removed it had it locked, and this is then none but by its descriptor.
+    fs::metadata(path)?;
+    Ok(lock)
 }
 
 fn is_gone(error: &io::Error) -> bool {
