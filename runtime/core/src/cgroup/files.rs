@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::error::{Context, Error, Result};
 
@@ -18,16 +19,25 @@ pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> io::Result
     fs::OpenOptions::new().write(true).open(directory.join(file))?.write_all(value.as_bytes())
 }
 
-/// How often a group is made that others remove meanwhile.
-const TRIES: u32 = 100;
+/// How often something is done with a group that others remove meanwhile.
+const TRIES: u32 = 1000;
 
 /// Makes a directory, with those above it. Others may remove these, being empty, in the same moment.
 pub(super) fn make_directories(directory: &Path) -> io::Result<()> {
+    persist(|| fs::create_dir_all(directory))
+}
+
+/// Does something with a group that others may remove meanwhile, until it was there all the time. It waits a little longer
+/// each time, a fifth of a millisecond in the end: two that keep step with each other would meet again and again.
+pub(super) fn persist<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
-        match fs::create_dir_all(directory) {
-            // Also one that was there in the moment in which it was to be made may be gone in the next.
-            Err(e) if (is_gone(&e) || e.kind() == io::ErrorKind::AlreadyExists) && tries < TRIES => tries += 1,
+        match act() {
+            // Also what was there in the moment in which it was to be made may be gone in the next.
+            Err(e) if (is_gone(&e) || e.kind() == io::ErrorKind::AlreadyExists) && tries < TRIES => {
+                std::thread::sleep(Duration::from_micros(10 * u64::from(tries.min(20))));
+                tries += 1;
+            }
             other => return other,
         }
     }
@@ -130,12 +140,26 @@ mod tests {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let _ = fs::remove_dir(&above);
-                    std::thread::sleep(std::time::Duration::from_micros(20));
+                    std::thread::sleep(Duration::from_micros(20));
                 }
             });
             let made = (0..5000).try_for_each(|_| make_directories(&group).and_then(|()| fs::remove_dir(&group)));
             done.store(true, Ordering::Relaxed);
             made.unwrap();
         });
+    }
+
+    #[test]
+    fn a_group_that_others_remove_is_tried_again_and_one_that_is_forbidden_is_not() {
+        for (number, all) in [(libc::ENOENT, 3), (libc::ENODEV, 3), (libc::EACCES, 1)] {
+            let mut tries = 0;
+            let done = persist(|| {
+                tries += 1;
+                if tries < 3 { Err(io::Error::from_raw_os_error(number)) } else { Ok(()) }
+            });
+            assert_eq!((tries, done.is_ok()), (all, all == 3), "{number}");
+        }
+        // Not without end.
+        assert!(persist(|| Err::<(), _>(io::ErrorKind::NotFound.into())).is_err());
     }
 }

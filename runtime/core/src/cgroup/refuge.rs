@@ -9,15 +9,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::files::{is_gone, make_directories, try_write};
+use super::files::{persist, try_write};
 use super::layout::{self, Layout};
 use super::{below, v1};
 use crate::sys;
 
 /// The group, below the one that containers are in. No container's name begins with a dot.
 const NAME: &str = "runx/.monitors";
-/// Others may remove the group in the moment in which it is to be entered.
-const TRIES: u32 = 20;
 
 /// Where a process was moved to.
 #[derive(Debug, Default)]
@@ -44,7 +42,7 @@ impl Refuge {
     pub fn prepare() -> (Self, Option<OwnedFd>) {
         let open = |place: &Place| {
             persist(|| {
-                make_directories(&place.group)?;
+                fs::create_dir_all(&place.group)?;
                 sys::open(&place.group, libc::O_PATH | libc::O_DIRECTORY)
             })
         };
@@ -143,20 +141,9 @@ fn enter_one<T>(controllers: &str, own: &Path, mut act: impl FnMut(&Place) -> io
     None
 }
 
-/// Does something with a group that others may remove meanwhile, until it was there all the time.
-fn persist<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let mut tries = 0;
-    loop {
-        match act() {
-            Err(e) if is_gone(&e) && tries < TRIES => tries += 1,
-            other => return other,
-        }
-    }
-}
-
 fn go(place: &Place, controllers: &str) -> io::Result<()> {
     persist(|| {
-        make_directories(&place.group)?;
+        fs::create_dir_all(&place.group)?;
         if controllers.split(',').any(|controller| controller == "cpuset") {
             v1::inherit_cpuset(&place.group).map_err(|e| match place.group.exists() {
                 true => io::Error::other(e),
@@ -173,24 +160,5 @@ fn remove(mount: &Path, group: &Path) {
         && let Some(above) = group.parent().filter(|above| above.parent() != Some(mount))
     {
         let _ = fs::remove_dir(above);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_group_that_others_remove_is_tried_again_and_one_that_is_forbidden_is_not() {
-        for (number, all) in [(libc::ENOENT, 3), (libc::ENODEV, 3), (libc::EACCES, 1)] {
-            let mut tries = 0;
-            let done = persist(|| {
-                tries += 1;
-                if tries < 3 { Err(io::Error::from_raw_os_error(number)) } else { Ok(()) }
-            });
-            assert_eq!((tries, done.is_ok()), (all, all == 3), "{number}");
-        }
-        // Not without end.
-        assert!(persist(|| Err::<(), _>(io::ErrorKind::NotFound.into())).is_err());
     }
 }
