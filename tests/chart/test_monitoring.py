@@ -83,6 +83,14 @@ def test_an_installation_that_failed_is_told_after_five_minutes(tmp_path):
     warns(tmp_path, told, [(4, None, ONE), (9, None, ONE), (11, "RunxInstallationFailed", dict(ONE, state="failed"))])
 
 
+def test_an_installer_that_does_not_answer_is_told_after_a_quarter_of_an_hour(tmp_path):
+    """As Prometheus tells it of a pod that is there, and of one that is deleted."""
+    [monitor] = [made["metadata"] for made in objects(rendered("all")) if made["kind"] == "PodMonitor"]
+    job = f"{monitor['namespace']}/{monitor['name']}"
+    told = [series("up", "1x9 0x80", job=job), series("up", "1x20 stale", OTHER, job=job), series("up", "0x80", OTHER, job="apps/other")]
+    warns(tmp_path, told, [(4, None, ONE), (19, None, ONE), (21, "RunxInstallerSilent", dict(ONE, job=job))])
+
+
 def test_what_is_refused_is_told_after_a_quarter_of_an_hour(tmp_path):
     told = [series("runx_node_failing", "1x80"), series("runx_node_failing", "0x80", OTHER)]
     warns(tmp_path, told, [(14, None, ONE), (16, "RunxInstallationRefused", ONE)])

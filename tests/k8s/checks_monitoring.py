@@ -16,7 +16,7 @@ from images import MISSING
 from session import Skipped, check, container, pod
 
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
-SELECTOR = re.compile(r"\brunx_\w+(?:\{[^}]*\})?")
+SELECTOR = re.compile(r"\b(?:runx_\w+|up)(?:\{[^}]*\})?")
 
 
 def expressions(rules, dashboard):
@@ -32,14 +32,15 @@ def expressions(rules, dashboard):
 
 def scraping(s, monitor):
     """What the operator makes of a monitor, for the one pod that there is."""
-    [endpoint] = monitor["podMetricsEndpoints"]
+    spec, job = monitor["spec"], f"{monitor['metadata']['namespace']}/{monitor['metadata']['name']}"
+    [endpoint] = spec["podMetricsEndpoints"]
     one = installer(s)
     labels = one["metadata"]["labels"]
-    assert monitor["selector"]["matchLabels"].items() <= labels.items(), (monitor, labels)
+    assert spec["selector"]["matchLabels"].items() <= labels.items(), (monitor, labels)
     [port] = [port["containerPort"] for port in one["spec"]["containers"][0]["ports"] if port["name"] == endpoint["port"]]
     found = {"__meta_kubernetes_pod_node_name": one["spec"]["nodeName"]}
     relabelings = [{"source_labels": rule["sourceLabels"], "target_label": rule["targetLabel"]} for rule in endpoint["relabelings"]]
-    return {"job_name": "runx", "metrics_path": endpoint["path"], "relabel_configs": relabelings,
+    return {"job_name": job, "metrics_path": endpoint["path"], "relabel_configs": relabelings,
             "static_configs": [{"targets": [f"{one['status']['podIP']}:{port}"], "labels": found}]}
 
 
@@ -122,7 +123,7 @@ def prometheus_takes_what_the_chart_makes_for_it_and_warns_of_starts_that_fail(s
 
             def made(kind, name="runx-node"):
                 return json.loads(s.kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json").stdout)
-            rules, monitor = made("prometheusrule")["spec"], made("podmonitor")["spec"]
+            rules, monitor = made("prometheusrule")["spec"], made("podmonitor")
             dashboard = json.loads(made("configmap", "runx-node-dashboard")["data"]["runx.json"])
         finally:
             helm(s, "upgrade", release=values())
