@@ -113,6 +113,8 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
         passed: Vec::new(),
         confinement,
     };
+    // Before it: a short one has ended by the time that this one goes on.
+    let started = SystemTime::now();
     let process = start.start()?;
     managed.input.set(input).await;
     let mut state = lock(&managed.state);
@@ -120,7 +122,7 @@ async fn start(managed: &Arc<Managed>) -> io::Result<(Process, Reading)> {
     state.ended = None;
     state.process = Some(process.clone());
     state.group = group;
-    state.started = Some(SystemTime::now());
+    state.started = Some(started);
     Ok((process, reading))
 }
 
