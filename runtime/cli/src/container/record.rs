@@ -52,7 +52,7 @@ impl Identity {
 
     /// Whether it is still there.
     pub(crate) fn alive(&self) -> bool {
-        self.pid > 0 && process::start_time(self.pid) == Some(self.start_time)
+        self.pid > 0 && process::is_alive(self.pid, self.start_time)
     }
 }
 

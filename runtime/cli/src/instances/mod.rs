@@ -84,7 +84,7 @@ struct State {
 
 impl State {
     fn alive(&self) -> bool {
-        self.pid > 0 && process::start_time(self.pid) == Some(self.start_time)
+        self.pid > 0 && process::is_alive(self.pid, self.start_time)
     }
 
     fn status(&self) -> &'static str {

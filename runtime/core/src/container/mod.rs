@@ -17,7 +17,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxResources};
 
@@ -459,15 +458,6 @@ fn remove_directory(directory: &Path) -> Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).on("remove", directory),
         _ => Ok(()),
     }
-}
-
-/// Waits for a process that may not be our child: polls until its pid and start time are gone.
-pub fn wait_gone(pid: i32, start_time: u64, timeout: Duration) -> bool {
-    let Ok(pidfd) = pidfd::open(pid) else { return true };
-    if crate::sys::process::start_time(pid) != Some(start_time) {
-        return true;
-    }
-    pidfd::wait_ended(pidfd.as_fd(), timeout.as_millis().min(i32::MAX as u128) as i32).unwrap_or(false)
 }
 
 #[cfg(test)]

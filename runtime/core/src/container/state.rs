@@ -159,7 +159,7 @@ impl State {
 
     /// Whether the first process is alive.
     pub fn alive(&self) -> bool {
-        self.pid > 0 && process::start_time(self.pid) == Some(self.start_time)
+        self.pid > 0 && process::is_alive(self.pid, self.start_time)
     }
 
     pub(super) fn status(&self, directory: &Path) -> Status {

@@ -205,14 +205,35 @@ pub fn end_on_signals() -> io::Result<()> {
 /// The time a process started, in clock ticks since boot: with its pid, its identity
 /// (proc_pid_stat(5), field 22). `None` when there is no such process, or only its zombie.
 pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may hold spaces and parentheses; what follows the last one is regular.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
+    read_start_time(pid).ok()?
+}
+
+/// Whether the process that started at this time is alive. Where the kernel does not say when it started, for want of a
+/// descriptor or of memory, one with this pid counts: nobody's is to be taken for ended because this one has run out.
+pub fn is_alive(pid: i32, start_time: u64) -> bool {
+    match read_start_time(pid) {
+        Ok(found) => found == Some(start_time),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => false,
+        // SAFETY: signal 0 only asks whether the process is there.
+        Err(_) => {
+            let asked = check(unsafe { libc::kill(pid, 0) }.into());
+            asked.map_or_else(|e| e.raw_os_error() == Some(libc::EPERM), |_| true)
+        }
     }
-    fields.nth(18)?.parse().ok()
+}
+
+fn read_start_time(pid: i32) -> io::Result<Option<u64>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let field = || {
+        // The command's name may hold spaces and parentheses; what follows the last one is regular.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        if matches!(state, "Z" | "X") {
+            return None;
+        }
+        fields.nth(18)?.parse().ok()
+    };
+    Ok(field())
 }
 
 /// Whether a process has got a `SIGKILL` that it has not died of yet (proc_pid_status(5)).
@@ -223,4 +244,39 @@ pub fn is_being_killed(pid: i32) -> bool {
         .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
         .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .any(|mask| mask & 1 << (libc::SIGKILL - 1) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a process without any descriptor to spare says.
+    fn without_descriptors(ask: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child calls only what allocates, opens and exits, all of which may follow a fork.
+        unsafe {
+            let child = libc::fork();
+            assert!(child >= 0, "{}", io::Error::last_os_error());
+            if child == 0 {
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                let limited = libc::setrlimit(libc::RLIMIT_NOFILE, &none) == 0;
+                libc::_exit(if limited && std::fs::File::open("/").is_err() { ask().into() } else { 2 });
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) < 2, "{status:#x}");
+            libc::WEXITSTATUS(status) == 1
+        }
+    }
+
+    #[test]
+    fn a_process_is_alive_as_long_as_it_is_also_for_who_has_no_descriptor_left() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = child.id() as i32;
+        let start = start_time(pid).unwrap();
+        assert!(is_alive(pid, start) && !is_alive(pid, start + 1));
+        assert!(without_descriptors(|| is_alive(pid, start)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_alive(pid, start) && !without_descriptors(|| is_alive(pid, start)));
+    }
 }

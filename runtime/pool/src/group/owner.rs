@@ -57,7 +57,7 @@ pub(super) fn sweep(base: &Path) {
         let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         let mut numbers = owner.split('-').map(|part| part.parse::<u64>().ok());
         let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
-        if sys::process::start_time(pid as i32) == Some(start) {
+        if sys::process::is_alive(pid as i32, start) {
             continue;
         }
         let Ok(directory) = File::open(entry.path()) else { continue };
