@@ -26,7 +26,7 @@ VM_SAMPLE := agent cgroup_v2 cgroups command containerd cri_running lsm node_sys
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all help build demo test units clients test-vm in-vm bench pictures soak test-k8s test-k8s-vm lint install uninstall clean
+.PHONY: all help build demo test test-programs units clients test-vm in-vm bench pictures soak test-k8s test-k8s-vm lint install uninstall clean
 
 all: build
 
@@ -70,24 +70,35 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@scripts/demo $(DIST)
 
-# The clients' suites mostly wait: they run beside what compiles.
+# The programs are linked as a whole, on one processor, for minutes: another one compiles the tests meanwhile. The clients'
+# suites mostly wait: they run beside the unit tests.
 test:
 	@scripts/setup test
-	@$(MAKE) --no-print-directory build
+	@scripts/beside $(MAKE) --no-print-directory build -- $(MAKE) --no-print-directory test-programs
 	@scripts/beside $(MAKE) --no-print-directory units -- $(MAKE) --no-print-directory clients
 	@echo "== Kernel and containerd"
-	RUNX_DIST=$(DIST) cargo test --locked -p runx-tests -- --test-threads 2
+	RUNX_DIST=$(DIST) $(KERNEL_TESTS) -- --test-threads 2
 	@$(MAKE) --no-print-directory in-vm VM_FLAGS="$(or $(VM_FLAGS),$(VM_SAMPLE))"
+
+UNIT_TESTS := cargo test --locked --workspace --exclude runx-tests --exclude runx-wasm
+RUNNER_TESTS := cargo test --locked -p runx-wasm --features compiler
+LEAN_RUNNER_TESTS := cargo test --locked -p runx-wasm --test lean
+KERNEL_TESTS := cargo test --locked -p runx-tests
+
+test-programs:
+	@echo "== Building the tests"
+	$(UNIT_TESTS) --no-run
+	$(KERNEL_TESTS) --no-run
+	$(RUNNER_TESTS) --no-run
+	$(LEAN_RUNNER_TESTS) --no-run
 
 units:
 	@echo "== Unit tests"
-	cargo test --locked --workspace --exclude runx-tests --exclude runx-wasm
+	$(UNIT_TESTS)
 	@echo "== WASM runner, with the compiler to make modules for it"
-	cargo test --locked -p runx-wasm --features compiler
+	$(RUNNER_TESTS)
 	@echo "== WASM runner, as it is shipped"
-	cargo test --locked -p runx-wasm --test lean
-	@echo "== Building the tests of kernel and containerd"
-	cargo test --locked -p runx-tests --no-run
+	$(LEAN_RUNNER_TESTS)
 
 clients:
 	@echo "== The agent, driven by the SDKs that it is for"
