@@ -69,6 +69,9 @@ fn save_memory() {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anybody can know of it: until then a signal would end it on the spot, or, as the first process of a PID
+    // namespace, be lost.
+    let signals = watch_signals()?;
     reaper::begin().context("watch for the ends of processes")?;
     let root = fs::root::Root::new(config.jail.as_deref()).with_context(|| {
         format!("open --root {}", config.jail.as_deref().unwrap_or(std::path::Path::new("/")).display())
@@ -116,7 +119,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let routes = router(app.clone()).merge(own::router(third.clone(), token));
     let serving = tokio::spawn(server::serve(listener, routes, connections, ending));
     sweep(app.clone());
-    let signal = forward_signals(&app).await?;
+    let signal = forward_signals(&app, signals).await?;
     log::info!("ending for {signal}: what runs gets {} s", drain.as_secs_f32());
     end.send_replace(true);
     // Whoever has asked for something hears how it ended, if that is not too far.
@@ -171,9 +174,9 @@ fn return_memory() {
     }
 }
 
-/// Passes signals on to what runs. Returns the one that ends the daemon.
-async fn forward_signals(app: &App) -> anyhow::Result<Signal> {
-    let (sender, mut received) = mpsc::channel(8);
+/// The signals that are sent to the daemon from now on.
+fn watch_signals() -> anyhow::Result<mpsc::Receiver<Signal>> {
+    let (sender, received) = mpsc::channel(8);
     for number in [
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -187,7 +190,12 @@ async fn forward_signals(app: &App) -> anyhow::Result<Signal> {
         let sender = sender.clone();
         tokio::spawn(async move { while stream.recv().await.is_some() && sender.send(number).await.is_ok() {} });
     }
-    while let Some(signal) = received.recv().await {
+    Ok(received)
+}
+
+/// Passes signals on to what runs. Returns the one that ends the daemon.
+async fn forward_signals(app: &App, mut signals: mpsc::Receiver<Signal>) -> anyhow::Result<Signal> {
+    while let Some(signal) = signals.recv().await {
         app.commands.signal_all(signal);
         if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
             return Ok(signal);

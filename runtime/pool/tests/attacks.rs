@@ -272,10 +272,22 @@ fn an_ordinary_user_has_a_pool_too() {
     assert_eq!(children(), 0);
 }
 
+/// Gives this thread, and what it starts, a mount namespace in which nobody else's mounts appear.
+fn own_mounts() {
+    // SAFETY: no pointers are passed but to strings that end with a zero, and to none.
+    unsafe {
+        assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "{}", std::io::Error::last_os_error());
+        let (none, root) = (std::ptr::null(), c"/".as_ptr());
+        let made = libc::mount(none, root, none.cast(), libc::MS_REC | libc::MS_PRIVATE, none.cast());
+        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
 #[test]
 fn nothing_is_left_of_a_pool_however_its_process_ends() {
     needs_root!();
-    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").expect("read the mounts").lines().count();
+    own_mounts();
+    let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("read the mounts");
     let before = mounts();
     for how in ["drop", "exit", "kill"] {
         let mut manager = Manager::start(how);

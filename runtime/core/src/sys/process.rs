@@ -214,8 +214,8 @@ pub fn is_alive(pid: i32, start_time: u64) -> bool {
     match read_start_time(pid) {
         Ok(found) => found == Some(start_time),
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => false,
-        // SAFETY: signal 0 only asks whether the process is there.
         Err(_) => {
+            // SAFETY: signal 0 only asks whether the process is there.
             let asked = check(unsafe { libc::kill(pid, 0) }.into());
             asked.map_or_else(|e| e.raw_os_error() == Some(libc::EPERM), |_| true)
         }
