@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::Duration;
 
 use runx_tests::command::{eventually, run};
@@ -144,9 +146,60 @@ fn a_client_that_never_reads_stops_its_own_process_and_nothing_else() {
     // Nothing is collected in the shim, and it does not spin.
     assert!(used(daemon) < before + 1024, "{} KiB after {before}", used(daemon));
     let spent = time(daemon);
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     assert!(time(daemon) - spent < 10, "the shim is busy");
     kill_and_end(&shim, "a");
+    host.assert_nothing_left();
+}
+
+/// Reads a FIFO from some moment on, as containerd does. Its opening ends when there is a writer.
+fn read_later(fifo: &Path) -> Receiver<String> {
+    let (fifo, (sender, text)) = (fifo.to_owned(), channel());
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        let _ = sender.send(fs::read_to_string(fifo).unwrap());
+    });
+    text
+}
+
+#[test]
+fn readers_that_come_late_find_all_output_and_its_end() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let (stdout, stderr) = (host.fifo("out"), host.fifo("err"));
+    let heard = |text: Receiver<String>| text.recv_timeout(Duration::from_secs(60)).expect("the end of the output");
+    for (a, b, script, printed) in [("a", "b", "true", ""), ("c", "d", "echo printed", "printed\n")] {
+        let texts = [read_later(&stdout), read_later(&stderr)];
+        let streams = Streams { stdin: "", stdout: &text(&stdout), stderr: &text(&stderr) };
+        let shim = start(&host, a, script, &streams, false);
+        assert_eq!(shim.wait(a, "").unwrap().exit_status, 0);
+        assert_eq!(texts.map(heard), [printed, ""]);
+        end(&shim, a);
+        let shim = start(&host, b, "sleep 1000", &Streams { stdin: "", stdout: "", stderr: "" }, false);
+        let texts = [read_later(&stdout), read_later(&stderr)];
+        shim.exec(b, "e", &sh(script), |request| {
+            request.stdout = text(&stdout);
+            request.stderr = text(&stderr);
+        })
+        .unwrap();
+        shim.start(b, "e").unwrap();
+        assert_eq!(shim.wait(b, "e").unwrap().exit_status, 0);
+        assert_eq!(texts.map(heard), [printed, ""]);
+        shim.delete(b, "e").unwrap();
+        kill_and_end(&shim, b);
+    }
+    host.assert_nothing_left();
+}
+
+#[test]
+fn output_waits_for_readers_that_do_not_come_for_long() {
+    needs_root!();
+    let host = Host::new(Make::Runx);
+    let stdout = host.fifo("out");
+    let shim = start(&host, "a", "echo printed", &Streams { stdin: "", stdout: &text(&stdout), stderr: "" }, false);
+    assert_eq!(shim.wait("a", "").unwrap().exit_status, 0);
+    assert_eq!(fs::read_to_string(&stdout).unwrap(), "printed\n");
+    end(&shim, "a");
     host.assert_nothing_left();
 }
 

@@ -6,6 +6,7 @@
 
 mod copy;
 mod logger;
+mod readers;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

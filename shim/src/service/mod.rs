@@ -207,7 +207,10 @@ impl Service {
             let owner = Owner { namespace: &shared.namespace, id: &id, ids, reaper: &shared.reaper };
             container::open_streams(&copy, owner)
         };
-        if streams.may_wait() { blocking(open).await } else { open() }
+        let readers = streams.readers().await;
+        let opened = if streams.may_wait() { blocking(open).await } else { open() };
+        drop(readers);
+        opened
     }
 
     async fn create_container(&self, request: pb::CreateTaskRequest) -> Result<pb::CreateTaskResponse> {
