@@ -21,6 +21,7 @@ use runx_core::cgroup::{OomEvents, OomWatch};
 use runx_core::container::{Born, Container as Core, CreateOptions, ExecOptions, Process as Handle, Runtime, Status};
 use runx_core::spec::Process as ProcessSpec;
 use runx_core::workload;
+use tokio::sync::RwLock;
 
 use crate::artifact::Artifacts;
 use crate::error::{runtime_failure, status, unknown};
@@ -67,6 +68,9 @@ pub(crate) struct Container {
     pub(crate) pausing: AtomicBool,
     /// Set when the first process has ended: nothing new is started.
     pub(crate) closing: AtomicBool,
+    /// Held for reading by kills until they are answered. A delete's answer comes after theirs: containerd closes its
+    /// connection then, and who has sent the signal would be told of that.
+    pub(crate) kills: RwLock<()>,
     /// Where the kernel tells of processes killed for lack of memory.
     oom: Mutex<Option<OomWatch>>,
 }
@@ -287,6 +291,7 @@ impl Container {
             execs: Mutex::new(HashMap::new()),
             pausing: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            kills: RwLock::default(),
             oom: Mutex::new(oom),
         }
     }

@@ -199,6 +199,8 @@ pub struct Terminal {
     master: File,
     /// Open for as long as the terminal is looked at.
     slave: OwnedFd,
+    /// Its attributes before the command was started.
+    initial: Termios,
     child: Child,
     seen: String,
 }
@@ -232,8 +234,14 @@ impl Terminal {
                 }
             })
         };
+        let initial = tcgetattr(&pair.slave).expect("read the terminal's attributes");
         let child = command.spawn().expect("start a command on a terminal");
-        Self { master: pair.master.into(), slave: pair.slave, child, seen: String::new() }
+        Self { master: pair.master.into(), slave: pair.slave, initial, child, seen: String::new() }
+    }
+
+    /// The attributes that it had before the command was started.
+    pub fn initial_attributes(&self) -> Termios {
+        self.initial.clone()
     }
 
     /// Its attributes.

@@ -176,7 +176,7 @@ fn a_shell_on_a_terminal_has_its_size_and_signals_and_gives_the_terminal_back() 
     needs_root!();
     let containers = Containers::new();
     let mut terminal = Terminal::start(containers.run_command(&["-it", "--rm"], &["sh"]), 31, 97);
-    let before = terminal.attributes();
+    let before = terminal.initial_attributes();
     terminal.expect("# ");
     assert!(!terminal.attributes().local_flags.contains(LocalFlags::ICANON), "raw while it runs");
     terminal.write("stty size; tty\n");
@@ -216,7 +216,7 @@ fn keys_leave_a_container_alone_and_it_can_be_attached_again() {
     let containers = Containers::new();
     let id = containers.id("a");
     let mut terminal = Terminal::start(containers.run_command(&["-it", "--name", &id], &["sh"]), 24, 80);
-    let before = terminal.attributes();
+    let before = terminal.initial_attributes();
     terminal.expect("# ");
     terminal.write("x=kept\n");
     terminal.expect("# ");
@@ -249,7 +249,7 @@ fn a_terminal_is_given_back_also_when_a_signal_ends_the_command() {
     let id = containers.id("a");
     let flags = ["-it", "--rm", "--sig-proxy=false", "--name", &id];
     let mut terminal = Terminal::start(containers.run_command(&flags, &["sh"]), 24, 80);
-    let before = terminal.attributes();
+    let before = terminal.initial_attributes();
     terminal.expect("# ");
     // SAFETY: the child has not been waited for, so the pid is its own.
     unsafe { libc::kill(terminal.pid(), libc::SIGTERM) };
@@ -393,7 +393,7 @@ fn a_program_can_be_executed_on_a_terminal_and_without() {
     exec(&["-d", &id, "sh", "-c", "echo x > /tmp/detached"]).ok();
     eventually("it has run", || containers.rootfs().join("tmp/detached").exists());
     let mut terminal = Terminal::start(containers.command(&["container", "exec", "-it", &id, "sh"]), 33, 88);
-    let before = terminal.attributes();
+    let before = terminal.initial_attributes();
     terminal.expect("# ");
     terminal.write("stty size; echo $TERM\n");
     terminal.expect("33 88\r\nxterm\r\n");

@@ -365,6 +365,7 @@ fn a_module_and_a_native_program_share_a_pod() {
     fs::write(rootfs.join("show.wat"), &module).unwrap();
     fs::write(rootfs.join("etc/marker"), "the marker\n").unwrap();
     node.containerd().import("runx.test/module:1", &rootfs, &["/show.wat"]);
+    node.wait_for_image("runx.test/module:1");
     let config = node.pod_config("pod");
     let pod = node.run_pod(&config);
     let native = node.run_container(&pod, &node.container_config("native", "sleep 1000"), &config);
@@ -386,6 +387,7 @@ fn a_module_and_a_native_program_share_a_pod() {
     fs::write(rootfs.join("connects.wasm"), &component).unwrap();
     fs::write(rootfs.join("waits.wat"), &waits).unwrap();
     node.containerd().import("runx.test/module:2", &rootfs, &[]);
+    node.wait_for_image("runx.test/module:2");
     node.sh(&native, "echo from the native one | nc -l -p 7000 >/dev/null 2>&1 &");
     eventually("the native program listens", || node.sh(&native, "netstat -ltn").stdout.contains(":7000"));
     let run = |name: &str, program: &str| {
@@ -417,6 +419,7 @@ fn an_artifact_is_the_image_of_a_pods_container() {
     let _forget = Forget(module.clone());
     let kinds = ("application/vnd.wasm.config.v0+json", "application/wasm");
     node.containerd().import_artifact("runx.test/artifact:1", &module, kinds, &[]);
+    node.wait_for_image("runx.test/artifact:1");
     let config = node.pod_config("pod");
     let pod = node.run_pod(&config);
     let mut container = node.container_config("artifact", "");

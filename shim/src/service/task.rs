@@ -80,6 +80,7 @@ impl Task for Service {
         let service = self.clone();
         to_the_end(async move {
             if process.exec_id.is_empty() {
+                drop(container.kills.write().await);
                 service.delete_init(container).await
             } else {
                 service.delete_exec(&container, process).await
@@ -160,6 +161,8 @@ impl Task for Service {
         }
         let signal = request.signal as i32;
         if request.exec_id.is_empty() {
+            let _answered = container.kills.read().await;
+            let container = container.clone();
             blocking(move || container.core.kill(signal, request.all).map_err(from_runtime)).await?;
         } else {
             process.signal(signal).map_err(|e| match e.raw_os_error() {

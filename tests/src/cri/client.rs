@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1 as api;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -28,6 +29,7 @@ pub struct Refused {
 pub struct Client {
     pub(super) runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
 }
 
 macro_rules! calls {
@@ -100,7 +102,17 @@ impl Client {
         let endpoint = Endpoint::from_static("http://localhost");
         let channel = runtime.block_on(endpoint.connect_with_connector(connector)).ok()?;
         // A long line of output is one message.
-        let client = RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Some(Self { runtime, client })
+        let client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Some(Self { runtime, client, images: ImageServiceClient::new(channel) })
+    }
+
+    /// Whether an image is known to CRI, which hears of those that others bring.
+    pub fn knows_image(&self, name: &str) -> bool {
+        let mut images = self.images.clone();
+        let image = api::ImageSpec { image: name.into(), ..Default::default() };
+        let request = api::ImageStatusRequest { image: Some(image), verbose: false };
+        let call = async move { tokio::time::timeout(PATIENCE, images.image_status(request)).await };
+        let answer = self.runtime.block_on(call).expect("image_status hangs");
+        answer.is_ok_and(|answer| answer.into_inner().image.is_some())
     }
 }

@@ -116,6 +116,13 @@ impl Node {
             };
             conditions.is_some_and(|list| ready("RuntimeReady", &list) && ready("NetworkReady", &list))
         });
+        self.wait_for_image(PAUSE);
+        self.wait_for_image(BUSYBOX);
+    }
+
+    /// Waits until CRI has heard of an image that was imported.
+    pub fn wait_for_image(&self, name: &str) {
+        eventually(&format!("CRI knows {name}"), || self.client.knows_image(name));
     }
 
     /// Its containerd.
