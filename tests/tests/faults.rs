@@ -117,10 +117,10 @@ fn clean_up(node: &Node, name: &str) {
 /// containerd gives a bundle a hidden name before it removes it, and does not look for those again: one that it was killed
 /// over is its own leak.
 fn forget_renamed_bundles(node: &Node) {
-    for path in names(&node.path().join("state/io.containerd.runtime.v2.task/k8s.io")) {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-            eprintln!("faults: containerd left {}", path.display());
-            fs::remove_dir_all(&path).unwrap();
+    for entry in fs::read_dir(node.path().join("state/io.containerd.runtime.v2.task/k8s.io")).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            eprintln!("faults: containerd left {}", entry.path().display());
+            fs::remove_dir_all(entry.path()).unwrap();
         }
     }
 }

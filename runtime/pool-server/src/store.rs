@@ -70,10 +70,8 @@ impl Store {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no place for files");
         for place in places {
             remove_left(place);
-            match tempfile::Builder::new().prefix(PREFIX).tempdir_in(place) {
-                Ok(directory) => {
-                    let lock = File::create_new(directory.path().join(LOCK))?;
-                    lock.lock()?;
+            match make_directory(place) {
+                Ok((directory, lock)) => {
                     return Ok(Self { directory, _lock: lock, limit, timeout, table: Mutex::default() });
                 }
                 Err(e) => last = e,
@@ -197,6 +195,28 @@ impl Drop for Draft<'_> {
     }
 }
 
+/// Makes a directory, which is its maker's as long as the file is open.
+fn make_directory(place: &Path) -> io::Result<(TempDir, File)> {
+    loop {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(place)?;
+        match hold(&directory.path().join(LOCK)) {
+            Ok(lock) => return Ok((directory, lock)),
+            // Until it was locked, another server may have taken it for one that was left.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && place.exists() => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Makes and locks a file that is there still.
+fn hold(path: &Path) -> io::Result<File> {
+    let lock = File::create_new(path)?;
+    lock.lock()?;
+    // Whoever removed it had it locked, and this is then none but by its descriptor.
+    fs::metadata(path)?;
+    Ok(lock)
+}
+
 /// Removes the directories of servers that were killed.
 fn remove_left(place: &Path) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
@@ -249,6 +269,21 @@ mod tests {
         let second = Store::new(&[place.path().to_owned()], 1, None).unwrap();
         assert!(!left.exists() && used.directory().exists() && second.directory().exists());
         assert!(place.path().join("runx-pool-begun").exists() && place.path().join("other").exists());
+    }
+
+    #[test]
+    fn servers_that_start_at_once_leave_each_other_their_directories() {
+        let place = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let store = Store::new(&[place.path().to_owned()], 1 << 20, None).unwrap();
+                        store.draft().unwrap().write(b"content").unwrap();
+                    }
+                });
+            }
+        });
     }
 
     #[test]

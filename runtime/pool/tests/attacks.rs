@@ -309,5 +309,8 @@ fn nothing_is_left_of_a_pool_however_its_process_ends() {
             eventually_none(is_there);
         }
     }
-    assert_eq!(mounts(), before);
+    // Others' go when the host removes the directories that they are on.
+    let now = mounts();
+    let new: Vec<_> = now.lines().filter(|mount| !before.lines().any(|known| known == *mount)).collect();
+    assert!(new.is_empty(), "{new:?}");
 }
