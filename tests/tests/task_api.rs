@@ -8,6 +8,7 @@ use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::events::task as topics;
 use containerd_shim_protos::protobuf::{Message, MessageFull, text_format};
 use containerd_shim_protos::shim::event::Envelope;
+use runx_tests::command::eventually;
 use runx_tests::shim::{Answer, Host, Make, Shim, refused};
 use runx_tests::{needs_root, needs_runcs_shim};
 use serde_json::json;
@@ -297,7 +298,11 @@ fn statistics(make: Make) -> (String, BTreeSet<String>) {
     );
     let shim = host.shim("a");
     shim.create(&host.create_request("a")).expect("create");
-    shim.start("a", "").expect("start");
+    let pid = shim.start("a", "").expect("start");
+    // Its share of a processor is small, and others may be busy on it.
+    eventually("it has used and given back what is counted", || {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+    });
     let (mut kind, mut names) = (String::new(), BTreeSet::new());
     // The kernel adds up what its processors count every few seconds only, and until then shows zeros.
     for _ in 0..12 {
@@ -342,8 +347,7 @@ fn statistics_say_all_that_containerds_shim_says() {
     ];
     let expected: Vec<_> = theirs.1.iter().filter(|name| !by_chance.iter().any(|word| name.contains(word))).collect();
     // A counter that the kernel left at zero in one life is not so in all of them; a field that is not there is never.
-    let lives = 10;
-    for _ in 1..lives {
+    for _ in 0..2 {
         if expected.iter().any(|name| !ours.1.contains(*name)) {
             ours.1.extend(statistics(Make::Runx).1);
         }
