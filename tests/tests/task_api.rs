@@ -286,7 +286,7 @@ fn statistics(make: Make) -> (String, BTreeSet<String>) {
         &[
             "/bin/sh",
             "-c",
-            "x=0; while [ $x -lt 300000 ]; do x=$((x+1)); done; \
+            "x=0; while [ $x -lt 100000 ]; do x=$((x+1)); done; \
                             dd if=/dev/zero of=/dev/null bs=16M count=1; exec sleep 1000",
         ],
         |config| {
