@@ -4,15 +4,14 @@
 //! writing, has gone already waits for ever, and so does whoever waits for the end of the output: the kubelet for a probe. So
 //! nothing is started before the readers are there, as with containerd's own shim.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
 use tokio::time::Instant;
 
-use super::{Streams, open_fifo};
+use super::Streams;
 
 /// How long is waited for readers. Where nobody comes, the output waits in the FIFO.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,16 +42,18 @@ impl Streams {
 async fn reader_of(path: &Path, deadline: Instant) -> Option<File> {
     let mut pause = Duration::from_millis(1);
     while fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
-        // fifo(7): without a reader this fails.
-        match open_fifo(path, OFlag::O_WRONLY) {
+        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path) {
             Ok(file) => return Some(file),
-            Err(_) if Instant::now() < deadline => tokio::time::sleep(pause).await,
-            Err(_) => {
-                log::warn!("nobody has opened {} to read from it", path.display());
+            // fifo(7): there is no reader.
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) && Instant::now() < deadline => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE);
+            }
+            Err(e) => {
+                log::warn!("wait for a reader of {}: {e}", path.display());
                 return None;
             }
         }
-        pause = (pause * 2).min(PAUSE);
     }
     None
 }
